@@ -1,0 +1,44 @@
+"""The errors that sdpy raises on purpose, and the exit code that each gives the command line.
+
+::
+
+    SdpyError            1   anything below, caught in one place (``sdpy.cli.app``)
+    ├── UsageError       2   an option or argument has a value that cannot work
+    ├── WeightsError     3   a checkpoint or vocabulary is missing, broken or of the wrong kind
+    ├── ImageError       4   an input picture or mask cannot be used
+    └── OutputError      5   a result could not be written after the work had started
+
+Every message is one line: what is wrong, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class SdpyError(Exception):
+    """Base of all errors that sdpy raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(SdpyError):
+    """An option or argument has a value that cannot work."""
+
+    exit_code = 2
+
+
+class WeightsError(SdpyError):
+    """A checkpoint or vocabulary is missing, broken or of the wrong kind."""
+
+    exit_code = 3
+
+
+class ImageError(SdpyError):
+    """An input picture or mask cannot be used."""
+
+    exit_code = 4
+
+
+class OutputError(SdpyError):
+    """A result could not be written after the work had started."""
+
+    exit_code = 5
