@@ -1,1 +1,17 @@
+"""The networks of Stable Diffusion, written in plain torch; each with a frozen configuration."""
 
+from __future__ import annotations
+
+from sdpy.models.clip import CLIPTextConfig, CLIPTextModel
+from sdpy.models.unet import UNet2DConditionConfig, UNet2DConditionModel
+from sdpy.models.vae import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian
+
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "DiagonalGaussian",
+    "UNet2DConditionConfig",
+    "UNet2DConditionModel",
+]

@@ -1,0 +1,137 @@
+"""The UNet that predicts the noise (or velocity) in latents, given the time and the prompt.
+
+Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2022);
+names of parameters as in diffusers' ``UNet2DConditionModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdpy.models.embeddings import TimestepEmbedding, timestep_embedding
+from sdpy.models.unet_blocks import DownBlock2D, LevelConfig, MidBlock2D, UpBlock2D
+
+
+@dataclass(frozen=True)
+class UNet2DConditionConfig:
+    """Sizes of a UNet. The defaults are those of Stable Diffusion 1.x.
+
+    The tuples have one entry a level, from the highest resolution to the lowest:
+    ``block_out_channels``, ``cross_attention`` (does the level attend to the prompt) and
+    ``attention_heads``. The middle attends to the prompt always, with the last level's heads.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    cross_attention: tuple[bool, ...] = (True, True, True, False)
+    attention_heads: tuple[int, ...] = (8, 8, 8, 8)
+    layers_per_block: int = 2
+    transformer_layers_per_block: int = 1
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        if not levels == len(self.cross_attention) == len(self.attention_heads):
+            raise ValueError(
+                f"{levels} block_out_channels, {len(self.cross_attention)} cross_attention and "
+                f"{len(self.attention_heads)} attention_heads: one of each a level is needed"
+            )
+
+    @property
+    def time_embed_dim(self) -> int:
+        """Channels of the time embedding: four times those of the first level."""
+        return 4 * self.block_out_channels[0]
+
+
+class UNet2DConditionModel(nn.Module):
+    """The denoising network.
+
+    Raises:
+        ValueError: a level's channels do not divide into its heads or norm groups.
+    """
+
+    def __init__(self, config: UNet2DConditionConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        levels = [_level(config, i) for i in range(len(channels))]
+        last = len(levels) - 1
+
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], config.time_embed_dim)
+
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [channels[0]]
+        for i, level in enumerate(levels):
+            below = channels[max(i - 1, 0)]
+            self.down_blocks.append(
+                DownBlock2D(
+                    level, in_channels=below, layers=config.layers_per_block, downsample=i < last
+                )
+            )
+            skip_channels += [channels[i]] * (config.layers_per_block + (i < last))
+
+        self.mid_block = MidBlock2D(_level(config, last, attend=True))
+
+        self.up_blocks = nn.ModuleList()
+        for i, level in reversed(list(enumerate(levels))):
+            self.up_blocks.append(
+                UpBlock2D(
+                    level,
+                    in_channels=channels[min(i + 1, last)],
+                    skip_channels=[skip_channels.pop() for _ in range(config.layers_per_block + 1)],
+                    upsample=i > 0,
+                )
+            )
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """Predict the noise, or what else the weights were trained to predict.
+
+        Args:
+            sample: (B, in_channels, H, W) noisy latents, any H and W.
+            timestep: (B,) or a scalar tensor, in steps of the training schedule.
+            encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
+
+        Returns:
+            (B, out_channels, H, W), in the dtype of the weights.
+        """
+        context = encoder_hidden_states
+        time_emb = self.embed_time(timestep.expand(sample.shape[0]))
+
+        x = self.conv_in(sample)
+        skips = [x]
+        for down_block in self.down_blocks:
+            x, level_skips = down_block(x, time_emb, context)
+            skips += level_skips
+        x = self.mid_block(x, time_emb, context)
+        for up_block in self.up_blocks:
+            x = up_block(x, skips, time_emb, context)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def embed_time(self, timesteps: Tensor) -> Tensor:
+        """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
+        sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
+        return self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
+
+
+def _level(config: UNet2DConditionConfig, i: int, *, attend: bool = False) -> LevelConfig:
+    return LevelConfig(
+        channels=config.block_out_channels[i],
+        time_embed_dim=config.time_embed_dim,
+        norm_num_groups=config.norm_num_groups,
+        norm_eps=1e-5,
+        cross_attention=config.cross_attention[i] or attend,
+        cross_attention_dim=config.cross_attention_dim,
+        heads=config.attention_heads[i],
+        transformer_layers=config.transformer_layers_per_block,
+        linear_projection=config.use_linear_projection,
+    )
