@@ -1,0 +1,128 @@
+"""What every checkpoint format has in common."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+
+from sdpy.checkpoints.probe import Probe
+from sdpy.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one file, for reading.
+
+    Attributes:
+        path: the file.
+        format: key of the format in ``sdpy.checkpoints.FORMATS``.
+        tensors: name to tensor, on the CPU, in the file's dtypes and the file's order. They lie in
+            a private mapping of the file: nothing is read before it is used, and writing to one
+            never changes the file. They stay valid when this object is gone.
+        metadata: the file's own text entries, if its format has any.
+    """
+
+    path: Path
+    format: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class CheckpointFormat(Protocol):
+    """One file format. To add one: a module with such a class, and a line in the registry."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    """Extensions that choose this format for writing. Reading goes by content."""
+
+    def matches(self, probe: Probe) -> bool:
+        """Whether a file with these first bytes and members is of this format."""
+        ...
+
+    def read(self, path: Path) -> Checkpoint:
+        """Open a file of this format. Raises ``WeightsError``."""
+        ...
+
+    def write(
+        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a file, whole or not at all. Raises ``WeightsError`` and ``OutputError``."""
+        ...
+
+
+def map_file(file: BinaryIO) -> torch.UntypedStorage:
+    """A whole file as one storage, copy-on-write: pages are read when they are touched."""
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(mapping, dtype=torch.uint8).untyped_storage()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The values of a tensor in row-major order as little-endian bytes.
+
+    Copies only what is not already contiguous in main memory, and only this one tensor.
+    """
+    flat = tensor.detach().cpu().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def check_storable(name: str, tensor: Tensor, dtypes: Mapping[torch.dtype, str]) -> None:
+    """Refuse a tensor that a format with these dtypes cannot hold. Raises ``WeightsError``."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise WeightsError(f"cannot store {printable(name)}: it is not an ordinary dense tensor")
+    if tensor.dtype not in dtypes:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise WeightsError(
+            f"cannot store {printable(name)}: its dtype is "
+            f"{str(tensor.dtype).removeprefix('torch.')}; this format holds {known}"
+        )
+
+
+# What the standard library's and our own parsers raise for bytes that make no sense.
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@contextmanager
+def reading(path: Path, kind: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is parsed into one line of ``WeightsError``."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    except faults as error:
+        reason = printable(str(error) or type(error).__name__, limit=200)
+        raise WeightsError(
+            f"{path} is damaged or not a proper {kind} file ({reason}); fetch or write it again"
+        ) from error
+
+
+def printable(text: str, limit: int = 100) -> str:
+    """Text from a file, fit for a line on a terminal: no control characters, not too long."""
+    plain = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+        for c in text[: limit + 1]
+    )
+    return plain if len(plain) <= limit else plain[:limit] + "..."

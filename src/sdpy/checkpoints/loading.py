@@ -1,0 +1,112 @@
+"""Strict loading: a file's tensors into a model, or one line that says why they do not fit."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from sdpy.checkpoints.base import Checkpoint, printable
+from sdpy.checkpoints.describe import describe
+from sdpy.checkpoints.dialects import reshape, translate
+from sdpy.checkpoints.registry import read_checkpoint
+from sdpy.errors import WeightsError
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_SHOWN = 3
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Fill a model, built on the meta device, with the tensors of a file.
+
+    Every parameter and persistent buffer must be in the file with its shape, and nothing else but
+    what ``dialects`` knows as superfluous. On the CPU, tensors that are stored in ``dtype`` are
+    not copied: the model's parameters are the mapped file, read when first used, and changing them
+    does not change the file. Parameters get ``requires_grad`` False.
+
+    Args:
+        model: any module; its parameters are replaced, their values never read.
+        path: a weights file of any known format.
+        dtype: of the floating-point parameters and buffers; the stored ones (float32, float16,
+            bfloat16, float64) are converted.
+        device: where the parameters go.
+
+    Raises:
+        WeightsError: the file cannot be read or does not fit; the model is then unchanged.
+    """
+    tensors = _fit(model, read_checkpoint(path))
+    for name in tensors:
+        kind = dtype if tensors[name].is_floating_point() else None
+        tensors[name] = tensors[name].to(device=device, dtype=kind)
+    model.requires_grad_(False)
+    model.load_state_dict(tensors, assign=True)
+
+
+def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Check that ``load_weights`` would succeed, reading only names, shapes and dtypes.
+
+    Raises:
+        WeightsError: the file cannot be read or does not fit.
+    """
+    _fit(model, read_checkpoint(path))
+
+
+def _fit(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The file's tensors under the model's names. Raises ``WeightsError`` if they do not fit."""
+    wanted = model.state_dict()
+    found: dict[str, Tensor] = {}
+    twice: list[str] = []
+    for name, ours in translate(checkpoint.tensors, wanted).items():
+        if ours is None:
+            continue
+        if ours in found:
+            twice.append(name)
+        found[ours] = reshape(ours, checkpoint.tensors[name])
+
+    both = [name for name in found if name in wanted]
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} is {list(found[name].shape)} instead of {list(wanted[name].shape)}"
+            for name in both
+            if found[name].shape != wanted[name].shape
+        ],
+        "of another kind": [
+            f"{name} is {str(found[name].dtype).removeprefix('torch.')}"
+            for name in both
+            if not _converts(found[name].dtype, wanted[name].dtype)
+        ],
+        "given twice": twice,
+    }
+    if any(problems.values()):
+        raise WeightsError(_report(model, checkpoint, problems))
+    return found
+
+
+def _converts(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    return stored in FLOATS if wanted.is_floating_point else stored == wanted
+
+
+def _report(model: nn.Module, checkpoint: Checkpoint, problems: dict[str, list[str]]) -> str:
+    parts = [
+        f"{len(cases)} {problem} ({_some(cases)})" for problem, cases in problems.items() if cases
+    ]
+    guess = describe({name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()})
+    hint = f"this looks like {guess}" if guess else "this is something else"
+    return (
+        f"{checkpoint.path} does not fit {type(model).__name__}: {', '.join(parts)}; "
+        f"{hint}; check which file is given for which part"
+    )
+
+
+def _some(cases: list[str]) -> str:
+    shown = ", ".join(printable(case) for case in cases[:_SHOWN])
+    return shown + (", ..." if len(cases) > _SHOWN else "")
