@@ -55,6 +55,8 @@ def test_special_tokens_follow_the_merges(tokenizer):
         ("x12", [char("x", last=True), char("1", last=True), char("2", last=True)]),
         ("x's", [char("x", last=True), char("'"), char("s", last=True)]),
         ("?!", [char("?"), char("!", last=True)]),
+        # The pattern ignores case beyond a to z: a long s (UTF-8 C5 BF) is an s too.
+        ("'ſ", [char("'"), 106 + 0xC5 - 0xAE, 256 + 106 + 0xBF - 0xAE]),
         # UTF-8 C3 A9. Ids: 94 printable ASCII, A1..AC as 94..105, AE..FF from 106 on.
         ("é", [106 + 0xC3 - 0xAE, 256 + 94 + 0xA9 - 0xA1]),
         # UTF-8 E2 80 8B, a zero-width space: 80 is the 34th of the hidden bytes, after 00..20, 7F.
@@ -173,6 +175,14 @@ def test_merging_equals_its_definition(merges, word):
     names |= {char(c): c for c in "abc"} | {char(c, last=True): c + "</w>" for c in "abc"}
     symbols = [names[token] for token in tokenizer.encode(word)]
     assert symbols == merge_one_pair_at_a_time(word, merges)
+
+
+def test_all_places_of_a_pair_are_joined_before_the_next_is_chosen():
+    """The first "ab c" joined makes a pair of lower rank, which must not take the second "ab"."""
+    merges = [("a", "b"), ("b", "c"), ("a", "bc"), ("abc", "ab"), ("ab", "c")]
+    abc = 512 + 4  # two merges make "abc"; the last gives it its number
+    assert merge_one_pair_at_a_time("abcabcx", merges) == ["abc", "abc", "x</w>"]
+    assert CLIPTokenizer(merges).encode("abcabcx") == [abc, abc, char("x", last=True)]
 
 
 def test_a_huge_word_is_no_burden(tokenizer):
