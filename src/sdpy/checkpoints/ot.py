@@ -204,7 +204,9 @@ class _Storages:
         return storage
 
     def _make(self, key: str, dtype: torch.dtype) -> torch.UntypedStorage:
-        info = self.members[self.folder + key]
+        info = self.members.get(self.folder + key)
+        if info is None:
+            raise ValueError(f"storage {key} is missing")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise ValueError("its tensors are compressed, which libtorch does not do")
         # Sizes come from the directory: local headers written as a stream hold zeros.
