@@ -60,7 +60,8 @@ class SafetensorsFormat:
         # The widest first, as the library does: then every tensor starts at a multiple of its
         # own item size.
         names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        # transformers refuses files that do not say "pt".
+        header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         end = 0
         for name in names:
             tensor = tensors[name]
