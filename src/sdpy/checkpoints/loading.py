@@ -47,6 +47,8 @@ def load_weights(
         tensors[name] = tensors[name].to(device=device, dtype=kind)
     model.requires_grad_(False)
     model.load_state_dict(tensors, assign=True)
+    # No file can fill a buffer that state_dict() leaves out.
+    assert not any(buffer.is_meta for buffer in model.buffers()), "a non-persistent buffer is left"
 
 
 def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
