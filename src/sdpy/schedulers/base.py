@@ -1,0 +1,58 @@
+"""What the denoising loop asks of every sampler."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Scheduler(Protocol):
+    """A sampler: walks latents from noise to a picture, one prediction of the network at a time.
+
+    Latents are (B, C, h, w) on any device. A scheduler serves one walk at a time;
+    `set_timesteps` begins a new one.
+    """
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(n,) float or int64 on the CPU: what the network is told at each evaluation, in order."""
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Deviation of the pure noise that the walk begins with."""
+
+    def set_timesteps(self, num_inference_steps: int) -> None:
+        """Plan a walk of that many steps and forget the last one.
+
+        Raises:
+            UsageError: the number of steps does not suit the sampler.
+        """
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """The latents as the network expects them at ``timestep``."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The latents after ``timestep``, given the network's prediction there.
+
+        A sampler that adds noise draws it from ``generator``, on the CPU.
+        """
+
+    def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Clean latents as they look at ``timestep``, a member of ``timesteps``."""
+
+
+def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of ``like``'s shape, dtype and device, drawn as fp32 on the CPU.
+
+    The same seed gives the same numbers on every device.
+    """
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    return noise.to(device=like.device, dtype=like.dtype)
