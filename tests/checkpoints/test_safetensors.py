@@ -1,15 +1,16 @@
 """Our .safetensors files in the hands of the format's own library, and its files in ours."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdpy.checkpoints import read_checkpoint, write_checkpoint
+from sdpy.checkpoints import check_weights, read_checkpoint, write_checkpoint
 from sdpy.checkpoints.safetensors import DTYPE_NAMES
 from sdpy.errors import WeightsError
 
@@ -79,3 +80,41 @@ def test_a_file_of_another_length_than_its_header_says(tmp_path: Path, size: str
     os.truncate(path, path.stat().st_size + (8 if size == "longer" else -8))
     with pytest.raises(WeightsError, match="damaged"):
         read_checkpoint(path)
+
+
+def with_unpadded_header(path: Path, target: Path) -> None:
+    """The same file as writers of old made it: the numbers start at an odd address."""
+    data = path.read_bytes()
+    (header_bytes,) = struct.unpack("<Q", data[:8])
+    header = data[8 : 8 + header_bytes].rstrip()
+    header += b" " * (1 - len(header) % 2)
+    target.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + header_bytes :])
+    assert (8 + len(header)) % 2 == 1
+
+
+def test_numbers_at_odd_addresses_are_copied_to_even_ones(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    write_checkpoint(tmp_path / "even.safetensors", tensors)
+    with_unpadded_header(tmp_path / "even.safetensors", tmp_path / "odd.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "odd.safetensors")
+    assert set(load_file(tmp_path / "odd.safetensors")) == set(checkpoint.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        got = checkpoint.tensors[name]
+        assert bits(got) == bits(tensor)
+        assert got.data_ptr() % tensor.dtype.itemsize == 0
+
+
+def test_the_outline_has_the_names_shapes_and_dtypes(tmp_path: Path) -> None:
+    tensors = some_tensors()
+    write_checkpoint(tmp_path / "x.safetensors", tensors)
+    outline = read_checkpoint(tmp_path / "x.safetensors").outline
+    assert set(outline) == set(tensors)
+    for name, tensor in tensors.items():
+        assert (outline[name].shape, outline[name].dtype) == (tensor.shape, tensor.dtype)
+
+
+def test_float8_is_read_and_then_refused_by_name(tmp_path: Path) -> None:
+    state = nn.Linear(2, 2).state_dict()
+    save_file({n: t.to(torch.float8_e4m3fn) for n, t in state.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="of another kind .bias is float8_e4m3fn"):
+        check_weights(nn.Linear(2, 2, device="meta"), tmp_path / "x.safetensors")

@@ -6,7 +6,7 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +28,34 @@ class Checkpoint:
         format: key of the format in ``sdpy.checkpoints.FORMATS``.
         tensors: name to tensor, on the CPU, in the file's dtypes and the file's order. They lie in
             a private mapping of the file: nothing is read before it is used, and writing to one
-            never changes the file. They stay valid when this object is gone.
+            never changes the file. They stay valid when this object is gone. Where the file does
+            not allow mapping, a tensor is read each time that it is asked for.
+        outline: the same names with tensors of the same shapes and dtypes whose values do not
+            count; asking for them reads nothing.
         metadata: the file's own text entries, if its format has any.
     """
 
     path: Path
     format: str
     tensors: Mapping[str, Tensor]
+    outline: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for, each by its own function."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 class CheckpointFormat(Protocol):
@@ -64,6 +84,18 @@ def map_file(file: BinaryIO) -> torch.UntypedStorage:
     """A whole file as one storage, copy-on-write: pages are read when they are touched."""
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return torch.frombuffer(mapping, dtype=torch.uint8).untyped_storage()
+
+
+def mapped_piece(
+    mapping: torch.UntypedStorage, start: int, end: int, itemsize: int
+) -> torch.UntypedStorage:
+    """Bytes ``start`` to ``end`` of a mapping, copied only if they lie at an odd address."""
+    if not 0 <= start <= end <= mapping.nbytes():
+        raise ValueError("its tensors reach beyond its end")
+    piece: torch.UntypedStorage = mapping[start:end]
+    if start % itemsize == 0:
+        return piece
+    return torch.empty(0, dtype=torch.uint8).set_(piece).clone().untyped_storage()
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

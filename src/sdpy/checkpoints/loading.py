@@ -41,10 +41,12 @@ def load_weights(
     Raises:
         WeightsError: the file cannot be read or does not fit; the model is then unchanged.
     """
-    tensors = _fit(model, read_checkpoint(path))
-    for name in tensors:
-        kind = dtype if tensors[name].is_floating_point() else None
-        tensors[name] = tensors[name].to(device=device, dtype=kind)
+    checkpoint = read_checkpoint(path)
+    tensors: dict[str, Tensor] = {}
+    for ours, name in _fit(model, checkpoint).items():
+        tensor = reshape(ours, checkpoint.tensors[name])
+        kind = dtype if tensor.is_floating_point() else None
+        tensors[ours] = tensor.to(device=device, dtype=kind)
     model.requires_grad_(False)
     model.load_state_dict(tensors, assign=True)
     # No file can fill a buffer that state_dict() leaves out.
@@ -60,17 +62,17 @@ def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _fit(model, read_checkpoint(path))
 
 
-def _fit(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The file's tensors under the model's names. Raises ``WeightsError`` if they do not fit."""
+def _fit(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """The model's names with the file's names for them. Raises ``WeightsError`` if it misfits."""
     wanted = model.state_dict()
-    found: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
     twice: list[str] = []
-    for name, ours in translate(checkpoint.tensors, wanted).items():
-        if ours is None:
-            continue
-        if ours in found:
+    for name, ours in translate(checkpoint.outline, wanted).items():
+        if ours in names:
             twice.append(name)
-        found[ours] = reshape(ours, checkpoint.tensors[name])
+        elif ours is not None:
+            names[ours] = name
+    found = {ours: reshape(ours, checkpoint.outline[name]) for ours, name in names.items()}
 
     both = [name for name in found if name in wanted]
     problems = {
@@ -90,7 +92,7 @@ def _fit(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
     }
     if any(problems.values()):
         raise WeightsError(_report(model, checkpoint, problems))
-    return found
+    return names
 
 
 def _converts(stored: torch.dtype, wanted: torch.dtype) -> bool:
@@ -101,11 +103,11 @@ def _report(model: nn.Module, checkpoint: Checkpoint, problems: dict[str, list[s
     parts = [
         f"{len(cases)} {problem} ({_some(cases)})" for problem, cases in problems.items() if cases
     ]
-    guess = describe({name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()})
-    hint = f"this looks like {guess}" if guess else "this is something else"
+    guess = describe({name: tuple(tensor.shape) for name, tensor in checkpoint.outline.items()})
+    hint = f"this looks like {guess}; " if guess else ""
     return (
         f"{checkpoint.path} does not fit {type(model).__name__}: {', '.join(parts)}; "
-        f"{hint}; check which file is given for which part"
+        f"{hint}check which file is given for which part"
     )
 
 

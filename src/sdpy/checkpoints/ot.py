@@ -35,6 +35,7 @@ from sdpy.checkpoints.base import (
     Checkpoint,
     check_storable,
     map_file,
+    mapped_piece,
     printable,
     reading,
     tensor_bytes,
@@ -142,7 +143,8 @@ def read_ot(path: Path) -> Checkpoint:
             raise ValueError("its numbers are big-endian")
         module = load_inert(_read_small(archive, members[root + "data.pkl"]), _is_allowed)
         storages = _Storages(file, archive, members, root + "data/")
-        return Checkpoint(path, OtFormat.name, _named_tensors(module, storages))
+        tensors = _named_tensors(module, storages)
+        return Checkpoint(path, OtFormat.name, tensors, outline=tensors)
 
 
 def _is_allowed(module: str, name: str) -> bool:
@@ -217,13 +219,7 @@ class _Storages:
             raise ValueError(f"storage {key} is not where the directory says")
         if info.file_size != info.compress_size or start + info.file_size > self.end:
             raise ValueError(f"storage {key} reaches beyond its place")
-        piece: torch.UntypedStorage = self.mapping[start : start + info.file_size]
-        return piece if start % dtype.itemsize == 0 else _copy(piece)
-
-
-def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    """The same bytes at an address that suits every dtype; libtorch's own files never need it."""
-    return torch.empty(0, dtype=torch.uint8).set_(storage).clone().untyped_storage()
+        return mapped_piece(self.mapping, start, start + info.file_size, dtype.itemsize)
 
 
 def _named_tensors(module: Any, storages: _Storages) -> dict[str, Tensor]:

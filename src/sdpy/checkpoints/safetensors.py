@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdpy.checkpoints.base import Checkpoint, check_storable, reading, tensor_bytes
+from sdpy.checkpoints.base import (
+    Checkpoint,
+    LazyTensors,
+    check_storable,
+    map_file,
+    mapped_piece,
+    reading,
+    tensor_bytes,
+)
 from sdpy.checkpoints.probe import Probe
 from sdpy.files import atomic_write
 
@@ -26,6 +38,16 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+}
+# Read, but not written: no model of ours takes them, and the strict check then names them.
+DTYPES: dict[str, torch.dtype] = {
+    **{name: dtype for dtype, name in DTYPE_NAMES.items()},
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
 }
 MAX_HEADER_BYTES = 100_000_000
 
@@ -43,10 +65,20 @@ class SafetensorsFormat:
         return 2 <= header_bytes <= MAX_HEADER_BYTES and probe.head[8:9] == b"{"
 
     def read(self, path: Path) -> Checkpoint:
-        with reading(path, ".safetensors", faults=(SafetensorError, ValueError, RuntimeError)):
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                return Checkpoint(path, self.name, tensors, file.metadata() or {})
+        faults = (SafetensorError, ValueError, RuntimeError, LookupError, TypeError)
+        with reading(path, ".safetensors", faults), path.open("rb") as file:
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(header_bytes))
+            metadata = header.pop("__metadata__", {})
+            with safe_open(path, framework="pt"):
+                pass  # The library checks the header. Its tensors would be read at once.
+            places = {name: _Place.of(entry) for name, entry in header.items()}
+            mapping = map_file(file)
+            makers = {n: partial(p.tensor, mapping, 8 + header_bytes) for n, p in places.items()}
+            outline = {
+                n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in places.items()
+            }
+            return Checkpoint(path, self.name, LazyTensors(makers), outline, metadata)
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -78,3 +110,29 @@ class SafetensorsFormat:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in names:
                 file.write(tensor_bytes(tensors[name]))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A header's entry: what a tensor is, and its bytes, counted from the end of the header."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> _Place:
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"it holds numbers of kind {entry['dtype']}")
+        start, end = entry["data_offsets"]
+        place = cls(DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
+        if math.prod(place.shape) * place.dtype.itemsize != end - start:
+            raise ValueError("a tensor's shape does not fit its place")
+        return place
+
+    def tensor(self, mapping: torch.UntypedStorage, base: int) -> Tensor:
+        """A view of the mapped file; a copy if the header's length is odd, as in old files."""
+        start, end = base + self.start, base + self.end
+        piece = mapped_piece(mapping, start, end, self.dtype.itemsize)
+        return torch.empty(0, dtype=self.dtype).set_(piece).reshape(self.shape)
