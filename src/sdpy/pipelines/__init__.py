@@ -1,1 +1,23 @@
+"""From settings to pictures: what is loaded when, the denoising loop, and the three tasks."""
 
+from __future__ import annotations
+
+from sdpy.pipelines.components import Components, ModelFiles, find_files
+from sdpy.pipelines.generate import generate
+from sdpy.pipelines.img2img import img2img
+from sdpy.pipelines.inpaint import inpaint
+from sdpy.pipelines.paint import Event, Notice, Painted, Progress, Settings
+
+__all__ = [
+    "Components",
+    "Event",
+    "ModelFiles",
+    "Notice",
+    "Painted",
+    "Progress",
+    "Settings",
+    "find_files",
+    "generate",
+    "img2img",
+    "inpaint",
+]

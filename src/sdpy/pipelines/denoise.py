@@ -1,0 +1,103 @@
+"""The denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdpy.models import UNet2DConditionModel
+from sdpy.prompts import PromptEmbeddings
+from sdpy.schedulers import Scheduler
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Where a sample's walk begins, and what accompanies it.
+
+    Attributes:
+        latents: (1, C, h, w) float32, as noisy as the first timestep says.
+        first_step: index of the first timestep that is visited.
+        conditioning: (1, C', h, w) that the UNet sees beside the latents at every step (9-channel
+            inpainting: the mask, then the latents of the masked picture); None for none.
+        after_step: called with the latents and the timestep that comes next (None after the last)
+            returns the latents to go on with.
+    """
+
+    latents: Tensor
+    first_step: int = 0
+    conditioning: Tensor | None = None
+    after_step: Callable[[Tensor, Tensor | None], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that was done: the ``index``-th (from 1) of ``total``, and the latents after it."""
+
+    index: int
+    total: int
+    latents: Tensor
+
+
+def denoise(
+    unet: UNet2DConditionModel,
+    scheduler: Scheduler,
+    walk: Walk,
+    embeddings: PromptEmbeddings,
+    *,
+    guidance_scale: float,
+    generator: torch.Generator,
+) -> Iterator[Step]:
+    """Walk from noise to clean latents, one evaluation of the UNet a step.
+
+    Args:
+        unet: on any device, in any floating-point dtype.
+        scheduler: with its timesteps set.
+        walk: where to begin. Latents are float32 throughout and live on the UNet's device.
+        embeddings: of the prompt.
+        guidance_scale: of classifier-free guidance; 1 needs half of the work.
+        generator: of the noise that some schedulers add.
+    """
+    weight = unet.conv_in.weight
+    latents = walk.latents.to(weight.device)
+    context = guidance_context(embeddings, guidance_scale).to(weight)
+    conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
+    timesteps = scheduler.timesteps[walk.first_step :]
+    for i, timestep in enumerate(timesteps):
+        with torch.inference_mode():
+            unet_input = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
+            if conditioning is not None:
+                unet_input = torch.cat([unet_input, conditioning], dim=1)
+            unet_input = unet_input.expand(len(context), -1, -1, -1)
+            prediction = unet(unet_input, timestep.to(weight.device), context).float()
+            prediction = classifier_free_guidance(prediction, guidance_scale)
+            latents = scheduler.step(prediction, timestep, latents, generator)
+            if walk.after_step is not None:
+                upcoming = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                latents = walk.after_step(latents, upcoming)
+        yield Step(i + 1, len(timesteps), latents)
+
+
+def guidance_context(embeddings: PromptEmbeddings, guidance_scale: float) -> Tensor:
+    """What the UNet attends to: (2, T, D), the negative prompt first; (1, T, D) at scale 1."""
+    if guidance_scale == 1:
+        return embeddings.prompt
+    return torch.cat([embeddings.negative, embeddings.prompt])
+
+
+def classifier_free_guidance(prediction: Tensor, guidance_scale: float) -> Tensor:
+    """Move from the prediction for the negative prompt towards, and past, that for the prompt.
+
+    Args:
+        prediction: (2, C, h, w), the negative prompt's first; or (1, C, h, w), which is returned.
+        guidance_scale: 0 for the negative prompt alone, 1 for the prompt alone.
+
+    Source: "Classifier-Free Diffusion Guidance" (Ho and Salimans, 2022), equation 6, with the
+    scale of "Imagen" (Saharia et al., 2022), equation 2.
+    """
+    if len(prediction) == 1:
+        return prediction
+    negative, positive = prediction.chunk(2)
+    return negative + guidance_scale * (positive - negative)

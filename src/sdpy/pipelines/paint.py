@@ -1,0 +1,201 @@
+"""What text to picture, picture to picture and inpainting have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdpy.devices import seeded_generator
+from sdpy.errors import UsageError, WeightsError
+from sdpy.pipelines.components import Components
+from sdpy.pipelines.denoise import Walk, denoise
+from sdpy.prompts import PromptEmbeddings, encode_prompt
+from sdpy.schedulers import Scheduler, make_scheduler
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to paint and how. Sample k (from 0) uses the seed ``seed + k``.
+
+    ``timestep_spacing`` and ``guidance_scale`` of None are the variant's own.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 30
+    guidance_scale: float | None = None
+    seed: int = 32
+    num_samples: int = 1
+    scheduler: str = "ddim"
+    timestep_spacing: str | None = None
+    eta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``step`` of ``steps`` is done, of sample ``sample`` (from 1) of ``samples``."""
+
+    sample: int
+    samples: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A finished picture: (1, 3, H, W) float32 on the CPU, about [-1, 1]; samples count from 1."""
+
+    sample: int
+    seed: int
+    picture: Tensor
+
+
+Event = Notice | Progress | Painted
+
+Begin = Callable[[Scheduler, torch.Generator], Walk]
+"""Makes a sample's beginning; all its noise comes from the generator."""
+
+
+def paint(components: Components, settings: Settings, begin: Begin) -> Iterator[Event]:
+    """Paint ``settings.num_samples`` pictures, telling what happens.
+
+    The generator does the work while it is asked for events; nothing is loaded before.
+    """
+    guidance_scale = effective_guidance_scale(components, settings)
+    embeddings = _encode(components, settings)
+    for field, dropped in (
+        ("prompt", embeddings.dropped),
+        ("negative prompt", embeddings.negative_dropped),
+    ):
+        if dropped:
+            yield Notice(f"the {field} is too long, its end was left out: '{dropped}'")
+
+    for sample in range(1, settings.num_samples + 1):
+        seed = settings.seed + sample - 1
+        generator = seeded_generator(seed)
+        scheduler = plan(components, settings)
+        walk = begin(scheduler, generator)
+        latents = walk.latents
+        yield Progress(sample, settings.num_samples, 0, len(scheduler.timesteps) - walk.first_step)
+        with components.unet() as unet:
+            for step in denoise(
+                unet,
+                scheduler,
+                walk,
+                embeddings,
+                guidance_scale=guidance_scale,
+                generator=generator,
+            ):
+                latents = step.latents
+                yield Progress(sample, settings.num_samples, step.index, step.total)
+        yield Painted(sample, seed, decode(components, latents))
+
+
+def check(components: Components, settings: Settings, unet_in_channels: tuple[int, ...]) -> None:
+    """Find out whether the settings and the files can work, reading no weights.
+
+    Args:
+        components: the models.
+        settings: what to paint and how.
+        unet_in_channels: numbers of input channels that the task can use.
+
+    Raises:
+        UsageError: a setting that cannot work.
+        WeightsError: a file that is broken, of the wrong kind, or a UNet for another task.
+    """
+    plan(components, settings)
+    components.check()
+    if components.unet_in_channels not in unet_in_channels:
+        raise WeightsError(
+            f"{components.files.unet}: a UNet with {components.unet_in_channels} input channels "
+            f"cannot do this, {' or '.join(map(str, unet_in_channels))} are needed; "
+            "9 are for inpainting alone"
+        )
+
+
+def plan(components: Components, settings: Settings) -> Scheduler:
+    """The scheduler that the settings ask for, its timesteps set.
+
+    Raises:
+        UsageError: unknown scheduler or spacing, or a number of steps that does not suit them.
+    """
+    variant = components.variant
+    spacing = settings.timestep_spacing
+    scheduler = make_scheduler(
+        settings.scheduler,
+        variant.noise,
+        timestep_spacing=variant.timestep_spacing if spacing is None else spacing,
+        eta=settings.eta,
+    )
+    scheduler.set_timesteps(settings.steps)
+    return scheduler
+
+
+def effective_guidance_scale(components: Components, settings: Settings) -> float:
+    """The user's guidance scale, or the variant's."""
+    if settings.guidance_scale is None:
+        return components.variant.guidance_scale
+    return settings.guidance_scale
+
+
+def latent_shape(components: Components, width: int, height: int) -> tuple[int, int, int, int]:
+    """Shape (1, C, h, w) of the latents of a picture of ``width`` x ``height`` pixels.
+
+    Raises:
+        UsageError: a side is too short, or no multiple of what one latent covers.
+    """
+    vae = components.variant.vae
+    factor = vae.downsample_factor
+    least = min_side(components)
+    for name, side in (("--width", width), ("--height", height)):
+        if side < least or side % factor:
+            nearest = max(round(side / factor) * factor, least)
+            raise UsageError(
+                f"{name} {side}: use a multiple of {factor} from {least} on, such as {nearest}"
+            )
+    return (1, vae.latent_channels, height // factor, width // factor)
+
+
+def min_side(components: Components) -> int:
+    """The shortest side, in pixels, that is worth painting: eight latents."""
+    return 8 * components.variant.vae.downsample_factor
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Index of the first timestep that is visited when a picture is changed by ``strength``.
+
+    Args:
+        steps: number of timesteps.
+        strength: share of them that is walked, in [0, 1]; at 0 none is.
+    """
+    return steps - int(steps * strength)
+
+
+@torch.inference_mode()
+def decode(components: Components, latents: Tensor) -> Tensor:
+    """Clean latents (1, C, h, w) to a picture (1, 3, H, W), float32 on the CPU."""
+    with components.vae() as vae:
+        weight = vae.post_quant_conv.weight
+        latents = latents / vae.config.scaling_factor
+        return vae.decode(latents.to(weight)).float().cpu()
+
+
+def _encode(components: Components, settings: Settings) -> PromptEmbeddings:
+    with components.text_encoder() as text_encoder:
+        return encode_prompt(
+            components.tokenizer,
+            text_encoder,
+            settings.prompt,
+            settings.negative_prompt,
+            pad_id=components.variant.pad_id,
+        )
