@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdpy.checkpoints import ot as ot_module
-from sdpy.checkpoints import read_checkpoint, write_checkpoint
+from sdpy.checkpoints import archives, read_checkpoint, write_checkpoint
 from sdpy.checkpoints.ot import DTYPES
 from sdpy.errors import OutputError, WeightsError
 
@@ -329,7 +328,7 @@ def test_stem_that_is_not_plain_ascii(tmp_path: Path) -> None:
 
 
 def test_headers_of_very_large_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ot_module, "LARGE_MEMBER", 1000)
+    monkeypatch.setattr(archives, "LARGE_MEMBER", 1000)
     path = tmp_path / "large.ot"
     tensors = {"a": torch.randn(3), "big": torch.randn(1000), "z": torch.randn(5)}
     write_checkpoint(path, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import struct
 import zipfile
@@ -143,12 +144,19 @@ def reading(path: Path, kind: str, faults: tuple[type[Exception], ...] = _FAULTS
     except WeightsError:
         raise
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        if error.errno != errno.EINVAL:
+            raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        # The file sent us to a place that cannot be.
+        raise _damaged(path, kind, "it points outside itself") from error
     except faults as error:
-        reason = printable(str(error) or type(error).__name__, limit=200)
-        raise WeightsError(
-            f"{path} is damaged or not a proper {kind} file ({reason}); fetch or write it again"
-        ) from error
+        raise _damaged(path, kind, str(error) or type(error).__name__) from error
+
+
+def _damaged(path: Path, kind: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{path} is damaged or not a proper {kind} file ({printable(reason, limit=200)}); "
+        "fetch or write it again"
+    )
 
 
 def printable(text: str, limit: int = 100) -> str:

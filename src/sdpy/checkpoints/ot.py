@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from sdpy.checkpoints.archives import add_member, members_of, read_small, stored_range
 from sdpy.checkpoints.base import (
     Checkpoint,
     check_storable,
@@ -73,11 +74,7 @@ ALLOWED_GLOBALS: frozenset[tuple[str, str]] = frozenset(
     | {("torch", name) for name in DTYPES}
 )
 
-ALIGNMENT = 64
-LARGE_MEMBER = 2**30
-"""From this many bytes on, a member gets zip64's larger header; zip asks for it at 2 GiB."""
-# Far above any real file (Stable Diffusion's UNet: 686 tensors, 0.1 MB), far below any harm.
-MAX_PICKLE_BYTES = 16 * 2**20
+# Far above any real file (Stable Diffusion's UNet has 686 tensors), far below any harm.
 MAX_ENTRIES = 200_000
 MAX_NAME_LENGTH = 1000
 MAX_DIMENSIONS = 25
@@ -136,13 +133,13 @@ def read_ot(path: Path) -> Checkpoint:
         WeightsError: the file cannot be read, is damaged or no such archive.
     """
     with reading(path, ".ot"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
-        members = _members(archive)
+        members = members_of(archive)
         root = _root(members)
         order = members.get(root + "byteorder")
-        if order is not None and _read_small(archive, order) != b"little":
+        if order is not None and read_small(archive, order) != b"little":
             raise ValueError("its numbers are big-endian")
-        module = load_inert(_read_small(archive, members[root + "data.pkl"]), _is_allowed)
-        storages = _Storages(file, archive, members, root + "data/")
+        module = load_inert(read_small(archive, members[root + "data.pkl"]), _is_allowed)
+        storages = _Storages(file, archive, root + "data/")
         tensors = _named_tensors(module, storages)
         return Checkpoint(path, OtFormat.name, tensors, outline=tensors)
 
@@ -150,14 +147,6 @@ def read_ot(path: Path) -> Checkpoint:
 def _is_allowed(module: str, name: str) -> bool:
     is_script_class = module == "__torch__" or module.startswith("__torch__.")
     return is_script_class or (module, name) in ALLOWED_GLOBALS
-
-
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    infos = archive.infolist()
-    members = {info.filename: info for info in infos}
-    if len(members) != len(infos):
-        raise ValueError("two of its members have one name")
-    return members
 
 
 def _root(members: Mapping[str, zipfile.ZipInfo]) -> str:
@@ -169,57 +158,26 @@ def _root(members: Mapping[str, zipfile.ZipInfo]) -> str:
     return roots[0]
 
 
-def _read_small(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member that is read as a whole, compressed or not; its checksum is verified."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} is compressed in an unusual way")
-    with archive.open(info) as member:
-        data = member.read(MAX_PICKLE_BYTES + 1)
-    if len(data) > MAX_PICKLE_BYTES:
-        raise ValueError(f"{info.filename} is larger than any real one")
-    return data
-
-
 class _Storages:
     """The archive's storages, each a piece of one mapping of the file, made when asked for."""
 
-    def __init__(
-        self,
-        file: BinaryIO,
-        archive: zipfile.ZipFile,
-        members: Mapping[str, zipfile.ZipInfo],
-        folder: str,
-    ) -> None:
+    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile, folder: str) -> None:
         self.file = file
-        self.members = members
+        self.archive = archive
+        self.members = members_of(archive)
         self.folder = folder
-        self.end = archive.start_dir
         self.mapping = map_file(file)
-        self.made: dict[str, torch.UntypedStorage] = {}
+        self.made: dict[tuple[str, int], torch.UntypedStorage] = {}
 
-    def get(self, key: str, dtype: torch.dtype, numel: int) -> torch.UntypedStorage:
-        if key not in self.made:
-            self.made[key] = self._make(key, dtype)
-        storage = self.made[key]
-        if not 0 <= numel * dtype.itemsize <= storage.nbytes():
-            raise ValueError(f"storage {key} is shorter than its tensors need")
-        return storage
-
-    def _make(self, key: str, dtype: torch.dtype) -> torch.UntypedStorage:
-        info = self.members.get(self.folder + key)
-        if info is None:
-            raise ValueError(f"storage {key} is missing")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise ValueError("its tensors are compressed, which libtorch does not do")
-        # Sizes come from the directory: local headers written as a stream hold zeros.
-        self.file.seek(info.header_offset)
-        header = struct.unpack("<4s22xHH", self.file.read(30))
-        start = info.header_offset + 30 + header[1] + header[2]
-        if header[0] != b"PK\x03\x04" or info.header_offset < 0:
-            raise ValueError(f"storage {key} is not where the directory says")
-        if info.file_size != info.compress_size or start + info.file_size > self.end:
-            raise ValueError(f"storage {key} reaches beyond its place")
-        return mapped_piece(self.mapping, start, start + info.file_size, dtype.itemsize)
+    def get(self, key: str, itemsize: int) -> torch.UntypedStorage:
+        if (key, itemsize) not in self.made:
+            info = self.members.get(self.folder + key)
+            if info is None:
+                raise ValueError(f"storage {key} is missing")
+            place = stored_range(self.file, self.archive, info)
+            piece = mapped_piece(self.mapping, place.start, place.stop, itemsize)
+            self.made[key, itemsize] = piece
+        return self.made[key, itemsize]
 
 
 def _named_tensors(module: Any, storages: _Storages) -> dict[str, Tensor]:
@@ -259,7 +217,9 @@ def _tensor(call: Call, storages: _Storages) -> Tensor:
     if len(size) > MAX_DIMENSIONS or math.prod(size) >= 2**48:
         raise ValueError("a tensor has impossible sizes")
     dtype = DTYPES[storage_class.name]
-    storage = storages.get(key, dtype, numel)
+    storage = storages.get(key, dtype.itemsize)
+    if numel * dtype.itemsize > storage.nbytes():
+        raise ValueError(f"storage {key} is shorter than its tensors need")
     if 0 not in size:
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= numel:
@@ -287,11 +247,11 @@ def write_ot(path: Path, tensors: Mapping[str, Tensor]) -> None:
     root = path.stem if path.stem.isascii() and path.stem.isprintable() else "archive"
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, piece in enumerate(pieces):
-            _add(archive, f"{root}/data/{key}", tensor_bytes(piece))
-        _add(archive, f"{root}/data.pkl", _module_pickle(stored))
-        _add(archive, f"{root}/code/__torch__.py", _module_source(stored).encode())
-        _add(archive, f"{root}/constants.pkl", b"\x80\x02).")
-        _add(archive, f"{root}/version", b"3\n")
+            add_member(archive, f"{root}/data/{key}", tensor_bytes(piece))
+        add_member(archive, f"{root}/data.pkl", _module_pickle(stored))
+        add_member(archive, f"{root}/code/__torch__.py", _module_source(stored).encode())
+        add_member(archive, f"{root}/constants.pkl", b"\x80\x02).")
+        add_member(archive, f"{root}/version", b"3\n")
 
 
 @dataclass
@@ -360,19 +320,6 @@ def _overlapping(stored: list[_Stored]) -> list[list[_Stored]]:
             groups[-1].append(one)
             end = max(end, one.end)
     return groups
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    """Append a stored member, its data at a multiple of 64 bytes, padded as libtorch does."""
-    info = zipfile.ZipInfo(name)
-    info.file_size = len(data)
-    large = len(data) >= LARGE_MEMBER
-    start = archive.start_dir + 30 + len(name.encode()) + (20 if large else 0) + 4
-    padding = -start % ALIGNMENT
-    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=large) as member:
-        member.write(data)
-    info.extra = b""  # the directory needs no padding
 
 
 def _module_source(stored: Iterable[_Stored]) -> str:

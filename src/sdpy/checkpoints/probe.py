@@ -88,7 +88,9 @@ def looks_like(probe: Probe) -> str:
     if probe.folder:
         return "is a folder; give the name of a weights file in it"
     if probe.is_zip and probe.members is None:
-        return "starts like a .ot archive, but its end is missing or damaged; fetch it again"
+        return (
+            "starts like a .ot or .npz archive, but its end is missing or damaged; fetch it again"
+        )
     if probe.members is not None:
         return _looks_like_archive(probe.members)
     if not probe.head.strip(b"\0"):
@@ -97,12 +99,10 @@ def looks_like(probe: Probe) -> str:
     for telltale, meaning in _TELLTALES:
         if start.startswith(telltale):
             return meaning
-    return "is not a weights file that sdpy knows (.ot, .safetensors); fetch it again"
+    return "is not a weights file that sdpy knows (.ot, .safetensors, .npz); fetch it again"
 
 
 def _looks_like_archive(members: tuple[str, ...]) -> str:
-    if members and all(member.endswith(".npy") for member in members):
-        return "is a NumPy archive (.npz), which is not read here; convert it to .safetensors"
     if any(member.endswith("/data.pkl") or member == "data.pkl" for member in members):
         return "is a PyTorch pickle (.ckpt, .pt, .bin); convert it to .safetensors or .ot"
     return "is a zip archive without weights in it; unpack it and give the weights file"

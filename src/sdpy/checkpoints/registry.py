@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sdpy.checkpoints.base import Checkpoint, CheckpointFormat
+from sdpy.checkpoints.npz import NpzFormat
 from sdpy.checkpoints.ot import OtFormat
 from sdpy.checkpoints.probe import looks_like, probe
 from sdpy.checkpoints.safetensors import SafetensorsFormat
@@ -17,6 +18,7 @@ from sdpy.errors import UsageError, WeightsError
 FORMATS: dict[str, CheckpointFormat] = {
     "ot": OtFormat(),
     "safetensors": SafetensorsFormat(),
+    "npz": NpzFormat(),
 }
 
 
