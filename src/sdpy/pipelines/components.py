@@ -163,10 +163,9 @@ class Components:
             return CLIPTextModel(self.variant.text_encoder)
 
     def _empty_unet(self) -> UNet2DConditionModel:
+        config = replace(self.variant.unet, in_channels=self.unet_in_channels)
         with torch.device("meta"):
-            return UNet2DConditionModel(
-                replace(self.variant.unet, in_channels=self.unet_in_channels)
-            )
+            return UNet2DConditionModel(config)
 
     def _empty_vae(self) -> AutoencoderKL:
         with torch.device("meta"):

@@ -1,0 +1,115 @@
+"""The command registry, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from sdpy import __version__
+from sdpy.cli.generate import generate
+from sdpy.cli.img2img import img2img
+from sdpy.cli.inpaint import inpaint
+from sdpy.cli.options import flatten
+from sdpy.errors import SdpyError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "img2img": img2img,
+    "inpaint": inpaint,
+}
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sdpy",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+for name, command in COMMANDS.items():
+    app.command(name)(flatten(command))
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"sdpy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Stable Diffusion on the command line.
+
+    Paint a picture from a prompt, change a picture, or repaint a part of one. Try:
+    [bold]sdpy generate "lighthouse at dark" --model demo[/bold]
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    An error that sdpy or Typer raises on purpose becomes one line on stderr. So does any other;
+    the environment variable SDPY_DEBUG=1 shows its traceback.
+
+    Args:
+        arguments: without the program's name; None for those of this process.
+    """
+    try:
+        result: Any = app(arguments, prog_name="sdpy", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        where = "sdpy" if context is None else context.command_path
+        return _fail(f"{error.format_message()}; '{where} --help' explains", error.exit_code)
+    except SdpyError as error:
+        if os.environ.get("SDPY_DEBUG"):
+            raise
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("SDPY_DEBUG"):
+            raise
+        if _is_out_of_memory(error):
+            return _fail(
+                "out of memory: use a smaller --width and --height, --sliced-attention-size 0, or "
+                "--cpu for models that do not fit on the GPU",
+                SdpyError.exit_code,
+            )
+        return _fail(
+            f"this is a mistake in sdpy, please report it: {type(error).__name__}: {error} "
+            "(SDPY_DEBUG=1 shows where)",
+            SdpyError.exit_code,
+        )
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"sdpy: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )

@@ -1,0 +1,38 @@
+"""``sdpy generate PROMPT``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sdpy.cli.options import CommonOptions, Height, Width
+from sdpy.cli.painting import find_components, paint_to_files, painting_settings
+from sdpy.outputs import check_output
+
+
+def generate(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)
+    ],
+    options: CommonOptions,
+    width: Width = None,
+    height: Height = None,
+) -> None:
+    """Paint a picture from a prompt.
+
+    The picture is 512x512, the demo model's 128x128, unless --width and --height say otherwise.
+    """
+    check_output(options.final_image, options.num_samples)
+    from sdpy import pipelines
+
+    components = find_components(options, default_model="sd15")
+    settings = painting_settings(prompt, options)
+    side = components.variant.sample_size
+    events = pipelines.generate(
+        components,
+        settings,
+        width=side if width is None else width,
+        height=side if height is None else height,
+    )
+    paint_to_files(events, components, settings, options)

@@ -1,0 +1,243 @@
+"""Options that several commands share, each declared once.
+
+A command takes groups of options as dataclasses; `flatten` spreads them out for Typer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def flatten(command: Callable[..., None]) -> Callable[..., None]:
+    """A function with the fields of ``command``'s dataclass parameters as its own parameters."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        group = hints[name]
+        if not dataclasses.is_dataclass(group):
+            parameters.append(_keyword(name, group, parameter.default))
+            continue
+        groups[name] = group
+        group_hints = get_type_hints(group, include_extras=True)
+        for field in dataclasses.fields(group):
+            parameters.append(_keyword(field.name, group_hints[field.name], field.default))
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        for name, group in groups.items():
+            fields = [field.name for field in dataclasses.fields(group)]
+            values[name] = group(**{field: values.pop(field) for field in fields})
+        command(**values)
+
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del flat.__wrapped__
+    return flat
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    if default is dataclasses.MISSING:
+        default = inspect.Parameter.empty
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+# Typer does not show the defaults of options that default to None; the help texts say them.
+Prompt = Annotated[str, typer.Option("--prompt", "-p", help="What to paint.")]
+
+Width = Annotated[int | None, typer.Option(min=1, max=8192, help="Width in pixels.")]
+Height = Annotated[int | None, typer.Option(min=1, max=8192, help="Height in pixels.")]
+
+Strength = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        callback=_finite,
+        help="How much to change: the share of the steps that is walked.",
+    ),
+]
+
+_PAINTING = "Painting"
+_MODEL = "Model and weights"
+_PLACE = "Where to compute"
+_OUTPUT = "Output"
+
+
+@dataclass(frozen=True)
+class PaintingOptions:
+    """How to paint."""
+
+    negative_prompt: Annotated[
+        str,
+        typer.Option("--negative-prompt", "-n", help="What to avoid.", rich_help_panel=_PAINTING),
+    ] = ""
+    n_steps: Annotated[
+        int,
+        typer.Option("--n-steps", "--steps", min=1, help="Steps.", rich_help_panel=_PAINTING),
+    ] = 30
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            callback=_finite,
+            show_default="7.5; the demo model's is 4",
+            help="How strongly to follow the prompt; 1 is without guidance and twice as fast.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            metavar="INTEGER",
+            help="Seed of the noise. Sample k, counted from 0, uses SEED + k.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = 32
+    num_samples: Annotated[
+        int,
+        typer.Option(min=1, max=100_000, help="Pictures to paint.", rich_help_panel=_PAINTING),
+    ] = 1
+    scheduler: Annotated[str, typer.Option(help="Sampler: ddim.", rich_help_panel=_PAINTING)] = (
+        "ddim"
+    )
+    timestep_spacing: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the model's own",
+            help="Timesteps to visit: original, leading, linspace or trailing.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = None
+    eta: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            callback=_finite,
+            help="Noise that DDIM adds at each step: 0 none, 1 as DDPM.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = 0.0
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which weights to use."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            show_default="sd15",
+            help="sd15, sd15-inpaint, or demo, which is small and comes with sdpy.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    data: Annotated[Path, typer.Option(help="Folder of the weights.", rich_help_panel=_MODEL)] = (
+        Path("data")
+    )
+    clip_weights: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="pytorch_model.ot in DATA",
+            help="Text encoder, .ot or .safetensors.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    unet_weights: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="unet.ot in DATA", help="UNet, likewise.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    vae_weights: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="vae.ot in DATA", help="Autoencoder, likewise.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    vocab_file: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="bpe_simple_vocab_16e6.txt in DATA",
+            help="CLIP's byte-pair merges, plain or .gz.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Where to compute."""
+
+    cpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default="none",
+            help="Models to run on the CPU: all, clip, unet or vae. Repeat, or separate by commas.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the GPU if there is one",
+            help="Device of the other models: cuda, cuda:1, mps, cpu.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None
+    sliced_attention_size: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="off",
+            help="Compute attention in slices of so many heads, in less memory; 0 is automatic.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the pictures go."""
+
+    final_image: Annotated[
+        Path,
+        typer.Option(
+            "--final-image",
+            "--output",
+            "-o",
+            help="File to write: .png, .jpg or .webp. Several samples are numbered, as in "
+            "sd_final.1.png.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = Path("sd_final.png")
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_OUTPUT),
+    ] = False
+
+
+# Fields are collected from the last base to the first.
+@dataclass(frozen=True)
+class CommonOptions(OutputOptions, PlaceOptions, ModelOptions, PaintingOptions):
+    """What every painting command takes."""

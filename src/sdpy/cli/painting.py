@@ -1,0 +1,101 @@
+"""What the painting commands share: checks before the work, and writing pictures after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from sdpy.cli.options import CommonOptions
+from sdpy.cli.progress import follow
+
+if TYPE_CHECKING:  # at run time these would import torch
+    from PIL.Image import Image
+
+    from sdpy.pipelines import Components, Event, Settings
+
+
+def find_components(options: CommonOptions, default_model: str) -> Components:
+    """The models that the options name. Reads no weights; raises what is wrong with the options."""
+    from sdpy.devices import place
+    from sdpy.pipelines import Components, find_files
+    from sdpy.variants import find_variant
+
+    variant = find_variant(default_model if options.model is None else options.model)
+    given = {
+        "text_encoder": options.clip_weights,
+        "unet": options.unet_weights,
+        "vae": options.vae_weights,
+        "vocabulary": options.vocab_file,
+    }
+    return Components(
+        variant=variant,
+        placement=place(options.cpu or (), options.device),
+        files=find_files(variant, options.data, given),
+        sliced_attention_size=options.sliced_attention_size,
+    )
+
+
+def painting_settings(prompt: str, options: CommonOptions) -> Settings:
+    """The options that say what to paint and how."""
+    from sdpy.pipelines import Settings
+
+    return Settings(
+        prompt=prompt,
+        negative_prompt=options.negative_prompt,
+        steps=options.n_steps,
+        guidance_scale=options.guidance_scale,
+        seed=options.seed,
+        num_samples=options.num_samples,
+        scheduler=options.scheduler,
+        timestep_spacing=options.timestep_spacing,
+        eta=options.eta,
+    )
+
+
+def paint_to_files(
+    events: Iterator[Event],
+    components: Components,
+    settings: Settings,
+    options: CommonOptions,
+    finish: Callable[[Image], Image] = lambda image: image,
+) -> None:
+    """Run a pipeline, write each picture as soon as it is painted, and print its path.
+
+    Args:
+        events: of the pipeline.
+        components: the models that paint.
+        settings: the pipeline's.
+        options: the command's.
+        finish: what is still to be done to a picture before it is written.
+    """
+    from sdpy.images import save_image, tensor_to_image
+    from sdpy.outputs import numbered_paths
+
+    paths = numbered_paths(options.final_image, options.num_samples)
+    for painted in follow(events, quiet=options.quiet):
+        path = paths[painted.sample - 1]
+        image = finish(tensor_to_image(painted.picture))
+        save_image(image, path, describe(components, settings, painted.seed, image.size))
+        if not options.quiet:
+            print(path, flush=True)
+
+
+def describe(components: Components, settings: Settings, seed: int, size: tuple[int, int]) -> str:
+    """How a picture was painted, as other Stable Diffusion programs write it into PNG files."""
+    from sdpy import __version__
+    from sdpy.pipelines.paint import effective_guidance_scale
+
+    lines = [settings.prompt]
+    if settings.negative_prompt:
+        lines.append(f"Negative prompt: {settings.negative_prompt}")
+    facts = {
+        "Steps": settings.steps,
+        "Sampler": settings.scheduler,
+        "CFG scale": effective_guidance_scale(components, settings),
+        "Seed": seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": components.variant.name,
+        "Version": f"sdpy {__version__}",
+    }
+    lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
+    return "\n".join(lines)
