@@ -343,3 +343,11 @@ def test_a_name_that_no_table_knows_is_reported_as_it_is(tmp_path: Path, load: L
     state["encoder.mid_block.attentions.0.qkv.weight"] = torch.ones(1)
     message = refused(load, on_meta(vae), written(tmp_path, state))
     assert "1 unexpected (encoder.mid_block.attentions.0.qkv.weight)" in message
+
+
+@LOADERS
+def test_a_name_is_not_changed_to_one_that_the_model_lacks(tmp_path: Path, load: Load) -> None:
+    name = "encoder.mid_block.attentions.0.query.weight"
+    tensors = {**small_tensors(), name: torch.ones(2, 2)}
+    message = refused(load, on_meta(Small), written(tmp_path, tensors))
+    assert f"1 unexpected ({name})" in message
