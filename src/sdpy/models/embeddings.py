@@ -24,8 +24,10 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     frequency shift 0 that Stable Diffusion's UNet was trained with.
     """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    frequencies = torch.exp(-math.log(10000) * exponent)
+    # In this order, because a rounding of a frequency is multiplied by up to 1000 below; the
+    # reference implementation, on which the weights were trained, rounds so.
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    frequencies = torch.exp(exponent / half)
     angles = timesteps[:, None].float() * frequencies[None, :]  # (B, dim / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

@@ -1,0 +1,93 @@
+"""diffusers' and transformers' models and schedulers for configurations of sdpy."""
+
+from __future__ import annotations
+
+import diffusers
+import transformers
+from torch import Tensor, nn
+
+from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from sdpy.schedulers import NoiseConfig
+
+
+def reference_text_encoder(config: CLIPTextConfig, **changes: object) -> nn.Module:
+    options = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "max_position_embeddings": config.max_position_embeddings,
+        "hidden_act": config.hidden_act,
+        "bos_token_id": config.vocab_size - 2,
+        "eos_token_id": config.vocab_size - 1,
+    }
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**{**options, **changes})).eval()
+
+
+def reference_unet(config: UNet2DConditionConfig, **changes: object) -> nn.Module:
+    attends = config.cross_attention
+    options = {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": config.block_out_channels,
+        "down_block_types": [_block("Down", a) for a in attends],
+        "up_block_types": [_block("Up", a) for a in reversed(attends)],
+        # the number of heads, in spite of its name
+        "attention_head_dim": config.attention_heads,
+        "layers_per_block": config.layers_per_block,
+        "transformer_layers_per_block": config.transformer_layers_per_block,
+        "cross_attention_dim": config.cross_attention_dim,
+        "use_linear_projection": config.use_linear_projection,
+        "norm_num_groups": config.norm_num_groups,
+    }
+    return diffusers.UNet2DConditionModel(**{**options, **changes}).eval()
+
+
+def _block(direction: str, attends: bool) -> str:
+    return f"CrossAttn{direction}Block2D" if attends else f"{direction}Block2D"
+
+
+def reference_vae(config: AutoencoderKLConfig, **changes: object) -> nn.Module:
+    levels = len(config.block_out_channels)
+    options = {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": config.block_out_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+    }
+    return diffusers.AutoencoderKL(**{**options, **changes}).eval()
+
+
+def reference_ddim(noise: NoiseConfig, timestep_spacing: str) -> diffusers.DDIMScheduler:
+    return diffusers.DDIMScheduler(
+        num_train_timesteps=noise.num_train_timesteps,
+        beta_start=noise.beta_start,
+        beta_end=noise.beta_end,
+        beta_schedule="scaled_linear",
+        prediction_type=noise.prediction_type,
+        rescale_betas_zero_snr=noise.rescale_betas_zero_snr,
+        timestep_spacing=timestep_spacing,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+    )
+
+
+def text_encoder_state(reference: nn.Module) -> dict[str, Tensor]:
+    """The weights by the names of the published files; transformers 5 drops their prefix."""
+    return {
+        f"text_model.{name.removeprefix('text_model.')}": tensor
+        for name, tensor in reference.state_dict().items()
+    }
+
+
+def load_text_encoder(reference: nn.Module, ours: dict[str, Tensor], **options: bool) -> None:
+    """Give ``reference`` the weights of a text encoder of sdpy, prefixed or not as it wants."""
+    prefixed = any(name.startswith("text_model.") for name in reference.state_dict())
+    state = {n if prefixed else n.removeprefix("text_model."): t for n, t in ours.items()}
+    reference.load_state_dict(state, **options)
