@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sdpy.errors import UsageError
 from sdpy.schedulers.base import draw_noise
 from sdpy.schedulers.noise import NoiseConfig, make_alphas_cumprod, split_prediction
 from sdpy.schedulers.spacing import space_timesteps
@@ -20,6 +21,9 @@ class DDIMScheduler:
         timestep_spacing: a name of `sdpy.schedulers.spacing.SPACINGS`.
         eta: 0 for DDIM, 1 for as much noise as DDPM adds; in [0, 1].
 
+    Raises:
+        UsageError: ``eta`` is outside [0, 1].
+
     Source: "Denoising Diffusion Implicit Models" (Song et al., 2021), equations 12 and 16; agrees
     with diffusers' ``DDIMScheduler`` (``steps_offset=1, set_alpha_to_one=False,
     clip_sample=False``) and, with the spacing ``original``, with the OCaml program.
@@ -28,6 +32,8 @@ class DDIMScheduler:
     def __init__(
         self, noise: NoiseConfig, *, timestep_spacing: str = "leading", eta: float = 0.0
     ) -> None:
+        if not 0.0 <= eta <= 1.0:
+            raise UsageError(f"eta {eta:g}: use 0 (no noise) to 1 (as much as DDPM adds)")
         self.noise = noise
         self.timestep_spacing = timestep_spacing
         self.eta = eta
@@ -63,7 +69,8 @@ class DDIMScheduler:
         )
         variance = (1 - alpha_prev) / (1 - alpha_t) * (1 - alpha_t / alpha_prev)  # equation 16
         sigma = self.eta * math.sqrt(variance)
-        direction = math.sqrt(1 - alpha_prev - sigma**2) * predicted_noise
+        # With eta 1 after pure noise nothing is left but a rounding, which may fall below 0.
+        direction = math.sqrt(max(1 - alpha_prev - sigma**2, 0.0)) * predicted_noise
         sample = math.sqrt(alpha_prev) * predicted_x0 + direction
         if sigma > 0:
             sample = sample + sigma * draw_noise(sample, generator)

@@ -40,8 +40,9 @@ def linspace(steps: int, num_train_timesteps: int) -> Timesteps:
 
 def trailing(steps: int, num_train_timesteps: int) -> Timesteps:
     """Evenly from the last timestep, which a zero-terminal-SNR model has to start from."""
-    ratio = num_train_timesteps / steps
-    spaced = num_train_timesteps - ratio * np.arange(steps)
+    # A range, because its roundings decide between neighbours where a step falls half-way; they
+    # may also make it one too long.
+    spaced = np.arange(num_train_timesteps, 0, -num_train_timesteps / steps)[:steps]
     return spaced.round().astype(np.int64) - 1
 
 

@@ -1,0 +1,224 @@
+"""What every registered sampler promises; a new one is covered by being registered.
+
+The network of these tests is an oracle. It knows the clean latents, takes what it is given for the
+mixture ``sqrt(a) clean + sqrt(1 - a) noise`` that it was trained on, and predicts exactly. So a
+sampler that follows its equations, with any network inputs scaled as they ought to be, arrives at
+the clean latents.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdpy.errors import UsageError
+from sdpy.schedulers import SCHEDULERS, NoiseConfig, Scheduler, make_alphas_cumprod, make_scheduler
+from sdpy.schedulers.noise import PREDICTION_TYPES
+from sdpy.schedulers.spacing import SPACINGS
+
+EVERY_NAME = pytest.mark.parametrize("name", SCHEDULERS)
+EVERY_SPACING = pytest.mark.parametrize("spacing", SPACINGS)
+EVERY_PREDICTION = pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+SHAPE = (2, 4, 3, 5)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Oracle:
+    """Predicts exactly, in the terms of ``noise.prediction_type``."""
+
+    def __init__(self, noise: NoiseConfig, clean: Tensor) -> None:
+        self.prediction_type = noise.prediction_type
+        self.alphas_cumprod = make_alphas_cumprod(noise)
+        self.clean = clean
+
+    def __call__(self, mixture: Tensor, timestep: Tensor) -> Tensor:
+        alpha = self.alphas_cumprod[min(round(float(timestep)), 999)].item()
+        signal, sigma = math.sqrt(alpha), math.sqrt(1 - alpha)
+        noise = (mixture - signal * self.clean) / sigma
+        return {
+            "epsilon": noise,
+            "v_prediction": signal * noise - sigma * self.clean,
+            "sample": self.clean,
+        }[self.prediction_type].to(mixture.dtype)
+
+
+def walk(scheduler: Scheduler, model: Oracle, latents: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    for timestep in scheduler.timesteps:
+        output = model(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(output, timestep, latents, generator)
+    return latents
+
+
+def make(name: str, steps: int = 10, eta: float = 0.0, **noise: object) -> Scheduler:
+    scheduler = make_scheduler(name, NoiseConfig(**noise), timestep_spacing="leading", eta=eta)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@EVERY_NAME
+@EVERY_SPACING
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 999, 1000])
+def test_timesteps_fall_and_stay_in_the_training_range(name: str, spacing: str, steps: int) -> None:
+    scheduler = make_scheduler(name, NoiseConfig(), timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps
+    assert timesteps.device.type == "cpu"
+    assert timesteps.ndim == 1
+    assert len(timesteps) >= steps  # a sampler may look twice at a step
+    assert (timesteps.diff() <= 0).all()
+    assert 0 <= timesteps.min() and timesteps.max() <= 1000
+
+
+@EVERY_NAME
+@EVERY_PREDICTION
+@EVERY_SPACING
+def test_the_walk_ends_at_what_a_perfect_network_predicts(
+    name: str, prediction_type: str, spacing: str
+) -> None:
+    noise = NoiseConfig(prediction_type=prediction_type)
+    clean = normal(*SHAPE)
+    for eta in (0.0, 1.0):
+        scheduler = make_scheduler(name, noise, timestep_spacing=spacing, eta=eta)
+        scheduler.set_timesteps(20)
+        latents = normal(*SHAPE, seed=1) * scheduler.init_noise_sigma
+        painted = walk(scheduler, Oracle(noise, clean), latents)
+        # What is left is the noise of the lowest timestep, deviation 0.03; and linspace lies a
+        # little wider than DDIM's steps reach.
+        assert (painted - clean).square().mean().sqrt() < 0.07
+
+
+@EVERY_NAME
+@EVERY_PREDICTION
+def test_added_noise_is_what_the_network_was_trained_on(name: str, prediction_type: str) -> None:
+    scheduler = make(name, prediction_type=prediction_type)
+    clean, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
+    alphas_cumprod = make_alphas_cumprod(NoiseConfig())
+    for timestep in scheduler.timesteps:
+        alpha = alphas_cumprod[int(timestep)].item()
+        expected = math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
+        noisy = scheduler.add_noise(clean, noise, timestep)
+        assert torch.allclose(scheduler.scale_model_input(noisy, timestep), expected, atol=1e-5)
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("start", [1, 5, 9])
+def test_a_walk_can_begin_anywhere_with_added_noise(name: str, start: int) -> None:
+    scheduler = make(name)
+    clean, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
+    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[start])
+    oracle = Oracle(NoiseConfig(), clean)
+    for timestep in scheduler.timesteps[start:]:
+        output = oracle(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(output, timestep, latents)
+    assert (latents - clean).square().mean().sqrt() < 0.05
+
+
+@EVERY_NAME
+def test_set_timesteps_begins_anew(name: str) -> None:
+    scheduler = make(name)
+    oracle, latents = Oracle(NoiseConfig(), normal(*SHAPE)), normal(*SHAPE, seed=1)
+    first = walk(scheduler, oracle, latents)
+    scheduler.set_timesteps(7)
+    for timestep in scheduler.timesteps[:3]:  # left half-way
+        scheduler.step(latents, timestep, latents)
+    scheduler.set_timesteps(10)
+    assert torch.equal(walk(scheduler, oracle, latents), first)
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_random_numbers_come_from_the_generator_alone(name: str, eta: float) -> None:
+    scheduler = make(name, eta=eta)
+    oracle, latents = Oracle(NoiseConfig(), normal(*SHAPE)), normal(*SHAPE, seed=1)
+
+    def again(seed: int) -> Tensor:
+        scheduler.set_timesteps(10)
+        return walk(scheduler, oracle, latents, seed)
+
+    before = torch.get_rng_state()
+    first = again(seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12345)
+    assert torch.equal(again(seed=3), first)
+
+
+@EVERY_NAME
+def test_members_of_a_batch_walk_alone(name: str) -> None:
+    scheduler = make(name)
+    clean, latents = normal(*SHAPE), normal(*SHAPE, seed=1)
+    together = walk(scheduler, Oracle(NoiseConfig(), clean), latents)
+    for i in range(len(latents)):
+        scheduler.set_timesteps(10)
+        alone = walk(scheduler, Oracle(NoiseConfig(), clean[i : i + 1]), latents[i : i + 1])
+        assert torch.allclose(alone, together[i : i + 1], atol=1e-5)
+
+
+@EVERY_NAME
+@EVERY_PREDICTION
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_arguments_are_left_alone(name: str, prediction_type: str, eta: float) -> None:
+    scheduler = make(name, eta=eta, prediction_type=prediction_type)
+    output, sample, noise = normal(*SHAPE), normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
+    before = [tensor.clone() for tensor in (output, sample, noise, scheduler.timesteps)]
+    for timestep in scheduler.timesteps[:3]:
+        scheduler.add_noise(sample, noise, timestep)
+        scheduler.scale_model_input(sample, timestep)
+        scheduler.step(output, timestep, sample)
+    after = (output, sample, noise, scheduler.timesteps)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_and_shape_are_kept(name: str, dtype: torch.dtype) -> None:
+    scheduler = make(name, eta=1.0)
+    sample, noise = normal(*SHAPE).to(dtype), normal(*SHAPE, seed=1).to(dtype)
+    timestep = scheduler.timesteps[0]
+    for result in (
+        scheduler.add_noise(sample, noise, timestep),
+        scheduler.scale_model_input(sample, timestep),
+        scheduler.step(noise, timestep, sample),
+    ):
+        assert result.dtype == dtype
+        assert result.shape == SHAPE
+
+
+@EVERY_NAME
+def test_the_first_noise_has_a_deviation(name: str) -> None:
+    sigma = make(name).init_noise_sigma
+    assert math.isfinite(sigma)
+    assert sigma > 0
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_numbers_of_steps_are_refused(name: str, steps: int) -> None:
+    scheduler = make(name)
+    with pytest.raises(UsageError, match=f"^{steps} steps: use 1 to 1000$"):
+        scheduler.set_timesteps(steps)
+
+
+@EVERY_NAME
+def test_unknown_spacings_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="'even'.* original, leading, linspace, trailing"):
+        make_scheduler(name, NoiseConfig(), timestep_spacing="even").set_timesteps(10)
+
+
+@EVERY_NAME
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_an_eta_outside_its_range_is_refused(name: str, eta: float) -> None:
+    with pytest.raises(UsageError, match="eta"):
+        make_scheduler(name, NoiseConfig(), timestep_spacing="leading", eta=eta)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="'plms'") as caught:
+        make_scheduler("plms", NoiseConfig(), timestep_spacing="leading")
+    assert ", ".join(SCHEDULERS) in str(caught.value)
