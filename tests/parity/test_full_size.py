@@ -1,0 +1,92 @@
+"""The models at Stable Diffusion 1.5's real size beside the references, for a 512x512 picture.
+
+Both implementations hold the same tensors, so that the weights are in memory once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from parity.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
+from parity.references import (
+    load_text_encoder,
+    reference_ddim,
+    reference_text_encoder,
+    reference_unet,
+    reference_vae,
+)
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    UNet2DConditionConfig,
+    UNet2DConditionModel,
+)
+from sdpy.schedulers import DDIMScheduler, NoiseConfig
+
+pytestmark = [pytest.mark.full_size, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def on_meta(make: type[nn.Module], config: object) -> nn.Module:
+    with torch.device("meta"):
+        return make(config)
+
+
+def test_text_encoder() -> None:
+    config = CLIPTextConfig()
+    ours = randomise(on_meta(CLIPTextModel, config))
+    theirs = reference_text_encoder(config)
+    load_text_encoder(theirs, ours.state_dict(), assign=True)
+    ids = torch.full((2, 77), 49407)
+    ids[:, 0] = 49406
+    ids[1, 1:12] = torch.randint(49406, (11,), generator=torch.Generator().manual_seed(1))
+    assert relative_error(ours(ids), theirs(ids).last_hidden_state) <= MODEL_TOLERANCE
+
+
+def test_unet_and_one_guided_step() -> None:
+    config, guidance = UNet2DConditionConfig(), 7.5
+    ours = randomise(on_meta(UNet2DConditionModel, config))
+    with torch.device("meta"):
+        theirs = reference_unet(config)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    our_ddim = DDIMScheduler(NoiseConfig(), timestep_spacing="leading")
+    their_ddim = reference_ddim(NoiseConfig(), "leading")
+    our_ddim.set_timesteps(30)
+    their_ddim.set_timesteps(30)
+    timestep = our_ddim.timesteps[0]
+    latents, context = normal(1, 4, 64, 64, seed=32), normal(2, 77, 768, seed=1)
+    batch = latents.expand(2, -1, -1, -1)
+
+    a, b = ours(batch, timestep, context), theirs(batch, timestep, context).sample
+    assert relative_error(a, b) <= MODEL_TOLERANCE
+    a, b = (e[:1] + guidance * (e[1:] - e[:1]) for e in (a, b))
+    a = our_ddim.step(a, timestep, latents)
+    b = their_ddim.step(b, timestep, latents).prev_sample
+    assert relative_error(a, b) <= RUN_TOLERANCE
+
+
+def test_autoencoder() -> None:
+    config = AutoencoderKLConfig()
+    ours = randomise(on_meta(AutoencoderKL, config))
+    with torch.device("meta"):
+        theirs = reference_vae(config)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+
+    picture = normal(1, 3, 512, 512, seed=1).clamp(-1, 1)
+    posterior, expected = ours.encode(picture), theirs.encode(picture).latent_dist
+    assert relative_error(posterior.mean, expected.mean) <= MODEL_TOLERANCE
+    assert relative_error(posterior.std, expected.std) <= MODEL_TOLERANCE
+
+    latents = normal(1, 4, 64, 64, seed=2)
+    assert relative_error(ours.decode(latents), theirs.decode(latents).sample) <= MODEL_TOLERANCE
