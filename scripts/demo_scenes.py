@@ -10,6 +10,7 @@ x to the right and y downwards, both in [0, 1]; a subject has its own frame with
 v upwards and its height as the unit.
 
     python scripts/demo_scenes.py sheet OUT.png [--seed N] [--size N]
+    python scripts/demo_scenes.py draw OUT.png --subject house --colour red --time dusk
 """
 
 from __future__ import annotations
@@ -1359,12 +1360,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sheet.add_argument("out", type=Path, help="PNG file to write")
     sheet.add_argument("--seed", type=int, default=0, help="composition seed (default 0)")
     sheet.add_argument("--size", type=int, default=128, help="edge of one picture (default 128)")
+    single = commands.add_parser("draw", help="draw one scene")
+    single.add_argument("out", type=Path, help="picture file to write")
+    single.add_argument("--subject", choices=SUBJECTS, required=True)
+    single.add_argument("--colour", choices=COLOURS)
+    single.add_argument("--time", choices=TIMES, default="noon")
+    single.add_argument("--weather", choices=WEATHERS, default="clear")
+    single.add_argument("--seed", type=int, default=0, help="composition seed (default 0)")
+    single.add_argument("--size", type=int, default=512, help="edge of the picture (default 512)")
     captions = commands.add_parser("captions", help="print captions of the first training scenes")
     captions.add_argument("--count", type=int, default=40)
     captions.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.command == "sheet":
         Image.fromarray(contact_sheet(options.seed, options.size)).save(options.out)
+    elif options.command == "draw":
+        o = options
+        scene = Scene(o.subject, o.colour, o.time, o.weather, o.seed)
+        Image.fromarray(draw(scene, o.size)).save(o.out, quality=95)
     else:
         for index in range(options.count):
             print(caption_at(index, options.seed))
