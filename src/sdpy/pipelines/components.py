@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,7 @@ def find_files(
     for name, candidates in vars(variant.files).items():
         chosen = None if given is None else given.get(name)
         paths = [folder / candidate for candidate in candidates] if chosen is None else [chosen]
-        existing = [path for path in paths if path.exists()]
+        existing = [path for path in paths if os.path.exists(path)]  # False also for a bad name
         if existing:
             found[name] = existing[0]
         else:
@@ -105,7 +106,7 @@ class Components:
         Raises:
             WeightsError: the file cannot be read.
         """
-        conv_in = read_checkpoint(self.files.unet).tensors.get("conv_in.weight")
+        conv_in = read_checkpoint(self.files.unet).outline.get("conv_in.weight")
         if conv_in is None or conv_in.ndim != 4:
             return self.variant.unet.in_channels  # not a UNet, as loading will say
         return conv_in.shape[1]

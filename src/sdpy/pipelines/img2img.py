@@ -10,7 +10,7 @@ from torch import Tensor
 from sdpy.models import DiagonalGaussian
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.paint import Event, Settings, check, first_step, latent_shape, paint
+from sdpy.pipelines.paint import Event, Settings, check, first_step, latent_shape, paint, plan
 from sdpy.schedulers import Scheduler
 
 
@@ -34,13 +34,13 @@ def img2img(
     sample before the noise.
     """
     latent_shape(components, picture.shape[-1], picture.shape[-2])
+    first = first_step(len(plan(components, settings).timesteps), strength)
     check(components, settings, (components.variant.vae.latent_channels,))
     encoded = encode(components, picture)
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         latents = sample_latents(components, encoded, generator)
         noise = torch.randn(latents.shape, generator=generator)
-        first = first_step(len(scheduler.timesteps), strength)
         return Walk(noisy(scheduler, latents, noise, first), first)
 
     yield from paint(components, settings, begin)

@@ -22,6 +22,7 @@ from sdpy.pipelines.paint import (
     first_step,
     latent_shape,
     paint,
+    plan,
 )
 from sdpy.schedulers import Scheduler
 
@@ -61,6 +62,7 @@ def inpaint(
             f"the white of the mask is too fine: one latent covers {factor}x{factor} pixels; "
             "paint larger areas white"
         )
+    first = first_step(len(plan(components, settings).timesteps), strength)
     latent_channels = components.variant.vae.latent_channels
     check(components, settings, (latent_channels, 2 * latent_channels + 1))
     if components.unet_in_channels == latent_channels:
@@ -68,12 +70,12 @@ def inpaint(
             yield Notice(
                 f"{components.files.unet} is not made for inpainting: blending the latents instead"
             )
-        begin = _blending(components, encode(components, picture), latent_mask, strength)
+        begin = _blending(components, encode(components, picture), latent_mask, first)
     else:
         masked = encode(components, picture * (1 - mask))
         # From pure noise, the picture itself is not needed.
-        encoded = None if strength == 1 else encode(components, picture)
-        begin = _conditioned(components, encoded, masked, latent_mask, strength)
+        encoded = None if first == 0 else encode(components, picture)
+        begin = _conditioned(components, encoded, masked, latent_mask, first)
     yield from paint(components, settings, begin)
 
 
@@ -82,7 +84,7 @@ def _conditioned(
     encoded: DiagonalGaussian | None,
     masked: DiagonalGaussian,
     latent_mask: Tensor,
-    strength: float,
+    first: int,
 ) -> Begin:
     """For 9 channels. Draws the masked picture's posterior first, as the OCaml program does."""
 
@@ -90,21 +92,21 @@ def _conditioned(
         masked_latents = sample_latents(components, masked, generator)
         original = None if encoded is None else sample_latents(components, encoded, generator)
         noise = torch.randn(masked_latents.shape, generator=generator)
-        latents, first = _start(scheduler, original, noise, strength)
+        latents = _start(scheduler, original, noise, first)
         return Walk(latents, first, conditioning=torch.cat([latent_mask, masked_latents], dim=1))
 
     return begin
 
 
 def _blending(
-    components: Components, encoded: DiagonalGaussian, latent_mask: Tensor, strength: float
+    components: Components, encoded: DiagonalGaussian, latent_mask: Tensor, first: int
 ) -> Begin:
     """For 4 channels: outside the mask the latents are the picture's, as noisy as the step is."""
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         original = sample_latents(components, encoded, generator)
         noise = torch.randn(original.shape, generator=generator)
-        latents, first = _start(scheduler, original, noise, strength)
+        latents = _start(scheduler, original, noise, first)
 
         def keep_outside(latents: Tensor, upcoming: Tensor | None) -> Tensor:
             kept = original if upcoming is None else scheduler.add_noise(original, noise, upcoming)
@@ -116,11 +118,8 @@ def _blending(
     return begin
 
 
-def _start(
-    scheduler: Scheduler, original: Tensor | None, noise: Tensor, strength: float
-) -> tuple[Tensor, int]:
-    """The first latents, pure noise where all steps are walked, and the first step's index."""
-    first = first_step(len(scheduler.timesteps), strength)
+def _start(scheduler: Scheduler, original: Tensor | None, noise: Tensor, first: int) -> Tensor:
+    """The first latents: pure noise where all steps are walked."""
     if first == 0 or original is None:
-        return noise * scheduler.init_noise_sigma, 0
-    return noisy(scheduler, original, noise, first), first
+        return noise * scheduler.init_noise_sigma
+    return noisy(scheduler, original, noise, first)

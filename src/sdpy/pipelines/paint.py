@@ -177,7 +177,12 @@ def first_step(steps: int, strength: float) -> int:
     Args:
         steps: number of timesteps.
         strength: share of them that is walked, in [0, 1]; at 0 none is.
+
+    Raises:
+        UsageError: a strength outside [0, 1].
     """
+    if not 0.0 <= strength <= 1.0:
+        raise UsageError(f"strength {strength:g}: use 0 (change nothing) to 1 (paint anew)")
     return steps - int(steps * strength)
 
 
