@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -9,6 +10,9 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     from sdpy.cli.app import run
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names need not be text; they are printed byte by byte, as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
     sys.exit(run())
 
 

@@ -64,28 +64,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     An error that sdpy or Typer raises on purpose becomes one line on stderr. So does any other;
-    the environment variable SDPY_DEBUG=1 shows its traceback.
+    the environment variable SDPY_DEBUG=1 shows its traceback. Where nobody reads the output any
+    more, Typer leaves the process with exit code 1.
 
     Args:
         arguments: without the program's name; None for those of this process.
     """
     try:
         result: Any = app(arguments, prog_name="sdpy", standalone_mode=False)
+        if result == INTERRUPTED:  # Typer's answer to Ctrl-C
+            return _fail("interrupted", INTERRUPTED)
         return result if isinstance(result, int) else 0
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         where = "sdpy" if context is None else context.command_path
-        return _fail(f"{error.format_message()}; '{where} --help' explains", error.exit_code)
+        message = error.format_message().rstrip(".")
+        if not message:  # no arguments at all: Typer has printed the help
+            return error.exit_code
+        return _fail(f"{message}; '{where} --help' explains", error.exit_code)
     except SdpyError as error:
         if os.environ.get("SDPY_DEBUG"):
             raise
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has enough of it; nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if os.environ.get("SDPY_DEBUG"):
             raise
@@ -95,6 +97,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 "--cpu for models that do not fit on the GPU",
                 SdpyError.exit_code,
             )
+        if isinstance(error, OSError):
+            return _fail(f"{error} (SDPY_DEBUG=1 shows where)", SdpyError.exit_code)
         return _fail(
             f"this is a mistake in sdpy, please report it: {type(error).__name__}: {error} "
             "(SDPY_DEBUG=1 shows where)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from sdpy.cli.options import CommonOptions
@@ -72,12 +73,14 @@ def paint_to_files(
     from sdpy.outputs import numbered_paths
 
     paths = numbered_paths(options.final_image, options.num_samples)
-    for painted in follow(events, quiet=options.quiet):
-        path = paths[painted.sample - 1]
-        image = finish(tensor_to_image(painted.picture))
-        save_image(image, path, describe(components, settings, painted.seed, image.size))
-        if not options.quiet:
-            print(path, flush=True)
+    # Closed at once when writing fails, so that the bar is gone before the error is printed.
+    with closing(follow(events, quiet=options.quiet)) as pictures:
+        for painted in pictures:
+            path = paths[painted.sample - 1]
+            image = finish(tensor_to_image(painted.picture))
+            save_image(image, path, describe(components, settings, painted.seed, image.size))
+            if not options.quiet:
+                print(path, flush=True)
 
 
 def describe(components: Components, settings: Settings, seed: int, size: tuple[int, int]) -> str:

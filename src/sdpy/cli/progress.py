@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,7 +35,7 @@ class Display(Protocol):
         """Print a line."""
 
 
-def follow(events: Iterator[Event], *, quiet: bool) -> Iterator[Painted]:
+def follow(events: Iterator[Event], *, quiet: bool) -> Generator[Painted, None, None]:
     """Show the events of a pipeline on stderr; yield its pictures."""
     from sdpy.pipelines import Notice, Progress
 
@@ -106,6 +106,8 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
+            # Rich would print on stderr what is meant for a file or pipe.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self.task: TaskID | None = None
 
