@@ -66,7 +66,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UsageError(
             f"--device {name} cannot be used here; this machine offers {', '.join(device_names())}"
         ) from error

@@ -113,6 +113,12 @@ def check(components: Components, settings: Settings, unet_in_channels: tuple[in
         UsageError: a setting that cannot work.
         WeightsError: a file that is broken, of the wrong kind, or a UNet for another task.
     """
+    for name, text in (
+        ("prompt", settings.prompt),
+        ("negative prompt", settings.negative_prompt),
+    ):
+        if not _is_unicode(text):
+            raise UsageError(f"the {name} is not Unicode text: type it in the terminal's encoding")
     plan(components, settings)
     components.check()
     if components.unet_in_channels not in unet_in_channels:
@@ -121,6 +127,11 @@ def check(components: Components, settings: Settings, unet_in_channels: tuple[in
             f"cannot do this, {' or '.join(map(str, unet_in_channels))} are needed; "
             "9 are for inpainting alone"
         )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` can be written: bytes of the command line that are no text cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def plan(components: Components, settings: Settings) -> Scheduler:
