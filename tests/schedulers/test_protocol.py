@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
+from sdpy.samplers import SAMPLERS
 from sdpy.schedulers import SCHEDULERS, NoiseConfig, Scheduler, make_alphas_cumprod, make_scheduler
 from sdpy.schedulers.noise import PREDICTION_TYPES
-from sdpy.schedulers.spacing import SPACINGS
 
 EVERY_NAME = pytest.mark.parametrize("name", SCHEDULERS)
-EVERY_SPACING = pytest.mark.parametrize("spacing", SPACINGS)
+EVERY_SPACING = pytest.mark.parametrize(
+    ("name", "spacing"),
+    [(name, spacing) for name in SCHEDULERS for spacing in SAMPLERS[name].spacings or (None,)],
+)
 EVERY_PREDICTION = pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 SHAPE = (2, 4, 3, 5)
 
@@ -56,17 +59,34 @@ def walk(scheduler: Scheduler, model: Oracle, latents: Tensor, seed: int = 0) ->
     return latents
 
 
-def make(name: str, steps: int = 10, eta: float = 0.0, **noise: object) -> Scheduler:
-    scheduler = make_scheduler(name, NoiseConfig(**noise), timestep_spacing="leading", eta=eta)
-    scheduler.set_timesteps(steps)
+def make(
+    name: str, spacing: str | None = "leading", eta: float = 0.0, **noise: object
+) -> Scheduler:
+    sampler = SAMPLERS[name]
+    scheduler = make_scheduler(
+        name,
+        NoiseConfig(**noise),
+        timestep_spacing=spacing if sampler.spacings else None,
+        eta=None if sampler.eta is None else eta,
+    )
+    scheduler.set_timesteps(10)
     return scheduler
 
 
-@EVERY_NAME
+def most_steps(name: str) -> int:
+    """What the message says that refuses more."""
+    with pytest.raises(UsageError, match=r"^1001 steps: use 1 to \d+$") as caught:
+        make(name).set_timesteps(1001)
+    return int(str(caught.value).split()[-1])
+
+
 @EVERY_SPACING
 @pytest.mark.parametrize("steps", [1, 2, 7, 30, 999, 1000])
-def test_timesteps_fall_and_stay_in_the_training_range(name: str, spacing: str, steps: int) -> None:
-    scheduler = make_scheduler(name, NoiseConfig(), timestep_spacing=spacing)
+def test_timesteps_fall_and_stay_in_the_training_range(
+    name: str, spacing: str | None, steps: int
+) -> None:
+    scheduler = make(name, spacing)
+    steps = min(steps, most_steps(name))
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps
     assert timesteps.device.type == "cpu"
@@ -76,16 +96,15 @@ def test_timesteps_fall_and_stay_in_the_training_range(name: str, spacing: str, 
     assert 0 <= timesteps.min() and timesteps.max() <= 1000
 
 
-@EVERY_NAME
-@EVERY_PREDICTION
 @EVERY_SPACING
+@EVERY_PREDICTION
 def test_the_walk_ends_at_what_a_perfect_network_predicts(
-    name: str, prediction_type: str, spacing: str
+    name: str, spacing: str | None, prediction_type: str
 ) -> None:
     noise = NoiseConfig(prediction_type=prediction_type)
     clean = normal(*SHAPE)
     for eta in (0.0, 1.0):
-        scheduler = make_scheduler(name, noise, timestep_spacing=spacing, eta=eta)
+        scheduler = make(name, spacing, eta, prediction_type=prediction_type)
         scheduler.set_timesteps(20)
         latents = normal(*SHAPE, seed=1) * scheduler.init_noise_sigma
         painted = walk(scheduler, Oracle(noise, clean), latents)
@@ -101,6 +120,8 @@ def test_added_noise_is_what_the_network_was_trained_on(name: str, prediction_ty
     clean, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
     alphas_cumprod = make_alphas_cumprod(NoiseConfig())
     for timestep in scheduler.timesteps:
+        if timestep != timestep.round():  # between two steps
+            continue
         alpha = alphas_cumprod[int(timestep)].item()
         expected = math.sqrt(alpha) * clean + math.sqrt(1 - alpha) * noise
         noisy = scheduler.add_noise(clean, noise, timestep)
@@ -111,12 +132,13 @@ def test_added_noise_is_what_the_network_was_trained_on(name: str, prediction_ty
 @pytest.mark.parametrize("start", [1, 5, 9])
 def test_a_walk_can_begin_anywhere_with_added_noise(name: str, start: int) -> None:
     scheduler = make(name)
+    whole = scheduler.timesteps
+    scheduler.set_timesteps(10, skip=start)
+    assert len(scheduler.timesteps) < len(whole)
+    assert set(scheduler.timesteps.tolist()) < set(whole.tolist())
     clean, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
-    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[start])
-    oracle = Oracle(NoiseConfig(), clean)
-    for timestep in scheduler.timesteps[start:]:
-        output = oracle(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(output, timestep, latents)
+    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[0])
+    latents = walk(scheduler, Oracle(NoiseConfig(), clean), latents)
     assert (latents - clean).square().mean().sqrt() < 0.05
 
 
@@ -198,27 +220,79 @@ def test_the_first_noise_has_a_deviation(name: str) -> None:
 
 
 @EVERY_NAME
+def test_a_walk_may_have_no_steps_left(name: str) -> None:
+    scheduler = make(name)
+    scheduler.set_timesteps(10, skip=10)
+    assert len(scheduler.timesteps) == 0
+
+
+@EVERY_NAME
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_impossible_numbers_of_steps_are_refused(name: str, steps: int) -> None:
     scheduler = make(name)
-    with pytest.raises(UsageError, match=f"^{steps} steps: use 1 to 1000$"):
+    with pytest.raises(UsageError, match=rf"^{steps} steps: use 1 to \d+$"):
         scheduler.set_timesteps(steps)
 
 
 @EVERY_NAME
-def test_unknown_spacings_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="'even'.* original, leading, linspace, trailing"):
-        make_scheduler(name, NoiseConfig(), timestep_spacing="even").set_timesteps(10)
+@pytest.mark.parametrize("spacing", ["even", ""])
+def test_unknown_spacings_are_refused(name: str, spacing: str) -> None:
+    with pytest.raises(UsageError, match=f"'{spacing}'") as caught:
+        make_scheduler(name, NoiseConfig(), timestep_spacing=spacing)
+    assert all(known in str(caught.value) for known in SAMPLERS[name].spacings)
 
 
 @EVERY_NAME
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
 def test_an_eta_outside_its_range_is_refused(name: str, eta: float) -> None:
     with pytest.raises(UsageError, match="eta"):
-        make_scheduler(name, NoiseConfig(), timestep_spacing="leading", eta=eta)
+        make_scheduler(name, NoiseConfig(), eta=eta)
+
+
+def test_options_that_do_not_apply_are_refused() -> None:
+    with pytest.raises(UsageError, match="eta does not apply to euler: it is for ddim"):
+        make_scheduler("euler", NoiseConfig(), eta=0.0)
+    with pytest.raises(UsageError, match="ddim has sigmas of its own: leave out 'karras'"):
+        make_scheduler("ddim", NoiseConfig(), sigmas="karras")
+    with pytest.raises(UsageError, match="'original': use one of linspace, leading, trailing"):
+        make_scheduler("euler", NoiseConfig(), timestep_spacing="original")
+    with pytest.raises(UsageError, match="'ays' come with timesteps: leave out 'leading'"):
+        make_scheduler("euler", NoiseConfig(), timestep_spacing="leading", sigmas="ays")
+    with pytest.raises(UsageError, match="'steep': use default or one of karras, "):
+        make_scheduler("euler", NoiseConfig(), sigmas="steep")
+    with pytest.raises(UsageError, match="cannot have the sigmas 'karras' and 'beta'"):
+        make_scheduler("Euler Karras", NoiseConfig(), sigmas="beta")
+
+
+ZERO_SNR = NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+@EVERY_NAME
+def test_pure_noise_at_the_start(name: str) -> None:
+    """Some samplers cannot begin there; they take another spacing unless one is asked for."""
+    scheduler = make_scheduler(name, ZERO_SNR, preferred_spacing="trailing")
+    scheduler.set_timesteps(10)
+    begins = SAMPLERS[name].begins_with_pure_noise
+    assert (scheduler.timesteps[0] == 999) == begins
+    if not begins:
+        with pytest.raises(UsageError, match="with 'trailing': use the timestep spacing leading"):
+            make_scheduler(name, ZERO_SNR, timestep_spacing="trailing")
+    clean = normal(*SHAPE)
+    latents = normal(*SHAPE, seed=1) * scheduler.init_noise_sigma
+    painted = walk(scheduler, Oracle(ZERO_SNR, clean), latents)
+    assert (painted - clean).square().mean().sqrt() < 0.05
+
+
+def test_a_preferred_spacing_is_taken_where_it_can_be() -> None:
+    def spacing(name: str) -> str:
+        scheduler = make_scheduler(name, NoiseConfig(), preferred_spacing="original")
+        return scheduler.timestep_spacing
+
+    assert spacing("ddim") == "original"
+    assert spacing("euler") == "linspace"
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(UsageError, match="'plms'") as caught:
-        make_scheduler("plms", NoiseConfig(), timestep_spacing="leading")
+    with pytest.raises(UsageError, match="'eular'") as caught:
+        make_scheduler("eular", NoiseConfig())
     assert ", ".join(SCHEDULERS) in str(caught.value)

@@ -11,8 +11,8 @@ from torch import Tensor
 class Scheduler(Protocol):
     """A sampler: walks latents from noise to a picture, one prediction of the network at a time.
 
-    Latents are (B, C, h, w) on any device. A scheduler serves one walk at a time;
-    `set_timesteps` begins a new one.
+    Latents are (B, C, h, w) on any device. A scheduler serves one walk at a time, which visits the
+    timesteps in order; `set_timesteps` begins a new one.
     """
 
     @property
@@ -23,8 +23,10 @@ class Scheduler(Protocol):
     def init_noise_sigma(self) -> float:
         """Deviation of the pure noise that the walk begins with."""
 
-    def set_timesteps(self, num_inference_steps: int) -> None:
-        """Plan a walk of that many steps and forget the last one.
+    def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
+        """Plan a walk of that many steps, its first ``skip`` left out, and forget the last walk.
+
+        A step may take several evaluations of the network: ``timesteps`` may be longer.
 
         Raises:
             UsageError: the number of steps does not suit the sampler.
@@ -47,6 +49,17 @@ class Scheduler(Protocol):
 
     def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Clean latents as they look at ``timestep``, a member of ``timesteps``."""
+
+
+def find_evaluation(timesteps: Tensor, timestep: Tensor, upcoming: int) -> int:
+    """Index of ``timestep`` in ``timesteps``: ``upcoming`` if it fits, as a timestep may recur.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if upcoming < len(timesteps) and timesteps[upcoming] == timestep:
+        return upcoming
+    return timesteps.tolist().index(timestep.item())
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
+from sdpy.schedulers.alpha_scheduler import AlphaScheduler
 from sdpy.schedulers.base import draw_noise
-from sdpy.schedulers.noise import NoiseConfig, make_alphas_cumprod, split_prediction
+from sdpy.schedulers.noise import NoiseConfig, split_prediction
 from sdpy.schedulers.spacing import space_timesteps
 
 
-class DDIMScheduler:
+class DDIMScheduler(AlphaScheduler):
     """The deterministic walk of DDIM; with ``eta`` above 0, fresh noise joins at each step.
 
     Args:
@@ -34,23 +35,15 @@ class DDIMScheduler:
     ) -> None:
         if not 0.0 <= eta <= 1.0:
             raise UsageError(f"eta {eta:g}: use 0 (no noise) to 1 (as much as DDPM adds)")
-        self.noise = noise
+        super().__init__(noise)
         self.timestep_spacing = timestep_spacing
         self.eta = eta
-        self.alphas_cumprod = make_alphas_cumprod(noise)
-        self.init_noise_sigma = 1.0
-        self.timesteps = torch.empty(0, dtype=torch.int64)
 
-    def set_timesteps(self, num_inference_steps: int) -> None:
-        """Plan ``num_inference_steps`` timesteps; see `Scheduler.set_timesteps`."""
+    def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
+        """Plan one timestep a step; see `Scheduler.set_timesteps`."""
         total = self.noise.num_train_timesteps
-        spaced = space_timesteps(self.timestep_spacing, num_inference_steps, total)
-        self.timesteps = torch.from_numpy(spaced.copy())
+        self._plan(space_timesteps(self.timestep_spacing, num_inference_steps, total)[skip:])
         self._ratio = total // num_inference_steps
-
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """``sample`` itself: the walk keeps its variance."""
-        return sample
 
     def step(
         self,
@@ -60,9 +53,8 @@ class DDIMScheduler:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """One step of equation 12; see `Scheduler.step`."""
-        index = self._index(timestep)
-        alpha_t = self.alphas_cumprod[index].item()
-        alpha_prev = self.alphas_cumprod[max(index - self._ratio, 0)].item()
+        index = min(int(timestep), self.noise.num_train_timesteps - 1)
+        alpha_t, alpha_prev = self._alpha(index), self._alpha(index - self._ratio)
 
         predicted_x0, predicted_noise = split_prediction(
             self.noise.prediction_type, model_output, sample, alpha_t
@@ -75,11 +67,3 @@ class DDIMScheduler:
         if sigma > 0:
             sample = sample + sigma * draw_noise(sample, generator)
         return sample
-
-    def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """``sqrt(a) original + sqrt(1 - a) noise``; see `Scheduler.add_noise`."""
-        alpha_t = self.alphas_cumprod[self._index(timestep)].item()
-        return math.sqrt(alpha_t) * original + math.sqrt(1 - alpha_t) * noise
-
-    def _index(self, timestep: Tensor) -> int:
-        return min(int(timestep), self.noise.num_train_timesteps - 1)

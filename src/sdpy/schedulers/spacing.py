@@ -62,6 +62,11 @@ def space_timesteps(spacing: str, steps: int, num_train_timesteps: int) -> Times
     """
     if spacing not in SPACINGS:
         raise UsageError(f"unknown timestep spacing '{spacing}': use one of {', '.join(SPACINGS)}")
-    if not 1 <= steps <= num_train_timesteps:
-        raise UsageError(f"{steps} steps: use 1 to {num_train_timesteps}")
+    check_steps(steps, num_train_timesteps)
     return SPACINGS[spacing](steps, num_train_timesteps)
+
+
+def check_steps(steps: int, most: int) -> None:
+    """Raise a UsageError unless the number of steps is in [1, most]."""
+    if not 1 <= steps <= most:
+        raise UsageError(f"{steps} steps: use 1 to {most}")
