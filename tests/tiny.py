@@ -27,7 +27,7 @@ from sdpy.schedulers import NoiseConfig
 from sdpy.variants import SD15, SD15_INPAINT, ModelVariant
 
 MERGES = [
-    *(("t", "h"), ("th", "e</w>"), ("l", "i"), ("g", "h"), ("li", "gh"), ("ligh", "t")),
+    *(("l", "i"), ("g", "h"), ("li", "gh"), ("ligh", "t"), ("t", "h"), ("th", "e</w>")),
     *(("h", "o"), ("ho", "u"), ("s", "e</w>"), ("hou", "se</w>"), ("light", "house</w>")),
     *(("a", "t</w>"), ("d", "a"), ("r", "k</w>"), ("da", "rk</w>"), ("c", "at</w>")),
 ]

@@ -1,0 +1,177 @@
+"""Who imports whom, read from the source: left never imports right."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import sdpy
+
+SOURCE = Path(sdpy.__file__).parent
+
+# From the bottom up. A module imports from lower levels and from itself, never sideways.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("__init__",),  # the version; what else it offers is imported when it is asked for
+    ("errors",),
+    # Writing whole files, for pictures and weights; tables that cli reads without torch.
+    ("files", "outputs", "samplers"),
+    ("devices", "images", "tokenizer", "models", "schedulers", "checkpoints"),
+    ("kernels", "variants", "prompts"),
+    ("pipelines",),
+    ("jobs",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+# Libraries that only some may import; None is everywhere in the package.
+ONLY_IN: dict[str, set[str] | None] = {
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "click": set(),
+    "PIL": {"images"},  # and in cli, for types
+    "ftfy": {"tokenizer"},
+    "regex": {"tokenizer"},
+    "safetensors": {"checkpoints"},
+    "huggingface_hub": set(),
+    "diffusers": set(),
+    "transformers": set(),
+    "numpy": None,
+    "torch": None,
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """``module`` (dotted) is imported in ``file``, in its ``line``."""
+
+    file: str
+    line: int
+    module: str
+    only_for_types: bool
+
+    @property
+    def importer(self) -> str:
+        return unit(self.file)
+
+
+def unit(file: str) -> str:
+    """The module or package directly below ``sdpy`` that a file belongs to."""
+    return file.split("/")[0].removesuffix(".py")
+
+
+def imports(file: str, text: str) -> Iterator[Import]:
+    tree = ast.parse(text)
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If)
+        and isinstance(block.test, ast.Name)
+        and block.test.id == "TYPE_CHECKING"
+        for child in block.body
+        for node in ast.walk(child)
+    }
+    for node in ast.walk(tree):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: write imports in full"
+            module = node.module or ""
+            # ``from sdpy import pipelines`` imports a module, ``from sdpy import __version__`` not.
+            within = [f"{module}.{alias.name}" for alias in node.names]
+            modules = within if module == "sdpy" else [module]
+        for module in modules:
+            yield Import(file, node.lineno, module, id(node) in guarded)
+
+
+def sources() -> dict[str, str]:
+    return {
+        path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
+
+
+def all_imports() -> list[Import]:
+    return [found for file, text in sources().items() for found in imports(file, text)]
+
+
+def fault(found: Import) -> str | None:
+    """What is wrong with an import; None for nothing."""
+    top, _, rest = found.module.partition(".")
+    if top == "sdpy":
+        imported = rest.split(".")[0]
+        if imported == found.importer or imported == "__version__":
+            return None
+        if found.importer == "__init__" and found.only_for_types:
+            return None
+        if LEVEL_OF[imported] >= LEVEL_OF[found.importer]:
+            return f"{found.importer} must not import {imported}"
+        return None
+    if top in sys.stdlib_module_names:
+        return None
+    if top == "PIL" and found.importer == "cli" and found.only_for_types:
+        return None
+    allowed = ONLY_IN.get(top, set())
+    if allowed is not None and found.importer not in allowed:
+        return f"{found.importer} must not import {top}"
+    return None
+
+
+def test_every_module_has_a_level() -> None:
+    assert {unit(file) for file in sources()} <= set(LEVEL_OF)
+
+
+def test_left_never_imports_right() -> None:
+    found = all_imports()
+    assert len(found) > 100
+    faults = {f"{one.file}:{one.line}": fault(one) for one in found}
+    assert {place: wrong for place, wrong in faults.items() if wrong is not None} == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("images.py", "from sdpy.pipelines import Components"),
+        ("images.py", "import sdpy.models.unet"),
+        ("models/unet.py", "from sdpy.schedulers import Scheduler"),
+        ("prompts.py", "def f():\n    from sdpy.variants import SD15"),
+        ("errors.py", "from sdpy.files import atomic_write"),
+        ("pipelines/paint.py", "import typer"),
+        ("pipelines/paint.py", "from rich.progress import Progress"),
+        ("pipelines/paint.py", "from PIL import Image"),
+        ("cli/painting.py", "import diffusers.models"),
+        ("models/clip.py", "import transformers"),
+        ("models/clip.py", "import pandas"),
+        ("pipelines/paint.py", "if TYPE_CHECKING:\n    from sdpy.cli.app import run"),
+        ("__init__.py", "from sdpy.pipelines import generate"),
+    ],
+)
+def test_a_forbidden_import_is_found(file: str, text: str) -> None:
+    assert [fault(one) for one in imports(file, text)] != [None]
+
+
+def test_only_the_command_line_prints() -> None:
+    printers = {
+        file
+        for file, text in sources().items()
+        for node in ast.walk(ast.parse(text))
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("print", "input")
+        )
+        or (
+            isinstance(node, ast.Attribute)
+            and node.attr in ("stdout", "stderr")
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "sys"
+        )
+    }
+    assert "cli/painting.py" in printers
+    assert {unit(file) for file in printers} <= {"cli", "__main__"}
