@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import demo_scenes as scenes
+import evaluate_demo as ev
+from demo_scenes import Scene
+from tiny import TINY_V
+
+RED_HOUSE = Scene("house", "red", "dusk", "rain", 1)
+CAT = Scene("cat", None, "dark", "clear", 2)
+
+
+def misread(scene: Scene, **values: str) -> ev.Reading:
+    return ev.attributes(scene) | values
+
+
+# -- scores --------------------------------------------------------------------------------------
+
+
+def test_attributes_name_every_value_that_the_reader_knows() -> None:
+    for scene in scenes.combinations():
+        for name, value in ev.attributes(scene).items():
+            assert value in ev.ATTRIBUTES[name]
+    assert ev.attributes(CAT)["colour"] == "none"
+
+
+def test_scores_count_the_colour_only_where_one_was_asked_for() -> None:
+    readings = [misread(RED_HOUSE, time="dawn"), misread(CAT, colour="red")]
+    scores = ev.score([RED_HOUSE, CAT], readings)
+    assert scores == {"subject": 100, "colour": 100, "time": 50, "weather": 100, "all": 50}
+    scores = ev.score([RED_HOUSE, CAT], [misread(RED_HOUSE, colour="white"), ev.attributes(CAT)])
+    assert scores["colour"] == 0
+    assert scores["all"] == 50
+
+
+def test_no_colours_asked_for_give_no_percentage() -> None:
+    assert math.isnan(ev.score([CAT], [ev.attributes(CAT)])["colour"])
+
+
+def test_scores_by_value() -> None:
+    readings = [misread(RED_HOUSE, time="dawn"), ev.attributes(CAT)]
+    values = ev.score_by_value([RED_HOUSE, CAT], readings)
+    assert (values["dusk"], values["dark"], values["house"], values["red"]) == (0, 100, 100, 100)
+    assert "dawn" not in values
+
+
+def test_edits_are_scored_by_what_changes_and_what_stays() -> None:
+    readings = [
+        ev.attributes(RED_HOUSE),
+        misread(RED_HOUSE, time="dawn"),
+        misread(RED_HOUSE, weather="snow"),
+        misread(RED_HOUSE, weather="snow", time="dawn"),
+    ]
+    scores = ev.score_edits([RED_HOUSE] * 4, readings, "time")
+    assert scores == {"changed as asked": 50, "rest stayed": 50, "both": 25}
+
+
+# -- tasks ---------------------------------------------------------------------------------------
+
+
+def test_tasks_are_withheld_combinations_spread_evenly() -> None:
+    tasks = ev.withheld_tasks(216)
+    assert all(scenes.is_held_out(task.scene) for task in tasks)
+    counts = Counter(tuple(ev.attributes(task.scene).values()) for task in tasks)
+    assert len(counts) == sum(map(scenes.is_held_out, scenes.combinations()))
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert len({task.seed for task in tasks}) == len({task.scene.seed for task in tasks}) == 216
+
+
+def test_fewer_tasks_are_the_first_ones_and_of_all_subjects() -> None:
+    tasks = ev.withheld_tasks(54)
+    assert tasks == ev.withheld_tasks(216)[:54]
+    assert {task.scene.subject for task in tasks} == set(scenes.SUBJECTS)
+
+
+def test_prompts_name_the_colour() -> None:
+    for task in ev.withheld_tasks(100):
+        found = [c for c in scenes.COLOURS if re.search(rf"\b{c}\b", task.prompt.lower())]
+        assert found == ([] if task.scene.colour is None else [task.scene.colour])
+
+
+@pytest.mark.parametrize("attribute", list(ev.ATTRIBUTES))
+def test_edits_change_one_attribute(attribute: str) -> None:
+    subjects = [subject for ground in ev.GROUNDS for subject in ground]
+    pairs = ev.edit_scenes(attribute, 40, subjects)
+    assert len(pairs) == 40
+    for before, after in pairs:
+        changed = {n for n, v in ev.attributes(before).items() if v != ev.attributes(after)[n]}
+        assert before.subject in subjects
+        assert attribute in changed
+        if attribute == "subject":
+            assert any({before.subject, after.subject} <= set(ground) for ground in ev.GROUNDS)
+            # A robot has no colour, so one has to come or go with it.
+            assert changed <= {"subject", "colour"}
+            assert ("colour" in changed) == ("robot" in (before.subject, after.subject))
+        else:
+            assert changed == {attribute}
+
+
+@pytest.mark.parametrize("subject", ["house", "windmill", "balloon", "boat", "castle"])
+def test_the_box_holds_what_changes_with_the_colour(subject: str) -> None:
+    for seed in range(6):
+        blue, red = (Scene(subject, colour, "noon", "clear", seed) for colour in ("blue", "red"))
+        left, top, right, bottom = ev.subject_box(blue)
+        assert (left, top, right, bottom) == ev.subject_box(red)
+        changed = np.abs(scenes.draw(blue).astype(int) - scenes.draw(red)).max(-1) > 20
+        rows, columns = np.nonzero(changed)
+        assert left <= columns.min() and columns.max() < right
+        assert top <= rows.min() and rows.max() < bottom
+
+
+# -- the reader ----------------------------------------------------------------------------------
+
+
+def test_disturbed_pictures_stay_pictures_of_the_same_thing() -> None:
+    torch.manual_seed(0)
+    picture = ev.reduce(ev.render(RED_HOUSE))
+    disturbed = ev.disturb(picture.repeat(16, 1, 1, 1))
+    assert disturbed.shape == (16, 3, 64, 64)
+    assert disturbed.abs().max() <= 1
+    assert len({one.numpy().tobytes() for one in disturbed}) == 16
+    errors = [
+        min((one - other).abs().mean().item() for other in (picture[0], picture[0].flip(-1)))
+        for one in disturbed
+    ]
+    assert 0.005 < min(errors) and max(errors) < 0.2
+
+
+def test_readings_name_the_greatest_logits() -> None:
+    scenes_read = [RED_HOUSE, CAT] * 40  # more than one batch
+
+    def fake(pictures: Tensor) -> tuple[Tensor, ...]:
+        wanted = [scenes_read[round(p.mean().item() * 100)] for p in pictures]
+        return tuple(
+            torch.tensor([[float(v == ev.attributes(s)[name]) for v in values] for s in wanted])
+            for name, values in ev.ATTRIBUTES.items()
+        )
+
+    pictures = [torch.full((1, 3, 8, 8), i / 100) for i in range(len(scenes_read))]
+    assert ev.read(fake, pictures) == [ev.attributes(scene) for scene in scenes_read]
+
+
+def test_a_reader_learns_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    reader = ev.train_reader(tmp_path, renders=192, epochs=4)
+    seen = [scenes.scene_at(i, ev.READER_SET, None) for i in range(192)]
+    pictures = [ev.render(scene) for scene in seen]
+    readings = ev.read(reader, pictures)
+    # Four values, of which the most frequent time is far from half.
+    assert ev.score(seen, readings)["time"] > 50
+    assert ev.read(ev.load_reader(tmp_path), pictures) == readings
+
+
+# -- sheets --------------------------------------------------------------------------------------
+
+
+def test_sheets_hold_all_pictures(tmp_path: Path) -> None:
+    colours = (-1.0, 0.0, 1.0)
+    pictures = [torch.full((1, 3, ev.SIZE, ev.SIZE), c) for c in colours]
+    path = tmp_path / "sheet.png"
+    ev.labelled_sheet(path, pictures, ["a", "b\nb", "c"], columns=2)
+    with Image.open(path) as sheet:
+        step_x, step_y = sheet.width // 2, sheet.height // 2
+        middles = [(x + 60, y + 60) for y, x in itertools.product((0, step_y), (0, step_x))]
+        assert [sheet.getpixel(at)[0] for at in middles] == [0, 128, 255, 255]
+
+
+def test_wrapped_lines_fit_and_lose_nothing() -> None:
+    text = "a painting of a castle with blue roofs at night in the rain"
+    lines = ev.wrapped(text, 25)
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= 25 and len(lines) == 3
+
+
+# -- everything together, with models that can do nothing ----------------------------------------
+
+
+def test_parts_paint_read_and_report(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(ev, "DEMO", TINY_V)
+    monkeypatch.setattr(ev, "SIZE", 32)
+    torch.save(ev.Reader().state_dict(), tmp_path / ev.READER_FILE)
+    report = tmp_path / "report.json"
+    ev.main(
+        [
+            *("adherence", "edits", "--run", str(tmp_path), "--files", str(tiny_data)),
+            *("--prompts", "4", "--edits", "2", "--strength", "0.1", "--json", str(report)),
+        ]
+    )
+    results = json.loads(report.read_text())
+    adherence = results["adherence"]
+    assert set(adherence["rows"]) == {"renders", "reconstructions", "painted"}
+    assert adherence["rows"]["painted"]["all"] == 100 * (1 - len(adherence["failures"]) / 4)
+    assert len(results["edits"]) == 5
+    assert (tmp_path / "edits.png").exists()
+    tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(tables) == (1 + 3) + (1 + 5)
