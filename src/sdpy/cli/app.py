@@ -14,12 +14,14 @@ from sdpy.cli.generate import generate
 from sdpy.cli.img2img import img2img
 from sdpy.cli.inpaint import inpaint
 from sdpy.cli.options import flatten
+from sdpy.cli.schedulers import schedulers
 from sdpy.errors import SdpyError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "img2img": img2img,
     "inpaint": inpaint,
+    "schedulers": schedulers,
 }
 
 INTERRUPTED = 130

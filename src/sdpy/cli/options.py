@@ -115,27 +115,55 @@ class PaintingOptions:
         int,
         typer.Option(min=1, max=100_000, help="Pictures to paint.", rich_help_panel=_PAINTING),
     ] = 1
-    scheduler: Annotated[str, typer.Option(help="Sampler: ddim.", rich_help_panel=_PAINTING)] = (
-        "ddim"
-    )
+    scheduler: Annotated[
+        str,
+        typer.Option(help="Sampler; 'sdpy schedulers' lists them.", rich_help_panel=_PAINTING),
+    ] = "ddim"
     timestep_spacing: Annotated[
         str | None,
         typer.Option(
             show_default="the model's own",
-            help="Timesteps to visit: original, leading, linspace or trailing.",
+            help="Timesteps to visit: leading, linspace or trailing; original for ddim.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = None
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            show_default="those of the timesteps",
+            help="Noise levels to visit: karras, exponential, beta, sgm-uniform, simple or ays.",
             rich_help_panel=_PAINTING,
         ),
     ] = None
     eta: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            callback=_finite,
+            show_default="ddim 0, tcd 0.3",
+            help="Noise that ddim and tcd add at each step: 0 none, 1 for ddim as much as ddpm.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = None
+    guidance_rescale: Annotated[
         float,
         typer.Option(
             min=0.0,
             max=1.0,
             callback=_finite,
-            help="Noise that DDIM adds at each step: 0 none, 1 as DDPM.",
+            help="How far to undo the contrast that guidance adds.",
             rich_help_panel=_PAINTING,
         ),
     ] = 0.0
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the model's own",
+            help="What the UNet predicts: epsilon, v_prediction or sample.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdpy.cli.options import CommonOptions
 from sdpy.cli.progress import follow
+from sdpy.samplers import find_sampler
 
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
@@ -45,11 +46,14 @@ def painting_settings(prompt: str, options: CommonOptions) -> Settings:
         negative_prompt=options.negative_prompt,
         steps=options.n_steps,
         guidance_scale=options.guidance_scale,
+        guidance_rescale=options.guidance_rescale,
         seed=options.seed,
         num_samples=options.num_samples,
         scheduler=options.scheduler,
         timestep_spacing=options.timestep_spacing,
+        sigmas=options.sigmas,
         eta=options.eta,
+        prediction_type=options.prediction,
     )
 
 
@@ -91,9 +95,13 @@ def describe(components: Components, settings: Settings, seed: int, size: tuple[
     lines = [settings.prompt]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
-    facts = {
-        "Steps": settings.steps,
-        "Sampler": settings.scheduler,
+    sampler, sigmas = find_sampler(settings.scheduler)
+    facts: dict[str, object] = {"Steps": settings.steps, "Sampler": sampler}
+    if settings.sigmas is not None or sigmas is not None:
+        facts["Schedule type"] = sigmas if settings.sigmas is None else settings.sigmas
+    if settings.guidance_rescale > 0:
+        facts["CFG Rescale"] = settings.guidance_rescale
+    facts |= {
         "CFG scale": effective_guidance_scale(components, settings),
         "Seed": seed,
         "Size": f"{size[0]}x{size[1]}",

@@ -19,7 +19,6 @@ class Walk:
 
     Attributes:
         latents: (1, C, h, w) float32, as noisy as the first timestep says.
-        first_step: index of the first timestep that is visited.
         conditioning: (1, C', h, w) that the UNet sees beside the latents at every step (9-channel
             inpainting: the mask, then the latents of the masked picture); None for none.
         after_step: called with the latents and the timestep that comes next (None after the last)
@@ -27,7 +26,6 @@ class Walk:
     """
 
     latents: Tensor
-    first_step: int = 0
     conditioning: Tensor | None = None
     after_step: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
@@ -48,6 +46,7 @@ def denoise(
     embeddings: PromptEmbeddings,
     *,
     guidance_scale: float,
+    guidance_rescale: float = 0.0,
     generator: torch.Generator,
 ) -> Iterator[Step]:
     """Walk from noise to clean latents, one evaluation of the UNet a step.
@@ -58,13 +57,14 @@ def denoise(
         walk: where to begin. Latents are float32 throughout and live on the UNet's device.
         embeddings: of the prompt.
         guidance_scale: of classifier-free guidance; 1 needs half of the work.
+        guidance_rescale: see `classifier_free_guidance`.
         generator: of the noise that some schedulers add.
     """
     weight = unet.conv_in.weight
     latents = walk.latents.to(weight.device)
     context = guidance_context(embeddings, guidance_scale).to(weight)
     conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
-    timesteps = scheduler.timesteps[walk.first_step :]
+    timesteps = scheduler.timesteps
     for i, timestep in enumerate(timesteps):
         with torch.inference_mode():
             unet_input = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
@@ -72,7 +72,7 @@ def denoise(
                 unet_input = torch.cat([unet_input, conditioning], dim=1)
             unet_input = unet_input.expand(len(context), -1, -1, -1)
             prediction = unet(unet_input, timestep.to(weight.device), context).float()
-            prediction = classifier_free_guidance(prediction, guidance_scale)
+            prediction = classifier_free_guidance(prediction, guidance_scale, guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, generator)
             if walk.after_step is not None:
                 upcoming = timesteps[i + 1] if i + 1 < len(timesteps) else None
@@ -87,17 +87,26 @@ def guidance_context(embeddings: PromptEmbeddings, guidance_scale: float) -> Ten
     return torch.cat([embeddings.negative, embeddings.prompt])
 
 
-def classifier_free_guidance(prediction: Tensor, guidance_scale: float) -> Tensor:
+def classifier_free_guidance(
+    prediction: Tensor, guidance_scale: float, guidance_rescale: float = 0.0
+) -> Tensor:
     """Move from the prediction for the negative prompt towards, and past, that for the prompt.
 
     Args:
         prediction: (2, C, h, w), the negative prompt's first; or (1, C, h, w), which is returned.
         guidance_scale: 0 for the negative prompt alone, 1 for the prompt alone.
+        guidance_rescale: how far to bring the result's deviation back to that of the prediction
+            for the prompt, in [0, 1]; high scales raise it, and with it the picture's contrast.
 
     Source: "Classifier-Free Diffusion Guidance" (Ho and Salimans, 2022), equation 6, with the
-    scale of "Imagen" (Saharia et al., 2022), equation 2.
+    scale of "Imagen" (Saharia et al., 2022), equation 2; "Common Diffusion Noise Schedules and
+    Sample Steps are Flawed" (Lin et al., 2023), equations 14 to 16, for the rescaling.
     """
     if len(prediction) == 1:
         return prediction
     negative, positive = prediction.chunk(2)
-    return negative + guidance_scale * (positive - negative)
+    guided = negative + guidance_scale * (positive - negative)
+    if guidance_rescale == 0:
+        return guided
+    ratio = positive.std() / guided.std()
+    return guided * (guidance_rescale * ratio + (1 - guidance_rescale))

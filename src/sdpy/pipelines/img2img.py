@@ -10,7 +10,7 @@ from torch import Tensor
 from sdpy.models import DiagonalGaussian
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.paint import Event, Settings, check, first_step, latent_shape, paint, plan
+from sdpy.pipelines.paint import Event, Settings, check, latent_shape, paint, skipped_steps
 from sdpy.schedulers import Scheduler
 
 
@@ -34,16 +34,16 @@ def img2img(
     sample before the noise.
     """
     latent_shape(components, picture.shape[-1], picture.shape[-2])
-    first = first_step(len(plan(components, settings).timesteps), strength)
+    skip = skipped_steps(settings.steps, strength)
     check(components, settings, (components.variant.vae.latent_channels,))
     encoded = encode(components, picture)
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         latents = sample_latents(components, encoded, generator)
         noise = torch.randn(latents.shape, generator=generator)
-        return Walk(noisy(scheduler, latents, noise, first), first)
+        return Walk(noisy(scheduler, latents, noise))
 
-    yield from paint(components, settings, begin)
+    yield from paint(components, settings, begin, skip)
 
 
 @torch.inference_mode()
@@ -67,8 +67,8 @@ def sample_latents(
     return encoded.sample(noise) * components.variant.vae.scaling_factor
 
 
-def noisy(scheduler: Scheduler, latents: Tensor, noise: Tensor, first: int) -> Tensor:
-    """Latents as noisy as the ``first`` timestep says; unchanged where there is no such step."""
-    if first == len(scheduler.timesteps):
+def noisy(scheduler: Scheduler, latents: Tensor, noise: Tensor) -> Tensor:
+    """Latents as noisy as the first timestep says; unchanged where there is none."""
+    if len(scheduler.timesteps) == 0:
         return latents
-    return scheduler.add_noise(latents, noise, scheduler.timesteps[first])
+    return scheduler.add_noise(latents, noise, scheduler.timesteps[0])

@@ -19,10 +19,9 @@ from sdpy.pipelines.paint import (
     Notice,
     Settings,
     check,
-    first_step,
     latent_shape,
     paint,
-    plan,
+    skipped_steps,
 )
 from sdpy.schedulers import Scheduler
 
@@ -62,7 +61,7 @@ def inpaint(
             f"the white of the mask is too fine: one latent covers {factor}x{factor} pixels; "
             "paint larger areas white"
         )
-    first = first_step(len(plan(components, settings).timesteps), strength)
+    skip = skipped_steps(settings.steps, strength)
     latent_channels = components.variant.vae.latent_channels
     check(components, settings, (latent_channels, 2 * latent_channels + 1))
     if components.unet_in_channels == latent_channels:
@@ -70,13 +69,13 @@ def inpaint(
             yield Notice(
                 f"{components.files.unet} is not made for inpainting: blending the latents instead"
             )
-        begin = _blending(components, encode(components, picture), latent_mask, first)
+        begin = _blending(components, encode(components, picture), latent_mask, skip)
     else:
         masked = encode(components, picture * (1 - mask))
         # From pure noise, the picture itself is not needed.
-        encoded = None if first == 0 else encode(components, picture)
-        begin = _conditioned(components, encoded, masked, latent_mask, first)
-    yield from paint(components, settings, begin)
+        encoded = None if skip == 0 else encode(components, picture)
+        begin = _conditioned(components, encoded, masked, latent_mask, skip)
+    yield from paint(components, settings, begin, skip)
 
 
 def _conditioned(
@@ -84,7 +83,7 @@ def _conditioned(
     encoded: DiagonalGaussian | None,
     masked: DiagonalGaussian,
     latent_mask: Tensor,
-    first: int,
+    skip: int,
 ) -> Begin:
     """For 9 channels. Draws the masked picture's posterior first, as the OCaml program does."""
 
@@ -92,34 +91,34 @@ def _conditioned(
         masked_latents = sample_latents(components, masked, generator)
         original = None if encoded is None else sample_latents(components, encoded, generator)
         noise = torch.randn(masked_latents.shape, generator=generator)
-        latents = _start(scheduler, original, noise, first)
-        return Walk(latents, first, conditioning=torch.cat([latent_mask, masked_latents], dim=1))
+        latents = _start(scheduler, original, noise, skip)
+        return Walk(latents, conditioning=torch.cat([latent_mask, masked_latents], dim=1))
 
     return begin
 
 
 def _blending(
-    components: Components, encoded: DiagonalGaussian, latent_mask: Tensor, first: int
+    components: Components, encoded: DiagonalGaussian, latent_mask: Tensor, skip: int
 ) -> Begin:
     """For 4 channels: outside the mask the latents are the picture's, as noisy as the step is."""
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         original = sample_latents(components, encoded, generator)
         noise = torch.randn(original.shape, generator=generator)
-        latents = _start(scheduler, original, noise, first)
+        latents = _start(scheduler, original, noise, skip)
 
         def keep_outside(latents: Tensor, upcoming: Tensor | None) -> Tensor:
             kept = original if upcoming is None else scheduler.add_noise(original, noise, upcoming)
             inside = latent_mask.to(latents.device)
             return inside * latents + (1 - inside) * kept.to(latents.device)
 
-        return Walk(latents, first, after_step=keep_outside)
+        return Walk(latents, after_step=keep_outside)
 
     return begin
 
 
-def _start(scheduler: Scheduler, original: Tensor | None, noise: Tensor, first: int) -> Tensor:
+def _start(scheduler: Scheduler, original: Tensor | None, noise: Tensor, skip: int) -> Tensor:
     """The first latents: pure noise where all steps are walked."""
-    if first == 0 or original is None:
+    if skip == 0 or original is None:
         return noise * scheduler.init_noise_sigma
-    return noisy(scheduler, original, noise, first)
+    return noisy(scheduler, original, noise)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,18 +20,22 @@ from sdpy.schedulers import Scheduler, make_scheduler
 class Settings:
     """What to paint and how. Sample k (from 0) uses the seed ``seed + k``.
 
-    ``timestep_spacing`` and ``guidance_scale`` of None are the variant's own.
+    ``timestep_spacing``, ``guidance_scale`` and ``prediction_type`` of None are the variant's own,
+    ``sigmas`` and ``eta`` the scheduler's.
     """
 
     prompt: str
     negative_prompt: str = ""
     steps: int = 30
     guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
     seed: int = 32
     num_samples: int = 1
     scheduler: str = "ddim"
     timestep_spacing: str | None = None
-    eta: float = 0.0
+    sigmas: str | None = None
+    eta: float | None = None
+    prediction_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,18 @@ Begin = Callable[[Scheduler, torch.Generator], Walk]
 """Makes a sample's beginning; all its noise comes from the generator."""
 
 
-def paint(components: Components, settings: Settings, begin: Begin) -> Iterator[Event]:
+def paint(
+    components: Components, settings: Settings, begin: Begin, skip: int = 0
+) -> Iterator[Event]:
     """Paint ``settings.num_samples`` pictures, telling what happens.
 
     The generator does the work while it is asked for events; nothing is loaded before.
+
+    Args:
+        components: the models.
+        settings: what to paint and how.
+        begin: makes the beginning of each.
+        skip: number of steps that are left out at the start of each walk.
     """
     guidance_scale = effective_guidance_scale(components, settings)
     embeddings = _encode(components, settings)
@@ -83,10 +95,10 @@ def paint(components: Components, settings: Settings, begin: Begin) -> Iterator[
     for sample in range(1, settings.num_samples + 1):
         seed = settings.seed + sample - 1
         generator = seeded_generator(seed)
-        scheduler = plan(components, settings)
+        scheduler = plan(components, settings, skip)
         walk = begin(scheduler, generator)
         latents = walk.latents
-        yield Progress(sample, settings.num_samples, 0, len(scheduler.timesteps) - walk.first_step)
+        yield Progress(sample, settings.num_samples, 0, len(scheduler.timesteps))
         with components.unet() as unet:
             for step in denoise(
                 unet,
@@ -94,6 +106,7 @@ def paint(components: Components, settings: Settings, begin: Begin) -> Iterator[
                 walk,
                 embeddings,
                 guidance_scale=guidance_scale,
+                guidance_rescale=settings.guidance_rescale,
                 generator=generator,
             ):
                 latents = step.latents
@@ -119,6 +132,8 @@ def check(components: Components, settings: Settings, unet_in_channels: tuple[in
     ):
         if not _is_unicode(text):
             raise UsageError(f"the {name} is not Unicode text: type it in the terminal's encoding")
+    if not 0.0 <= settings.guidance_rescale <= 1.0:
+        raise UsageError(f"guidance rescale {settings.guidance_rescale:g}: use 0 (off) to 1")
     plan(components, settings)
     components.check()
     if components.unet_in_channels not in unet_in_channels:
@@ -134,21 +149,26 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def plan(components: Components, settings: Settings) -> Scheduler:
-    """The scheduler that the settings ask for, its timesteps set.
+def plan(components: Components, settings: Settings, skip: int = 0) -> Scheduler:
+    """The scheduler that the settings ask for, its timesteps set, without the first ``skip`` steps.
 
     Raises:
-        UsageError: unknown scheduler or spacing, or a number of steps that does not suit them.
+        UsageError: an unknown scheduler or option, one that does not apply, or a number of steps
+            that does not suit them.
     """
     variant = components.variant
-    spacing = settings.timestep_spacing
+    noise = variant.noise
+    if settings.prediction_type is not None:
+        noise = replace(noise, prediction_type=settings.prediction_type)
     scheduler = make_scheduler(
         settings.scheduler,
-        variant.noise,
-        timestep_spacing=variant.timestep_spacing if spacing is None else spacing,
+        noise,
+        timestep_spacing=settings.timestep_spacing,
+        preferred_spacing=variant.timestep_spacing,
+        sigmas=settings.sigmas,
         eta=settings.eta,
     )
-    scheduler.set_timesteps(settings.steps)
+    scheduler.set_timesteps(settings.steps, skip)
     return scheduler
 
 
@@ -182,11 +202,11 @@ def min_side(components: Components) -> int:
     return 8 * components.variant.vae.downsample_factor
 
 
-def first_step(steps: int, strength: float) -> int:
-    """Index of the first timestep that is visited when a picture is changed by ``strength``.
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many steps are left out when a picture is changed by ``strength``.
 
     Args:
-        steps: number of timesteps.
+        steps: number of steps.
         strength: share of them that is walked, in [0, 1]; at 0 none is.
 
     Raises:

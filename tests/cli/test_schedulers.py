@@ -1,0 +1,46 @@
+"""``sdpy schedulers`` and the options that it names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sdpy.samplers import SAMPLERS, SIGMAS
+
+
+def test_every_name_is_listed(sdpy: Any) -> None:
+    result = sdpy("schedulers")
+    assert (result.code, result.err) == (0, "")
+    starts = [line.split()[0] for line in result.out.splitlines() if line[:1].strip()]
+    assert starts[:-1] == list(SAMPLERS)
+    for sampler in SAMPLERS.values():
+        assert sampler.summary in result.out
+        assert all(alias in result.out for alias in sampler.aliases)
+    assert all(sigmas in result.out for sigmas in SIGMAS)
+
+
+def test_the_list_needs_no_torch() -> None:
+    code = (
+        "import sys, sdpy.cli.app as app; app.run(['schedulers']); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scheduler", "eular"), "unknown scheduler 'eular': use one of ddim, euler"),
+        (("--scheduler", "euler", "--eta", "0"), "eta does not apply to euler"),
+        (("--sigmas", "karras"), "ddim has sigmas of its own"),
+        (("--scheduler", "Euler a", "--sigmas", "steep"), "unknown sigmas 'steep'"),
+        (("--prediction", "flow"), "unknown prediction type 'flow'"),
+        (("--guidance-rescale", "1.5"), "is not in the range"),
+    ],
+)
+def test_options_that_cannot_work(sdpy: Any, options: tuple[str, ...], message: str) -> None:
+    result = sdpy("generate", "lighthouse", *options)
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
