@@ -110,11 +110,14 @@ def train_reader(run: Path, renders: int, epochs: int = 4, batch: int = 64) -> R
     """Train a reader on pictures of its own, disturbed in another way each time, and save it."""
     torch.manual_seed(READER_SET)
     drawn = [scenes.scene_at(i, READER_SET, None) for i in range(renders)]
-    pictures = torch.cat([reduce(render(scene)).half() for scene in drawn])
+    pictures = torch.empty(renders, 3, SIZE // 2, SIZE // 2, dtype=torch.half)
+    for i, scene in enumerate(drawn, start=1):
+        pictures[i - 1] = reduce(render(scene))[0]
+        if i % 2000 == 0:
+            tell(f"reader: {i} of {renders} pictures drawn")
     expected = torch.tensor(
         [[v.index(attributes(scene)[n]) for n, v in ATTRIBUTES.items()] for scene in drawn]
     )
-    tell(f"reader: {renders} pictures drawn")
     reader = Reader().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(reader.parameters(), weight_decay=0.01)
     batches = [part for _ in range(epochs) for part in torch.randperm(renders).split(batch)]
@@ -473,10 +476,9 @@ def edited(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
         return others[int(rng.integers(len(others)))]
 
     if attribute != "subject":
-        values = another(ATTRIBUTES[attribute], getattr(scene, attribute))
-        while values == NO_COLOUR:
-            values = another(ATTRIBUTES[attribute], getattr(scene, attribute))
-        return dataclasses.replace(scene, **{attribute: values})
+        values = scenes.COLOURS if attribute == "colour" else ATTRIBUTES[attribute]
+        value = another(values, getattr(scene, attribute))
+        return dataclasses.replace(scene, **{attribute: value})
     (ground,) = (ground for ground in GROUNDS if scene.subject in ground)
     subject = another(ground, scene.subject)
     colour = scene.colour
