@@ -6,7 +6,8 @@
     ├── UsageError       2   an option or argument has a value that cannot work
     ├── WeightsError     3   a checkpoint or vocabulary is missing, broken or of the wrong kind
     ├── ImageError       4   an input picture or mask cannot be used
-    └── OutputError      5   a result could not be written after the work had started
+    ├── OutputError      5   a result could not be written after the work had started
+    └── HubError         6   a model hub cannot be reached, or does not give what was asked for
 
 Every message is one line: what is wrong, where, and what to do next.
 """
@@ -42,3 +43,9 @@ class OutputError(SdpyError):
     """A result could not be written after the work had started."""
 
     exit_code = 5
+
+
+class HubError(SdpyError):
+    """A model hub cannot be reached, or does not give what was asked for."""
+
+    exit_code = 6

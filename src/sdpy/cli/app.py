@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdpy import __version__
+from sdpy.cli.download import download
 from sdpy.cli.generate import generate
 from sdpy.cli.img2img import img2img
 from sdpy.cli.inpaint import inpaint
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "img2img": img2img,
     "inpaint": inpaint,
     "schedulers": schedulers,
+    "download": download,
 }
 
 INTERRUPTED = 130
