@@ -145,12 +145,22 @@ class Hub:
     Attributes:
         endpoint: its address, without a slash at the end.
         host: the address without its scheme, for people.
+
+    Raises:
+        HubError: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, endpoint: str, token: str | None = None) -> None:
         self.endpoint = endpoint
         self.host = endpoint.partition("://")[2]
         self._token = token
+        try:
+            get_session()
+        except (ImportError, ValueError) as error:
+            raise HubError(
+                f"the proxy that the environment names cannot be used ({error}); check "
+                "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+            ) from error
         self._headers = {"user-agent": f"sdpy/{__version__}"}
         if token is not None:
             self._headers["authorization"] = f"Bearer {token}"
@@ -278,8 +288,8 @@ class Hub:
             raise self._explain(error, what, repository) from error
         except RequestError as error:
             raise PassingError(
-                f"no answer from {self.host} ({str(error) or type(error).__name__}); check the "
-                "network, or name a mirror with --endpoint"
+                f"the connection to {self.host} failed ({str(error) or type(error).__name__}); "
+                "check the network, or name a mirror with --endpoint"
             ) from error
 
     def _explain(self, error: HfHubHTTPError, what: str, repository: str) -> HubError:

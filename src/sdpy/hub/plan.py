@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +33,9 @@ _SETTINGS = (
 _MERGES = "tokenizer/merges.txt"
 _INDEX = "model_index.json"
 _LORA = "pytorch_lora_weights.safetensors"
+
+# A part of weights that are cut into several files lies beside the index that names it.
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 # Parts that no Stable Diffusion 1.x or 2.x has.
 _FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "decoder", "movq")
@@ -118,6 +122,10 @@ def plan_model(
     usage, path = model.usage, PurePosixPath()
     if model.files:
         _choose_named(choice, model, listing)
+        for name in choice.files:
+            before = (data / name).with_suffix(".ot")
+            if before.exists():
+                choice.notes.append(f"{before} is there too, and painting takes it before {name}")
     elif model.single is not None:
         path /= model.name
         choice.add(model.name, _need(listing, model.single))
@@ -222,6 +230,8 @@ def _choose_shards(choice: _Choice, listing: Listing, index: str) -> str:
     shards = weight_map.values() if isinstance(weight_map, dict) else ()
     choice.add(index, listing.files[index])
     for shard in sorted({str(shard) for shard in shards}):
+        if not _SHARD.fullmatch(shard):
+            raise HubError(f"{index} of {listing.repository} names a file outside: {shard!r}")
         path = f"{folder}/{shard}" if folder else shard
         choice.add(path, _need(listing, path))
     return index
