@@ -20,7 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     # Writing whole files, for pictures and weights; tables that cli reads without torch.
     ("files", "outputs", "samplers"),
-    ("devices", "images", "tokenizer", "models", "schedulers", "checkpoints"),
+    ("devices", "images", "tokenizer", "models", "schedulers", "checkpoints", "hub"),
     ("kernels", "variants", "prompts"),
     ("pipelines",),
     ("jobs",),
@@ -38,7 +38,7 @@ ONLY_IN: dict[str, set[str] | None] = {
     "ftfy": {"tokenizer"},
     "regex": {"tokenizer"},
     "safetensors": {"checkpoints"},
-    "huggingface_hub": set(),
+    "huggingface_hub": {"hub"},
     "diffusers": set(),
     "transformers": set(),
     "numpy": None,

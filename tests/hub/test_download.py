@@ -11,11 +11,15 @@ import pytest
 from contents import INPAINTING, MERGES, SD15, SD21, pipeline
 from loopback import Break, LoopbackHub
 
+from sdpy.checkpoints import write_checkpoint
 from sdpy.cli import transfers
 from sdpy.cli.app import run
 from sdpy.hub import fetch
 from sdpy.hub.catalog import MODELS
 from sdpy.tokenizer import CLIPTokenizer
+from sdpy.variants import VARIANTS
+from tiny import MERGES as TINY_MERGES
+from tiny import TINY, tiny_weights
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -83,6 +87,33 @@ def test_again_fetches_nothing(
         "sdpy inpaint PICTURE.jpg MASK.png",
         'sdpy generate "lighthouse at dark"',
     ]
+
+
+def test_what_was_fetched_paints(
+    hub: LoopbackHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(VARIANTS, "sd15", TINY)
+    paint = ["generate", "lighthouse at dark", "--steps", "2", "--cpu", "all"]
+    assert run(paint) == 3
+    assert "`sdpy download sd15` fetches them" in capsys.readouterr().err
+
+    files = hub.repositories[SD15] = {}
+    for part, path in (
+        ("text_encoder", "text_encoder/model.safetensors"),
+        ("unet", UNET),
+        ("vae", "vae/diffusion_pytorch_model.safetensors"),
+    ):
+        write_checkpoint(tmp_path / "made.safetensors", tiny_weights(part))
+        files[path] = (tmp_path / "made.safetensors").read_bytes()
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in TINY_MERGES)]
+    files["tokenizer/merges.txt"] = "\n".join(merges).encode()
+
+    assert download(hub, "sd15") == 0
+    assert run(paint) == 0
+    assert (tmp_path / "sd_final.png").is_file()
 
 
 def test_a_folder_and_another_data_folder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -102,18 +103,24 @@ def download(
             shown.say(note)
         items = [item for plan in plans for item in plan.items]
         missing = _watch(find_missing(items, force=force or dry_run), shown)
-        if dry_run:
-            _print_plan(plans, missing, data)
-            return
-        check_room(missing, data)
+        if not dry_run:
+            check_room(missing, data)
+            _fetch(fetch_files(hub, missing), shown)
+    if dry_run:
+        _print_plan(plans, missing, data)
+    elif not quiet:
+        _print_usages(plans, data)
+
+
+def _fetch(events: Generator[Event, None, None], shown: Display) -> None:
+    # Closed at once when the user ends it, so that what has arrived is kept whole.
+    with closing(events):
         try:
-            for event in fetch_files(hub, missing):
+            for event in events:
                 shown.show(event)
         except KeyboardInterrupt:
             shown.say("the same command goes on from here")
             raise
-    if not quiet:
-        _print_usages(plans, data)
 
 
 def _watch(events: Generator[Event, None, Result], shown: Display) -> Result:

@@ -98,6 +98,8 @@ class Bar:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
+            # Rich would print on stderr what is meant for a file or pipe.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self.tasks: dict[tuple[str, object], TaskID] = {}
 

@@ -111,7 +111,7 @@ def check_room(items: Sequence[Item], folder: Path) -> None:
         )
 
 
-def fetch_files(hub: Hub, items: Sequence[Item]) -> Iterator[Event]:
+def fetch_files(hub: Hub, items: Sequence[Item]) -> Generator[Event, None, None]:
     """Fetch files one after the other, telling how far each is.
 
     Raises:

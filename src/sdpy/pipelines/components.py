@@ -60,8 +60,9 @@ def find_files(
             missing.append(str(paths[0]))
     if missing:
         raise WeightsError(
-            f"no weights for {variant.name}: looked for {', '.join(missing)}; data/README.md says "
-            "where to get them, --data names another folder, --model demo paints without them"
+            f"no weights for {variant.name}: looked for {', '.join(missing)}; `sdpy download "
+            f"{variant.name}` fetches them (see data/README.md), --data names another folder, "
+            "--model demo paints without them"
         )
     return ModelFiles(**found)
 
