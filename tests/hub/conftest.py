@@ -44,7 +44,7 @@ def _alone(_fresh_session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.setattr(constants, name, True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 30)
     monkeypatch.setattr(socket, "getaddrinfo", _only_loopback(socket.getaddrinfo))
     monkeypatch.setattr(fetch, "FIRST_WAIT", 0.001)
 

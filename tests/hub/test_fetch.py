@@ -110,8 +110,8 @@ def test_busy_hubs_and_silences_are_waited_for(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    hub.faults[UNET] = [Status(503), Status(429, (("Retry-After", "5"),)), Silence(0.4)]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
+    hub.faults[UNET] = [Status(503), Status(429, (("Retry-After", "5"),)), Silence(2.0)]
 
     run(hub, item)
 

@@ -209,18 +209,15 @@ def test_an_index_cannot_name_files_outside_its_folder(hub: LoopbackHub) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "usage", "path"),
+    ("kind", "usage"),
     [
-        ("ControlNetModel", "--controlnet {path}", "name"),
-        ("AutoencoderKL", "--vae-weights {path}", "name/diffusion_pytorch_model.safetensors"),
-        (
-            "UNet2DConditionModel",
-            "--unet-weights {path}",
-            "name/diffusion_pytorch_model.safetensors",
-        ),
+        ("ControlNetModel", "--controlnet {path}"),
+        ("AutoencoderKL", "--vae-weights {path}"),
+        ("UNet2DConditionModel", "--unet-weights {path}"),
+        ("SomethingElse", "sdpy inspect {path}"),
     ],
 )
-def test_a_single_component(hub: LoopbackHub, kind: str, usage: str, path: str) -> None:
+def test_a_single_component(hub: LoopbackHub, kind: str, usage: str) -> None:
     hub.repositories["owner/name"] = {
         "config.json": json.dumps({"_class_name": kind}).encode(),
         "diffusion_pytorch_model.safetensors": weights(kind),
@@ -235,7 +232,17 @@ def test_a_single_component(hub: LoopbackHub, kind: str, usage: str, path: str) 
         "name/diffusion_pytorch_model.safetensors",
     ]
     assert usage in planned.usage
-    assert planned.path == DATA / path
+    assert planned.path == DATA / names[1]
+
+
+def test_a_lora(hub: LoopbackHub) -> None:
+    hub.repositories["owner/lora"] = {"pytorch_lora_weights.safetensors": weights("lora")}
+
+    planned = plan(hub, "owner/lora")
+
+    assert planned.path == DATA / "lora" / "pytorch_lora_weights.safetensors"
+    assert [item.target for item in planned.items] == [planned.path]
+    assert "--lora {path}" in planned.usage
 
 
 def test_a_single_file_goes_into_the_data_folder(hub: LoopbackHub) -> None:

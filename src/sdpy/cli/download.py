@@ -164,7 +164,4 @@ def _print_usages(plans: list[Plan], data: Path) -> None:
     folder = "" if data == _DEFAULT_DATA else f" --data {shlex.quote(str(data))}"
     for plan in plans:
         path = shlex.quote(str(plan.path))
-        if plan.usage:
-            print(plan.usage.format(path=path, data=folder))
-        else:
-            print(path)
+        print(plan.usage.format(path=path, data=folder))

@@ -36,8 +36,8 @@ class HubModel:
         repository: OWNER/NAME on the hub.
         summary: a line for people.
         usage: the command that uses it; ``{path}`` stands for what was fetched, ``{data}`` for the
-            option that names the data folder where it is not the usual one. "" where the files
-            themselves have to tell.
+            option that names the data folder where it is not the usual one. "" where what is
+            fetched has to tell.
         files: what goes into the data folder itself. Empty: all that is needed of the repository
             goes into a folder of its own, laid out as in the repository.
         single: path of the only file wanted, which goes into the data folder.
@@ -52,9 +52,13 @@ class HubModel:
 
 
 USE_PIPELINE = 'sdpy generate "lighthouse at dark" --model {path}'
-USE_CONTROLNET = 'sdpy generate "lighthouse at dark" --controlnet {path} --control-image MAP.png'
+USE_CONTROLNET = (
+    'sdpy generate "lighthouse at dark" --controlnet {path} --control-image MAP.png{data}'
+)
+USE_LORA = 'sdpy generate "lighthouse at dark" --lora {path}{data}'
 USE_UNET = 'sdpy generate "lighthouse at dark" --unet-weights {path}{data}'
 USE_VAE = 'sdpy generate "lighthouse at dark" --vae-weights {path}{data}'
+INSPECT = "sdpy inspect {path}"
 
 _SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -137,6 +141,12 @@ _ALL = (
         repository="SimianLuo/LCM_Dreamshaper_v7",
         summary="Latent Consistency Model of Dreamshaper 7 (1.5): 2 to 8 steps",
         usage=USE_PIPELINE + " --scheduler lcm --steps 4",
+    ),
+    HubModel(
+        name="lcm-lora",
+        repository="latent-consistency/lcm-lora-sdv1-5",
+        summary="LoRA that makes an LCM of Stable Diffusion 1.5: 2 to 8 steps",
+        usage=f"{USE_LORA} --scheduler lcm --steps 4 --guidance-scale 1",
     ),
     HubModel(
         name="vae-ft-mse",

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from sdpy.errors import HubError, UsageError
-from sdpy.hub.catalog import USE_CONTROLNET, USE_PIPELINE, USE_UNET, USE_VAE, HubModel
+from sdpy.hub.catalog import (
+    INSPECT,
+    USE_CONTROLNET,
+    USE_LORA,
+    USE_PIPELINE,
+    USE_UNET,
+    USE_VAE,
+    HubModel,
+)
 from sdpy.hub.client import Hub, Listing, RemoteFile
 
 # What each dtype adds to the name of a weights file, before its suffix.
@@ -127,7 +135,7 @@ def plan_model(
             if before.exists():
                 choice.notes.append(f"{before} is there too, and painting takes it before {name}")
     elif model.single is not None:
-        path /= model.name
+        usage, path = INSPECT, path / model.name
         choice.add(model.name, _need(listing, model.single))
     else:
         path /= model.name
@@ -171,11 +179,11 @@ def _choose_folder(choice: _Choice, listing: Listing) -> tuple[str, str]:
         name = _choose_pickle(choice, listing, stem) if name is None else name
         if name is None:
             raise _no_weights(listing, stem)
-        usage = _USAGES.get(str(choice.hub.read_json(config).get("_class_name")), "")
-        return usage, "" if usage == USE_CONTROLNET else name
+        kind = str(choice.hub.read_json(config).get("_class_name"))
+        return _USAGES.get(kind, INSPECT), name
     if _LORA in listing.files:
         choice.add(_LORA, listing.files[_LORA])
-        return "", _LORA
+        return USE_LORA, _LORA
     raise UsageError(_not_a_model(listing))
 
 
