@@ -227,10 +227,8 @@ def test_a_single_component(hub: LoopbackHub, kind: str, usage: str) -> None:
 
     planned = plan(hub, "owner/name")
 
-    assert list(targets(planned)) == [
-        "name/config.json",
-        "name/diffusion_pytorch_model.safetensors",
-    ]
+    names = ["name/config.json", "name/diffusion_pytorch_model.safetensors"]
+    assert list(targets(planned)) == names
     assert usage in planned.usage
     assert planned.path == DATA / names[1]
 

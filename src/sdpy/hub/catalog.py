@@ -51,13 +51,12 @@ class HubModel:
     single: str | None = None
 
 
-USE_PIPELINE = 'sdpy generate "lighthouse at dark" --model {path}'
-USE_CONTROLNET = (
-    'sdpy generate "lighthouse at dark" --controlnet {path} --control-image MAP.png{data}'
-)
-USE_LORA = 'sdpy generate "lighthouse at dark" --lora {path}{data}'
-USE_UNET = 'sdpy generate "lighthouse at dark" --unet-weights {path}{data}'
-USE_VAE = 'sdpy generate "lighthouse at dark" --vae-weights {path}{data}'
+_GENERATE = 'sdpy generate "lighthouse at dark"'
+USE_PIPELINE = _GENERATE + " --model {path}"
+USE_CONTROLNET = _GENERATE + " --controlnet {path} --control-image MAP.png{data}"
+USE_LORA = _GENERATE + " --lora {path}{data}"
+USE_UNET = _GENERATE + " --unet-weights {path}{data}"
+USE_VAE = _GENERATE + " --vae-weights {path}{data}"
 INSPECT = "sdpy inspect {path}"
 
 _SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -84,7 +83,7 @@ _ALL = (
         name="sd15",
         repository=_SD15,
         summary="Stable Diffusion 1.5, 512x512",
-        usage='sdpy generate "lighthouse at dark"{data}',
+        usage=_GENERATE + "{data}",
         files=(
             *_SD15_SHARED,
             HubFile("unet/diffusion_pytorch_model.safetensors", "unet.safetensors"),
@@ -146,7 +145,7 @@ _ALL = (
         name="lcm-lora",
         repository="latent-consistency/lcm-lora-sdv1-5",
         summary="LoRA that makes an LCM of Stable Diffusion 1.5: 2 to 8 steps",
-        usage=f"{USE_LORA} --scheduler lcm --steps 4 --guidance-scale 1",
+        usage=USE_LORA + " --scheduler lcm --steps 4 --guidance-scale 1",
     ),
     HubModel(
         name="vae-ft-mse",
