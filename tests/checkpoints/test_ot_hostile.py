@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from sdpy.checkpoints import read_checkpoint, write_checkpoint
-from sdpy.checkpoints.ot import _global, _int, _ints, _text
+from sdpy.checkpoints.storages import pickled_global as _global
+from sdpy.checkpoints.storages import pickled_int as _int
+from sdpy.checkpoints.storages import pickled_ints as _ints
+from sdpy.checkpoints.storages import pickled_text as _text
 from sdpy.errors import WeightsError
 
 DATA = Path(__file__).parents[1] / "data" / "ot"

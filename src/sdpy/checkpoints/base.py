@@ -34,6 +34,8 @@ class Checkpoint:
         outline: the same names with tensors of the same shapes and dtypes whose values do not
             count; asking for them reads nothing.
         metadata: the file's own text entries, if its format has any.
+        forget: gives back the memory of what was read so far; used tensors are read again. Values
+            written into mapped tensors are lost.
     """
 
     path: Path
@@ -41,13 +43,21 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     outline: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    forget: Callable[[], None] = lambda: None
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for, each by its own function."""
+    """Tensors that are made when they are asked for, each by its own function.
 
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+    Attributes:
+        outline: the same names with tensors on the meta device, of the same shapes and dtypes.
+    """
+
+    def __init__(
+        self, makers: Mapping[str, Callable[[], Tensor]], outline: Mapping[str, Tensor]
+    ) -> None:
         self._makers = makers
+        self.outline = outline
 
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
@@ -81,10 +91,23 @@ class CheckpointFormat(Protocol):
         ...
 
 
-def map_file(file: BinaryIO) -> torch.UntypedStorage:
+@dataclass(frozen=True)
+class MappedFile:
     """A whole file as one storage, copy-on-write: pages are read when they are touched."""
+
+    storage: torch.UntypedStorage
+    mapping: mmap.mmap
+
+    def forget(self) -> None:
+        """Give the pages back, where the system can; they are read again when touched."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def map_file(file: BinaryIO) -> MappedFile:
+    """Map a file that is open for reading."""
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return torch.frombuffer(mapping, dtype=torch.uint8).untyped_storage()
+    return MappedFile(torch.frombuffer(mapping, dtype=torch.uint8).untyped_storage(), mapping)
 
 
 def mapped_piece(
@@ -108,16 +131,28 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def check_storable(name: str, tensor: Tensor, dtypes: Mapping[torch.dtype, str]) -> None:
-    """Refuse a tensor that a format with these dtypes cannot hold. Raises ``WeightsError``."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise WeightsError(f"cannot store {printable(name)}: it is not an ordinary dense tensor")
-    if tensor.dtype not in dtypes:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise WeightsError(
-            f"cannot store {printable(name)}: its dtype is "
-            f"{str(tensor.dtype).removeprefix('torch.')}; this format holds {known}"
-        )
+def storable(
+    tensors: Mapping[str, Tensor], dtypes: Mapping[torch.dtype, str]
+) -> Mapping[str, Tensor]:
+    """The outline of tensors that a format with these dtypes can hold.
+
+    Raises:
+        WeightsError: it cannot hold one of them.
+    """
+    lazy = isinstance(tensors, LazyTensors)
+    outline = tensors.outline if isinstance(tensors, LazyTensors) else tensors
+    for name, tensor in outline.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or (tensor.is_meta and not lazy):
+            raise WeightsError(
+                f"cannot store {printable(name)}: it is not an ordinary dense tensor"
+            )
+        if tensor.dtype not in dtypes:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise WeightsError(
+                f"cannot store {printable(name)}: its dtype is "
+                f"{str(tensor.dtype).removeprefix('torch.')}; this format holds {known}"
+            )
+    return outline
 
 
 # What the standard library's and our own parsers raise for bytes that make no sense.

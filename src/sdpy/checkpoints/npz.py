@@ -19,10 +19,10 @@ from sdpy.checkpoints.archives import add_member, members_of, stored_range
 from sdpy.checkpoints.base import (
     Checkpoint,
     LazyTensors,
-    check_storable,
     map_file,
     mapped_piece,
     reading,
+    storable,
     tensor_bytes,
 )
 from sdpy.checkpoints.probe import Probe
@@ -66,22 +66,22 @@ class NpzFormat:
                 if stored and array.end > info.file_size:
                     raise ValueError(f"{member} is shorter than its array")
                 arrays[member.removesuffix(".npy")] = array
-        makers = {name: partial(array.tensor, mapping) for name, array in arrays.items()}
+        makers = {name: partial(array.tensor, mapping.storage) for name, array in arrays.items()}
         outline = {
             name: torch.empty(array.shape, dtype=array.dtype, device="meta")
             for name, array in arrays.items()
         }
-        return Checkpoint(path, self.name, LazyTensors(makers), outline)
+        tensors = LazyTensors(makers, outline)
+        return Checkpoint(path, self.name, tensors, outline, forget=mapping.forget)
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write tensors, not compressed; the format has no place for ``metadata``."""
-        for name, tensor in tensors.items():
-            check_storable(name, tensor, DTYPE_NAMES)
+        outline = storable(tensors, DTYPE_NAMES)
         with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-            for name, tensor in tensors.items():
-                add_member(archive, f"{name}.npy", _header(tensor), tensor_bytes(tensor))
+            for name, tensor in outline.items():
+                add_member(archive, f"{name}.npy", _header(tensor), tensor_bytes(tensors[name]))
 
 
 def _header(tensor: Tensor) -> bytes:

@@ -18,10 +18,10 @@ from torch import Tensor
 from sdpy.checkpoints.base import (
     Checkpoint,
     LazyTensors,
-    check_storable,
     map_file,
     mapped_piece,
     reading,
+    storable,
     tensor_bytes,
 )
 from sdpy.checkpoints.probe import Probe
@@ -74,11 +74,14 @@ class SafetensorsFormat:
                 pass  # The library checks the header. Its tensors would be read at once.
             places = {name: _Place.of(entry) for name, entry in header.items()}
             mapping = map_file(file)
-            makers = {n: partial(p.tensor, mapping, 8 + header_bytes) for n, p in places.items()}
+            makers = {
+                n: partial(p.tensor, mapping.storage, 8 + header_bytes) for n, p in places.items()
+            }
             outline = {
                 n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in places.items()
             }
-            return Checkpoint(path, self.name, LazyTensors(makers), outline, metadata)
+            tensors = LazyTensors(makers, outline)
+            return Checkpoint(path, self.name, tensors, outline, metadata, mapping.forget)
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -91,13 +94,13 @@ class SafetensorsFormat:
         """
         # The widest first, as the library does: then every tensor starts at a multiple of its
         # own item size.
-        names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+        outline = storable(tensors, DTYPE_NAMES)
+        names = sorted(outline, key=lambda name: (-outline[name].dtype.itemsize, name))
         # transformers refuses files that do not say "pt".
         header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         end = 0
         for name in names:
-            tensor = tensors[name]
-            check_storable(name, tensor, DTYPE_NAMES)
+            tensor = outline[name]
             start, end = end, end + tensor.numel() * tensor.dtype.itemsize
             header[name] = {
                 "dtype": DTYPE_NAMES[tensor.dtype],
