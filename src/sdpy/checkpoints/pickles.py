@@ -6,16 +6,16 @@ calls: a name stays a ``Global``, a call a ``Call``, an object an ``Instance``. 
 of inert records, lists, tuples, dicts and numbers; whoever asked for it decides what they mean.
 
 Time and memory are linear in the length of the pickle, whatever its content: lengths and memo
-numbers in the file allocate nothing, and dict keys are strings or integers, whose hashes are cheap.
+numbers in the file allocate nothing, and dict keys are strings, integers or names, whose hashes are
+cheap.
 """
 
 from __future__ import annotations
 
-import io
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,25 @@ _LITERALS = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def load_inert(data: bytes, allowed: Callable[[str, str], bool]) -> Any:
+def load_inert(
+    data: bytes | BinaryIO,
+    allowed: Callable[[str, str], bool],
+    persistent: Callable[[Any], Any] = Reference,
+) -> Any:
     """The tree that a pickle (protocol 2) describes, without importing or calling anything.
 
     Args:
-        data: the pickle.
+        data: the pickle, or a file at the start of one, which is read to the pickle's end.
         allowed: whether a pickle of this kind may name ``(module, name)``. It only names it; a
             name that has no business there shows that the file is not what it claims to be.
+        persistent: what to put in the place of a persistent id.
 
     Raises:
         ValueError: for an instruction or a name that weights files do not need, and for nonsense.
         IndexError, KeyError: for a pickle that takes more than it has put.
     """
-    machine = _Machine(allowed)
-    for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
+    machine = _Machine(allowed, persistent)
+    for opcode, argument, _ in pickletools.genops(data):
         if opcode.name == "STOP":
             return machine.pop()
         machine.step(opcode.name, argument)
@@ -92,8 +97,11 @@ def load_inert(data: bytes, allowed: Callable[[str, str], bool]) -> Any:
 
 
 class _Machine:
-    def __init__(self, allowed: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self, allowed: Callable[[str, str], bool], persistent: Callable[[Any], Any]
+    ) -> None:
         self.allowed = allowed
+        self.persistent = persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -127,7 +135,7 @@ class _Machine:
         elif opcode == "GLOBAL":
             self.name(*argument.split(" ", 1))
         elif opcode == "BINPERSID":
-            stack.append(Reference(self.pop()))
+            stack.append(self.persistent(self.pop()))
         elif opcode == "NEWOBJ":
             self.instantiate()
         elif opcode == "REDUCE":
@@ -165,7 +173,7 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("the pickle sets items of something that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, (str, int)):
+            if not isinstance(key, (str, int, Global)):
                 raise ValueError("the pickle has a dict key that is neither text nor number")
             target[key] = value
 
@@ -191,6 +199,7 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
-        if not isinstance(target, Instance):
+        if isinstance(target, Instance):
+            target.state = state
+        elif not isinstance(target, (dict, Call)):  # their attributes are of no use to anybody
             raise ValueError("the pickle sets attributes of something that is no object")
-        target.state = state

@@ -74,7 +74,7 @@ _TELLTALES: tuple[tuple[bytes, str], ...] = (
     (b"{", "is JSON text, not weights; give the weights file that belongs to it"),
     (b"gguf", "is a GGUF file, which sdpy does not read; convert it to .safetensors"),
     (b"ggml", "is a GGML file, which sdpy does not read; convert it to .safetensors"),
-    (b"\x80", "is a Python pickle, which could run code; convert it to .safetensors"),
+    (b"\x80", "is a Python pickle, but none of torch.save's; fetch the weights as .safetensors"),
     (b"\x1f\x8b", "is gzip-compressed; decompress it first"),
     (b"\x89hdf", "is an HDF5 file (Keras?); convert it to .safetensors"),
     (b"\x89png", "is a picture, not weights"),
@@ -88,21 +88,15 @@ def looks_like(probe: Probe) -> str:
     if probe.folder:
         return "is a folder; give the name of a weights file in it"
     if probe.is_zip and probe.members is None:
-        return (
-            "starts like a .ot or .npz archive, but its end is missing or damaged; fetch it again"
-        )
+        return "starts like a .ot, .ckpt or .npz archive, but its end is missing or damaged; fetch it again"
     if probe.members is not None:
-        return _looks_like_archive(probe.members)
+        return "is a zip archive without weights in it; unpack it and give the weights file"
     if not probe.head.strip(b"\0"):
         return "starts with zeros only (an interrupted download?); fetch it again"
     start = probe.head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for telltale, meaning in _TELLTALES:
         if start.startswith(telltale):
             return meaning
-    return "is not a weights file that sdpy knows (.ot, .safetensors, .npz); fetch it again"
-
-
-def _looks_like_archive(members: tuple[str, ...]) -> str:
-    if any(member.endswith("/data.pkl") or member == "data.pkl" for member in members):
-        return "is a PyTorch pickle (.ckpt, .pt, .bin); convert it to .safetensors or .ot"
-    return "is a zip archive without weights in it; unpack it and give the weights file"
+    return (
+        "is no weights file that sdpy knows (.ot, .safetensors, .ckpt, .bin, .npz); fetch it again"
+    )

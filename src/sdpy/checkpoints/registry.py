@@ -12,6 +12,7 @@ from sdpy.checkpoints.base import Checkpoint, CheckpointFormat
 from sdpy.checkpoints.npz import NpzFormat
 from sdpy.checkpoints.ot import OtFormat
 from sdpy.checkpoints.probe import looks_like, probe
+from sdpy.checkpoints.pytorch import TorchFormat
 from sdpy.checkpoints.safetensors import SafetensorsFormat
 from sdpy.errors import UsageError, WeightsError
 
@@ -19,6 +20,7 @@ FORMATS: dict[str, CheckpointFormat] = {
     "ot": OtFormat(),
     "safetensors": SafetensorsFormat(),
     "npz": NpzFormat(),
+    "torch": TorchFormat(),
 }
 
 
