@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from sdpy.checkpoints.base import Checkpoint, printable
 from sdpy.checkpoints.describe import describe
-from sdpy.checkpoints.dialects import reshape, translate
+from sdpy.checkpoints.dialects import COMPONENTS, LABELS, Part, component_of, find_parts
 from sdpy.checkpoints.registry import read_checkpoint
 from sdpy.errors import WeightsError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SHOWN = 3
 
 
@@ -43,8 +44,8 @@ def load_weights(
     """
     checkpoint = read_checkpoint(path)
     tensors: dict[str, Tensor] = {}
-    for ours, name in _fit(model, checkpoint).items():
-        tensor = reshape(ours, checkpoint.tensors[name])
+    for ours, origin in _fitting_part(model, checkpoint).origins.items():
+        tensor = origin.take(ours, checkpoint.tensors)
         kind = dtype if tensor.is_floating_point() else None
         tensors[ours] = tensor.to(device=device, dtype=kind)
     model.requires_grad_(False)
@@ -59,25 +60,35 @@ def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
-    _fit(model, read_checkpoint(path))
+    _fitting_part(model, read_checkpoint(path))
 
 
-def _fit(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """The model's names with the file's names for them. Raises ``WeightsError`` if it misfits."""
+def read_part(checkpoint: Checkpoint, component: str | None) -> Part:
+    """A component in a file that may hold several; the only one of a file that holds one.
+
+    Raises:
+        WeightsError: the file holds several others.
+    """
+    parts = find_parts(checkpoint.outline).by_component
+    if component in parts:
+        return parts[component]
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    held = " and ".join(LABELS[name] for name in COMPONENTS if name in parts)
+    raise WeightsError(
+        f"{checkpoint.path} holds no {LABELS.get(str(component), 'such model')}, only {held}; "
+        "give the missing part from another file"
+    )
+
+
+def misfits(model: nn.Module, checkpoint: Checkpoint, part: Part) -> dict[str, list[str]]:
+    """What keeps a part of a file from filling a model, by kind of fault; reads no numbers."""
     wanted = model.state_dict()
-    names: dict[str, str] = {}
-    twice: list[str] = []
-    for name, ours in translate(checkpoint.outline, wanted).items():
-        if ours in names:
-            twice.append(name)
-        elif ours is not None:
-            names[ours] = name
-    found = {ours: reshape(ours, checkpoint.outline[name]) for ours, name in names.items()}
-
+    found = {ours: origin.take(ours, checkpoint.outline) for ours, origin in part.origins.items()}
     both = [name for name in found if name in wanted]
-    problems = {
+    return {
         "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
+        "unexpected": [part.origins[name].name for name in found if name not in wanted],
         "of another shape": [
             f"{name} is {list(found[name].shape)} instead of {list(wanted[name].shape)}"
             for name in both
@@ -88,11 +99,17 @@ def _fit(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
             for name in both
             if not _converts(found[name].dtype, wanted[name].dtype)
         ],
-        "given twice": twice,
+        "given twice": list(part.twice),
     }
+
+
+def _fitting_part(model: nn.Module, checkpoint: Checkpoint) -> Part:
+    """The part of the file that fills the model. Raises ``WeightsError`` if it misfits."""
+    part = read_part(checkpoint, component_of(model.state_dict()))
+    problems = misfits(model, checkpoint, part)
     if any(problems.values()):
         raise WeightsError(_report(model, checkpoint, problems))
-    return names
+    return part
 
 
 def _converts(stored: torch.dtype, wanted: torch.dtype) -> bool:
@@ -103,6 +120,11 @@ def _report(model: nn.Module, checkpoint: Checkpoint, problems: dict[str, list[s
     parts = [
         f"{len(cases)} {problem} ({_some(cases)})" for problem, cases in problems.items() if cases
     ]
+    if any(tensor.dtype in FP8 for tensor in checkpoint.outline.values()):
+        return (
+            f"{checkpoint.path} holds 8-bit floating-point numbers (fp8), which sdpy does not "
+            "read; take the fp16 or fp32 version"
+        )
     guess = describe({name: tuple(tensor.shape) for name, tensor in checkpoint.outline.items()})
     hint = f"this looks like {guess}; " if guess else ""
     return (

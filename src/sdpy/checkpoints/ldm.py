@@ -1,0 +1,300 @@
+"""The names of the original "latent diffusion" programs (LDM), which most people's files have.
+
+There, one file holds a whole Stable Diffusion, each component under a prefix, and the UNet's
+layers are numbered straight through. Which number is what follows from the structure of the blocks
+alone, so the tables are made here from a few numbers that can be read off the names of either side.
+
+A table pairs modules, the original's with ours; names below a module are the same on both sides
+unless a longer entry says otherwise. OpenCLIP's text encoder, that of Stable Diffusion 2.x, keeps
+query, key and value of a layer in one tensor; each third of its rows is a tensor of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+COMPONENT_PREFIXES: dict[str, tuple[str, ...]] = {
+    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model."),
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "controlnet": ("control_model.",),
+}
+"""What the names of each component begin with."""
+
+OPEN_CLIP_PREFIX = "cond_stage_model.model."
+
+# What else such files hold, of no use for painting.
+DROPPED_PREFIXES: tuple[str, ...] = (
+    "model_ema.",
+    "cond_stage_model.logit_scale",
+    "first_stage_model.loss.",
+    "loss.",
+    "posterior_",
+    "alphas_cumprod",
+    "sqrt_",
+    "log_one_minus_alphas_cumprod",
+    "embedding_manager.",
+    "denoiser.",
+)
+DROPPED: frozenset[str] = frozenset(
+    {
+        "betas",
+        "logvar",
+        "lvlb_weights",
+        "scale_factor",
+        # Empty tensors by which some files tell what the UNet predicts.
+        "v_pred",
+        "ztsnr",
+    }
+)
+
+# A ResNet of the UNet. Its transformers have the same names on both sides.
+_UNET_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_UNET_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "time_embed.cond_proj": "time_embedding.cond_proj",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+# The picture that a ControlNet follows goes through eight convolutions; every second entry of the
+# original's list is an activation.
+_CONTROL_ENDS = {
+    "input_hint_block.0": "controlnet_cond_embedding.conv_in",
+    **{f"input_hint_block.{2 * i + 2}": f"controlnet_cond_embedding.blocks.{i}" for i in range(6)},
+    "input_hint_block.14": "controlnet_cond_embedding.conv_out",
+    "middle_block_out.0": "controlnet_mid_block",
+}
+_VAE_ENDS = {
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1.norm": "mid_block.attentions.0.group_norm",
+    "mid.attn_1.q": "mid_block.attentions.0.to_q",
+    "mid.attn_1.k": "mid_block.attentions.0.to_k",
+    "mid.attn_1.v": "mid_block.attentions.0.to_v",
+    "mid.attn_1.proj_out": "mid_block.attentions.0.to_out.0",
+    "norm_out": "conv_norm_out",
+}
+_OPEN_CLIP_ENDS = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+_OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+# In the order in which their rows lie in the fused tensors.
+_OPEN_CLIP_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_OPEN_CLIP_DROPPED = frozenset({"text_projection", "logit_scale", "attn_mask"})
+OPEN_CLIP_LAYERS = 23
+"""Stable Diffusion 2.x was trained on the state before the last of 24 layers, which is dropped."""
+
+Modules = dict[str, str]
+"""From a module's name there to its name here."""
+
+
+def to_ours(component: str, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Our names for the original's, less the component's prefix.
+
+    Returns:
+        For each name that a table knows: ours; three of ours for a fused tensor; none for what is
+        not needed.
+    """
+    if component == "text_encoder":
+        if not is_open_clip(names):
+            return {name: (name,) for name in names}
+        table = open_clip_tensors(_count(names, r"transformer\.resblocks\.(\d+)\."))
+        known = {name: table[name] for name in names if name in table}
+        return known | {name: () for name in names if name in _OPEN_CLIP_DROPPED}
+    if component == "vae":
+        levels, layers = r"encoder\.down\.(\d+)\.", r"encoder\.down\.0\.block\.(\d+)\."
+        modules = vae_modules(_count(names, levels), _count(names, layers))
+    else:
+        modules = unet_modules(*_original_unet_structure(names))
+    renamed = {name: _rename(name, modules) for name in names}
+    return {name: (ours,) for name, ours in renamed.items() if ours is not None}
+
+
+def to_original(
+    component: str, names: Collection[str], *, open_clip: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """The original's names, with the component's prefix, each with the one or three of ours.
+
+    Args:
+        component: a key of `COMPONENT_PREFIXES`.
+        names: ours.
+        open_clip: of the two forms of a text encoder, whether to take OpenCLIP's.
+
+    Raises:
+        ValueError: a name that no table knows.
+    """
+    prefix = COMPONENT_PREFIXES[component][0]
+    if component == "text_encoder":
+        if not open_clip:
+            return {prefix + name: (name,) for name in names}
+        table = open_clip_tensors(_count(names, r"text_model\.encoder\.layers\.(\d+)\."))
+        unknown = set(names) - {ours for entry in table.values() for ours in entry}
+        if unknown:
+            raise ValueError(min(unknown))
+        return {OPEN_CLIP_PREFIX + name: ours for name, ours in table.items()}
+    if component == "vae":
+        levels, layers = (
+            r"encoder\.down_blocks\.(\d+)\.",
+            r"encoder\.down_blocks\.0\.resnets\.(\d+)\.",
+        )
+        modules = vae_modules(_count(names, levels), _count(names, layers))
+    else:
+        modules = unet_modules(*_our_unet_structure(names))
+    reverse = {ours: theirs for theirs, ours in modules.items()}
+    renamed: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        theirs = _rename(name, reverse)
+        if theirs is None:
+            raise ValueError(name)
+        renamed[prefix + theirs] = (name,)
+    return renamed
+
+
+def is_open_clip(names: Iterable[str]) -> bool:
+    """Whether a text encoder has OpenCLIP's names."""
+    return any(name.startswith("transformer.resblocks.") for name in names)
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def unet_modules(attends: Sequence[bool], layers: int) -> Modules:
+    """The modules of a UNet or a ControlNet.
+
+    Args:
+        attends: of each level, from the highest resolution down, whether it attends to the prompt.
+        layers: ResNets of a level going down; going up there is one more.
+    """
+    return dict(_unet_modules(attends, layers))
+
+
+def _unet_modules(attends: Sequence[bool], layers: int) -> Iterator[tuple[str, str]]:
+    yield from _UNET_ENDS.items()
+    yield from _CONTROL_ENDS.items()
+    last = len(attends) - 1
+
+    n = 1
+    for i, attend in enumerate(attends):
+        for j in range(layers):
+            yield from _resnet(f"input_blocks.{n}.0", f"down_blocks.{i}.resnets.{j}")
+            if attend:
+                yield f"input_blocks.{n}.1", f"down_blocks.{i}.attentions.{j}"
+            n += 1
+        if i < last:
+            yield f"input_blocks.{n}.0.op", f"down_blocks.{i}.downsamplers.0.conv"
+            n += 1
+    for k in range(n):
+        yield f"zero_convs.{k}.0", f"controlnet_down_blocks.{k}"
+
+    yield from _resnet("middle_block.0", "mid_block.resnets.0")
+    yield "middle_block.1", "mid_block.attentions.0"
+    yield from _resnet("middle_block.2", "mid_block.resnets.1")
+
+    n = 0
+    for i, attend in enumerate(reversed(attends)):
+        for j in range(layers + 1):
+            yield from _resnet(f"output_blocks.{n}.0", f"up_blocks.{i}.resnets.{j}")
+            if attend:
+                yield f"output_blocks.{n}.1", f"up_blocks.{i}.attentions.{j}"
+            if j == layers and i < last:
+                place = 2 if attend else 1  # after the transformer, where there is one
+                yield f"output_blocks.{n}.{place}.conv", f"up_blocks.{i}.upsamplers.0.conv"
+            n += 1
+
+
+def _resnet(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    for a, b in _UNET_RESNET.items():
+        yield f"{theirs}.{a}", f"{ours}.{b}"
+
+
+def _original_unet_structure(names: Collection[str]) -> tuple[list[bool], int]:
+    """What `unet_modules` takes. Levels end with a change of resolution (``op``)."""
+    attends, layers = [False], [0]
+    for n in range(1, _count(names, r"input_blocks\.(\d+)\.")):
+        if f"input_blocks.{n}.0.op.weight" in names:
+            attends.append(False)
+            layers.append(0)
+        else:
+            attends[-1] |= f"input_blocks.{n}.1.norm.weight" in names
+            layers[-1] += 1
+    return attends, layers[0]
+
+
+def _our_unet_structure(names: Collection[str]) -> tuple[list[bool], int]:
+    """What `unet_modules` takes."""
+    levels = range(_count(names, r"down_blocks\.(\d+)\."))
+    attends = [f"down_blocks.{i}.attentions.0.norm.weight" in names for i in levels]
+    return attends, _count(names, r"down_blocks\.0\.resnets\.(\d+)\.")
+
+
+def vae_modules(levels: int, layers: int) -> Modules:
+    """The modules of an autoencoder.
+
+    Args:
+        levels: resolutions.
+        layers: ResNets of a level of the encoder; the decoder has one more.
+    """
+    modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    for half in ("encoder", "decoder"):
+        modules |= {f"{half}.{theirs}": f"{half}.{ours}" for theirs, ours in _VAE_ENDS.items()}
+    for i in range(levels):
+        # The original numbers the decoder's levels from the highest resolution, we from the lowest.
+        down, up = f"encoder.down_blocks.{i}", f"decoder.up_blocks.{levels - 1 - i}"
+        resnets = [(f"encoder.down.{i}.block.{j}", f"{down}.resnets.{j}") for j in range(layers)]
+        resnets += [(f"decoder.up.{i}.block.{j}", f"{up}.resnets.{j}") for j in range(layers + 1)]
+        modules |= dict(resnets)
+        modules |= {f"{a}.nin_shortcut": f"{b}.conv_shortcut" for a, b in resnets}
+        modules[f"encoder.down.{i}.downsample"] = f"{down}.downsamplers.0"
+        modules[f"decoder.up.{i}.upsample"] = f"{up}.upsamplers.0"
+    return modules
+
+
+def open_clip_tensors(layers: int) -> dict[str, tuple[str, ...]]:
+    """The tensors of a text encoder of so many layers, each with ours in the order of its rows."""
+    table: dict[str, tuple[str, ...]] = {a: (b,) for a, b in _OPEN_CLIP_ENDS.items()}
+    for i in range(layers):
+        theirs, ours = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
+        dropped = i >= OPEN_CLIP_LAYERS
+        for kind in ("weight", "bias"):
+            fused = tuple(f"{ours}.{projection}.{kind}" for projection in _OPEN_CLIP_FUSED)
+            table[f"{theirs}.attn.in_proj_{kind}"] = () if dropped else fused
+            for a, b in _OPEN_CLIP_LAYER.items():
+                table[f"{theirs}.{a}.{kind}"] = () if dropped else (f"{ours}.{b}.{kind}",)
+    return table
+
+
+def _rename(name: str, modules: Modules) -> str | None:
+    """The name with the longest module in it replaced; None if there is none in the table."""
+    module = name
+    while module:
+        if module in modules:
+            return modules[module] + name.removeprefix(module)
+        module = module.rpartition(".")[0]
+    return None
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that the pattern finds at the start of a name."""
+    matches = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
