@@ -88,9 +88,7 @@ def looks_like(probe: Probe) -> str:
     if probe.folder:
         return "is a folder; give the name of a weights file in it"
     if probe.is_zip and probe.members is None:
-        return (
-            "starts like an archive of weights, but its end is missing or broken; fetch it again"
-        )
+        return "starts like an archive of weights, but its end is missing or broken; fetch it again"
     if probe.members is not None:
         return "is a zip archive without weights in it; unpack it and give the weights file"
     if not probe.head.strip(b"\0"):
