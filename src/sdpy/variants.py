@@ -66,6 +66,59 @@ SD15_INPAINT = replace(
     ),
 )
 
+SD21 = replace(
+    SD15,
+    name="sd21",
+    summary="Stable Diffusion 2.1 (and 2.0), 768x768",
+    text_encoder=CLIPTextConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,  # of OpenCLIP's ViT-H/14, which has one more
+        num_attention_heads=16,
+        hidden_act="gelu",
+    ),
+    unet=replace(
+        SD15.unet,
+        attention_heads=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ),
+    noise=NoiseConfig(prediction_type="v_prediction"),
+    pad_id=0,
+    sample_size=768,
+    # As the Rust program calls them.
+    files=FileNames(
+        text_encoder=("clip_v2.1.ot", "clip_v2.1.safetensors"),
+        unet=("unet_v2.1.ot", "unet_v2.1.safetensors"),
+        vae=("vae_v2.1.ot", "vae_v2.1.safetensors"),
+    ),
+)
+
+SD20 = replace(SD21, name="sd20", summary="Stable Diffusion 2.0, 768x768; as 2.1")
+
+SD21_BASE = replace(
+    SD21,
+    name="sd21-base",
+    summary="Stable Diffusion 2.1 base (and 2.0 base), 512x512",
+    noise=NoiseConfig(prediction_type="epsilon"),
+    sample_size=512,
+)
+
+SD2_INPAINT = replace(
+    SD21_BASE,
+    name="sd2-inpaint",
+    summary="Stable Diffusion 2.0 for inpainting, 512x512",
+    unet=replace(SD21.unet, in_channels=9),
+)
+
+SD_TURBO = replace(
+    SD21_BASE,
+    name="sd-turbo",
+    summary="SD-Turbo, 512x512 in 1 to 4 steps without guidance",
+    timestep_spacing="trailing",
+    guidance_scale=1.0,
+)
+
 DEMO = ModelVariant(
     name="demo",
     summary="the small model that comes with sdpy: ten subjects, 128x128",
@@ -105,7 +158,8 @@ DEMO = ModelVariant(
 )
 
 VARIANTS: dict[str, ModelVariant] = {
-    variant.name: variant for variant in (SD15, SD15_INPAINT, DEMO)
+    variant.name: variant
+    for variant in (SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO, DEMO)
 }
 
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from sdpy.checkpoints import FORMATS, read_checkpoint, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
@@ -24,13 +24,6 @@ def refusal(path: Path) -> str:
     assert "\n" not in message
     assert str(path) in message
     return message
-
-
-def torch_saved(legacy: bool) -> bytes:
-    buffer = io.BytesIO()
-    state = nn.Linear(2, 2).state_dict()
-    torch.save(state, buffer, _use_new_zipfile_serialization=not legacy)
-    return buffer.getvalue()
 
 
 def numpy_saved() -> bytes:
@@ -60,8 +53,7 @@ FOREIGN = {
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML page"),
     "json": (json.dumps({"error": "Repository not found"}).encode(), "JSON"),
     "gguf": (b"GGUF\x03\0\0\0" + bytes(100), "GGUF"),
-    "legacy pickle": (torch_saved(legacy=True), "pickle"),
-    "torch.save": (torch_saved(legacy=False), "PyTorch pickle"),
+    "pickle": (pickle.dumps({"weight": [1.0]}), "Python pickle"),
     "npy": (numpy_saved(), "NumPy array"),
     "zip": (zipped("readme.txt"), "zip archive without weights"),
     "zip cut short": (zipped("readme.txt")[:40], "its end is missing"),
@@ -87,7 +79,9 @@ def test_foreign_files_are_named(tmp_path: Path, name: str, suffix: str) -> None
 
 def test_missing_empty_and_folder(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.ot")
-    assert "is a folder" in refusal(tmp_path)
+    assert "holds no weights" in refusal(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    assert "is the folder of a whole model" in refusal(tmp_path)
     (tmp_path / "empty.ot").touch()
     assert "is empty" in refusal(tmp_path / "empty.ot")
     assert "cannot read" in refusal(tmp_path / "empty.ot" / "within.ot")
@@ -125,7 +119,7 @@ def test_permission_denied_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_content_decides_not_the_name(tmp_path: Path, form: str) -> None:
     written = tmp_path / f"x{FORMATS[form].suffixes[0]}"
     write_checkpoint(written, {"a.b": torch.ones(2)})
-    for name in ("weights", "x.bin", "x.safetensors.ot", "x.ot.safetensors"):
+    for name in ("weights", "x.dat", "x.safetensors.ot", "x.ot.safetensors"):
         renamed = tmp_path / name
         renamed.write_bytes(written.read_bytes())
         checkpoint = read_checkpoint(str(renamed))
@@ -140,6 +134,6 @@ def test_registry_names_agree(form: str) -> None:
 
 
 def test_an_unknown_extension_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\.ot, \.safetensors, \.npz"):
-        write_checkpoint(tmp_path / "x.bin", {"a": torch.ones(1)})
+    with pytest.raises(UsageError, match=r"\.ot, \.safetensors, \.npz, \.bin"):
+        write_checkpoint(tmp_path / "x.dat", {"a": torch.ones(1)})
     assert list(tmp_path.iterdir()) == []

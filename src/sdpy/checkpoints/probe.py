@@ -86,7 +86,7 @@ _TELLTALES: tuple[tuple[bytes, str], ...] = (
 def looks_like(probe: Probe) -> str:
     """What a file that no format recognises looks like, as the end of "FILE ...", one line."""
     if probe.folder:
-        return "is a folder; give the name of a weights file in it"
+        return "is the folder of a whole model; give it as --model, or the folder of one component"
     if probe.is_zip and probe.members is None:
         return "starts like an archive of weights, but its end is missing or broken; fetch it again"
     if probe.members is not None:

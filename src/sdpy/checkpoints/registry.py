@@ -9,6 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from sdpy.checkpoints.base import Checkpoint, CheckpointFormat
+from sdpy.checkpoints.folders import (
+    find_weights,
+    is_model_folder,
+    is_shard_index,
+    read_shards,
+)
 from sdpy.checkpoints.npz import NpzFormat
 from sdpy.checkpoints.ot import OtFormat
 from sdpy.checkpoints.probe import looks_like, probe
@@ -27,12 +33,17 @@ FORMATS: dict[str, CheckpointFormat] = {
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a weights file of any known format; its content decides which, not its name.
 
-    Reads names, shapes and dtypes; the numbers are mapped, and read when they are used.
+    The folder of one component, and the index of weights in several files, will do too. Reads
+    names, shapes and dtypes; the numbers are mapped, and read when they are used.
 
     Raises:
         WeightsError: the file is missing, cannot be read, is damaged or no weights file.
     """
     found = probe(Path(path))
+    if found.folder and not is_model_folder(found.path):
+        found = probe(find_weights(found.path))
+    if is_shard_index(found):
+        return read_shards(found.path, read_checkpoint)
     for form in FORMATS.values():
         if form.matches(found):
             return form.read(found.path)

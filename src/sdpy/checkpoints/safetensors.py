@@ -70,6 +70,9 @@ class SafetensorsFormat:
             (header_bytes,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(header_bytes))
             metadata = header.pop("__metadata__", {})
+            end = 8 + header_bytes + max((e["data_offsets"][1] for e in header.values()), default=0)
+            if end > path.stat().st_size:
+                raise ValueError(f"it ends after {path.stat().st_size} of {end} bytes")
             with safe_open(path, framework="pt"):
                 pass  # The library checks the header. Its tensors would be read at once.
             places = {name: _Place.of(entry) for name, entry in header.items()}

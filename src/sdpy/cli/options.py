@@ -176,7 +176,9 @@ class ModelOptions:
             "--model",
             "-m",
             show_default="sd15",
-            help="sd15, sd15-inpaint, or demo, which is small and comes with sdpy.",
+            help="A variant (sd15, sd15-inpaint, sd21, sd21-base, sd2-inpaint, sd-turbo; or demo, "
+            "which is small and comes with sdpy), or the path of a diffusers folder or of a single "
+            "file, .safetensors or .ckpt.",
             rich_help_panel=_MODEL,
         ),
     ] = None
@@ -187,7 +189,7 @@ class ModelOptions:
         Path | None,
         typer.Option(
             show_default="pytorch_model.ot in DATA",
-            help="Text encoder, .ot or .safetensors.",
+            help="Text encoder: .ot, .safetensors, .bin, .ckpt, .npz.",
             rich_help_panel=_MODEL,
         ),
     ] = None

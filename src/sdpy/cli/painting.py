@@ -19,21 +19,23 @@ if TYPE_CHECKING:  # at run time these would import torch
 def find_components(options: CommonOptions, default_model: str) -> Components:
     """The models that the options name. Reads no weights; raises what is wrong with the options."""
     from sdpy.devices import place
-    from sdpy.pipelines import Components, find_files
-    from sdpy.variants import find_variant
+    from sdpy.pipelines import Components, find_model
 
-    variant = find_variant(default_model if options.model is None else options.model)
     given = {
         "text_encoder": options.clip_weights,
         "unet": options.unet_weights,
         "vae": options.vae_weights,
         "vocabulary": options.vocab_file,
     }
+    placement = place(options.cpu or (), options.device)
+    model = default_model if options.model is None else options.model
+    found = find_model(model, options.data, given)
     return Components(
-        variant=variant,
-        placement=place(options.cpu or (), options.device),
-        files=find_files(variant, options.data, given),
+        variant=found.variant,
+        placement=placement,
+        files=found.files,
         sliced_attention_size=options.sliced_attention_size,
+        notices=found.assumptions,
     )
 
 

@@ -7,6 +7,7 @@ from sdpy.pipelines.generate import generate
 from sdpy.pipelines.img2img import img2img
 from sdpy.pipelines.inpaint import inpaint
 from sdpy.pipelines.paint import Event, Notice, Painted, Progress, Settings
+from sdpy.pipelines.recognition import Recognised, find_model, recognise
 
 __all__ = [
     "Components",
@@ -15,9 +16,12 @@ __all__ = [
     "Notice",
     "Painted",
     "Progress",
+    "Recognised",
     "Settings",
     "find_files",
+    "find_model",
     "generate",
     "img2img",
     "inpaint",
+    "recognise",
 ]

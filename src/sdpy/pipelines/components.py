@@ -80,6 +80,7 @@ class Components:
         placement: where to.
         sliced_attention_size: heads of a batch computed together; None for all of them.
         keep: fields of `ModelFiles` whose models stay loaded.
+        notices: what the user should know about the files, a line each.
     """
 
     variant: ModelVariant
@@ -87,6 +88,7 @@ class Components:
     placement: Placement = field(default_factory=Placement)
     sliced_attention_size: int | None = None
     keep: frozenset[str] = frozenset()
+    notices: tuple[str, ...] = ()
     _kept: dict[str, nn.Module] = field(default_factory=dict)
 
     @cached_property

@@ -83,6 +83,7 @@ def paint(
         begin: makes the beginning of each.
         skip: number of steps that are left out at the start of each walk.
     """
+    yield from (Notice(text) for text in components.notices)
     guidance_scale = effective_guidance_scale(components, settings)
     embeddings = _encode(components, settings)
     for field, dropped in (

@@ -1,0 +1,184 @@
+"""Folders of weights as diffusers lays them out, and weights that are cut into several files.
+
+::
+
+    model_index.json                         which components there are, and their classes
+    unet/config.json                         sizes
+    unet/diffusion_pytorch_model.safetensors or .fp16.safetensors, .bin, in shards with an index
+    text_encoder/config.json, model.safetensors; vae/...
+    tokenizer/merges.txt                     CLIP's vocabulary
+    scheduler/scheduler_config.json          noise, and what the UNet predicts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable, reading
+from sdpy.checkpoints.dialects import COMPONENTS
+from sdpy.checkpoints.probe import Probe
+from sdpy.errors import WeightsError
+
+MODEL_INDEX = "model_index.json"
+SHARD_INDEX = ".index.json"
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".fp16.safetensors",
+    ".safetensors.index.fp16.json",
+    ".fp16.safetensors.index.json",
+    ".fp16.bin",
+    ".ot",
+    ".npz",
+)
+"""How the names of weights end; the first that exists is taken."""
+
+UNFINISHED = (".part", ".incomplete", ".crdownload", ".aria2", ".tmp", ".download")
+"""What programs append to the name of a file while they fetch it."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A diffusers folder.
+
+    Attributes:
+        path: the folder.
+        weights: component to its weights file.
+        configs: component, or "scheduler", to what its JSON file says; empty where there is none.
+        vocabulary: CLIP's merges, None if the folder has none.
+        pads_with_zero: whether prompts are filled up with token 0, as in Stable Diffusion 2.x,
+            instead of the end token.
+    """
+
+    path: Path
+    weights: Mapping[str, Path]
+    configs: Mapping[str, Mapping[str, Any]]
+    vocabulary: Path | None
+    pads_with_zero: bool
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a path is a diffusers folder of a whole model."""
+    return (path / MODEL_INDEX).is_file()
+
+
+def read_model_folder(path: Path) -> ModelFolder:
+    """What a diffusers folder holds. Opens no weights.
+
+    Raises:
+        WeightsError: a JSON file is broken, a component lacks its weights, or the folder holds
+            something else than Stable Diffusion 1.x or 2.x.
+    """
+    index = _read_json(path / MODEL_INDEX)
+    if "unet" not in index or "text_encoder_2" in index:
+        kind = printable(str(index.get("_class_name", "an unknown pipeline")))
+        raise WeightsError(
+            f"{path} holds a {kind}; sdpy paints with Stable Diffusion 1.x and 2.x only"
+        )
+    present = [name for name in COMPONENTS if (path / name).is_dir()]
+    configs = {name: _read_optional(path / name / "config.json") for name in present}
+    configs["scheduler"] = _read_optional(path / "scheduler" / "scheduler_config.json")
+    merges = path / "tokenizer" / "merges.txt"
+    pad = _read_optional(path / "tokenizer" / "special_tokens_map.json").get("pad_token")
+    return ModelFolder(
+        path=path,
+        weights={name: find_weights(path / name) for name in present},
+        configs=configs,
+        vocabulary=merges if merges.is_file() else None,
+        pads_with_zero=(pad.get("content") if isinstance(pad, dict) else pad) == "!",
+    )
+
+
+def find_weights(folder: Path) -> Path:
+    """The weights file of one component's folder.
+
+    Raises:
+        WeightsError: there is none, or only an unfinished download.
+    """
+    for ending in ENDINGS:
+        for stem in STEMS:
+            if (folder / (stem + ending)).is_file():
+                return folder / (stem + ending)
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(STEMS) and file.suffix in UNFINISHED:
+            raise WeightsError(f"{file} is an unfinished download; fetch it again")
+    raise WeightsError(
+        f"{folder} holds no weights: looked for {STEMS[0]}{ENDINGS[0]}, {STEMS[1]}{ENDINGS[0]} "
+        "and the like"
+    )
+
+
+def config_beside(weights: Path) -> Mapping[str, Any]:
+    """What ``config.json`` in the folder of a weights file says; empty if there is none.
+
+    Raises:
+        WeightsError: it is broken.
+    """
+    return _read_optional(weights.parent / "config.json")
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with reading(path, "JSON"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
+
+
+# -------------------------------------------------------------------------------------- shards
+
+
+def is_shard_index(probe: Probe) -> bool:
+    """Whether a file is the index of weights that are cut into several files."""
+    return probe.head.lstrip().startswith(b"{") and ".index." in probe.path.name
+
+
+def read_shards(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
+    """All shards of an index as one checkpoint.
+
+    Args:
+        path: of the index.
+        read: opens a shard.
+
+    Raises:
+        WeightsError: the index or a shard is missing or broken, or they do not fit together.
+    """
+    with reading(path, "index of shards"):
+        weight_map = _read_json(path)["weight_map"]
+        shards: dict[str, Checkpoint] = {}
+        for shard in dict.fromkeys(weight_map.values()):
+            if PurePath(shard).name != shard:
+                raise ValueError(f"it names the file {shard}, which is not beside it")
+            shards[shard] = read(path.parent / shard)
+        outline: dict[str, Tensor] = {}
+        for name, shard in weight_map.items():
+            if name not in shards[shard].outline:
+                raise ValueError(f"{shard} does not hold {name}")
+            outline[name] = shards[shard].outline[name]
+        unlisted = sum(len(one.outline) for one in shards.values()) - len(outline)
+        if unlisted:
+            raise ValueError(f"the shards hold {unlisted} more tensors than it lists")
+
+    def forget() -> None:
+        for one in shards.values():
+            one.forget()
+
+    makers = {
+        name: partial(shards[shard].tensors.__getitem__, name) for name, shard in weight_map.items()
+    }
+    form = next(iter(shards.values())).format if shards else "safetensors"
+    return Checkpoint(path, form, LazyTensors(makers, outline), outline, forget=forget)

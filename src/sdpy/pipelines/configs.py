@@ -1,0 +1,283 @@
+"""The sizes of models, read off their weights' shapes, and to and from diffusers' JSON files.
+
+Shapes tell everything but the number of attention heads, the groups of the norms and the scale of
+the latents. These come from a ``config.json`` where there is one, otherwise from the variant whose
+sizes the weights have, otherwise from what Stable Diffusion's published models have in common.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from sdpy.errors import WeightsError
+from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from sdpy.schedulers import NoiseConfig
+from sdpy.variants import VARIANTS
+
+Json = Mapping[str, Any]
+Outline = Mapping[str, Tensor]
+"""Our names to tensors of the right shapes."""
+
+HEAD_WIDTH = 64
+"""Of all attention heads in CLIP, OpenCLIP and Stable Diffusion 2.x."""
+
+
+# --------------------------------------------------------------------------------- from weights
+
+
+def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
+    """The sizes of a UNet.
+
+    Args:
+        outline: its weights' shapes.
+        config: what its ``config.json`` says; empty if there is none.
+
+    Raises:
+        WeightsError: the weights have no such names and shapes as a UNet's.
+    """
+    levels = range(_count(outline, r"down_blocks\.(\d+)\."))
+    channels = tuple(_size(outline, f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels)
+    projection = _first(outline, r".*attentions\.0\.proj_in\.weight")
+    linear = projection is not None and projection.ndim == 2
+    context = _first(outline, r".*attn2\.to_k\.weight")
+    found = UNet2DConditionConfig(
+        in_channels=_size(outline, "conv_in.weight", 1),
+        out_channels=_size(outline, "conv_out.weight", 0),
+        block_out_channels=channels,
+        cross_attention=tuple(
+            f"down_blocks.{i}.attentions.0.norm.weight" in outline for i in levels
+        ),
+        attention_heads=(8,) * len(channels)
+        if not linear
+        else tuple(max(n // HEAD_WIDTH, 1) for n in channels),
+        layers_per_block=_count(outline, r"down_blocks\.0\.resnets\.(\d+)\."),
+        transformer_layers_per_block=_count(
+            outline, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."
+        ),
+        cross_attention_dim=0 if context is None else context.shape[1],
+        use_linear_projection=linear,
+    )
+    if config:
+        heads = config.get("num_attention_heads")
+        heads = config.get("attention_head_dim", 8) if heads is None else heads
+        return replace(
+            found,
+            attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(channels),
+            norm_num_groups=config.get("norm_num_groups", 32),
+        )
+    for variant in VARIANTS.values():
+        known = variant.unet
+        same = replace(
+            known, attention_heads=found.attention_heads, norm_num_groups=found.norm_num_groups
+        )
+        if replace(same, in_channels=found.in_channels) == found:
+            return replace(known, in_channels=found.in_channels)
+    return found
+
+
+def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
+    """The sizes of an autoencoder; see `unet_config`."""
+    levels = range(_count(outline, r"encoder\.down_blocks\.(\d+)\."))
+    found = AutoencoderKLConfig(
+        in_channels=_size(outline, "encoder.conv_in.weight", 1),
+        out_channels=_size(outline, "decoder.conv_out.weight", 0),
+        latent_channels=_size(outline, "post_quant_conv.weight", 0),
+        block_out_channels=tuple(
+            _size(outline, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
+        ),
+        layers_per_block=_count(outline, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+    )
+    if config:
+        return replace(
+            found,
+            norm_num_groups=config.get("norm_num_groups", 32),
+            scaling_factor=config.get("scaling_factor", found.scaling_factor),
+        )
+    for variant in VARIANTS.values():
+        known = variant.vae
+        groups, factor = found.norm_num_groups, found.scaling_factor
+        if replace(known, norm_num_groups=groups, scaling_factor=factor) == found:
+            return known
+    return found
+
+
+def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
+    """The sizes of a text encoder; see `unet_config`."""
+    embedding = "text_model.embeddings"
+    hidden = _size(outline, f"{embedding}.token_embedding.weight", 1)
+    layer = "text_model.encoder.layers.0"
+    found = CLIPTextConfig(
+        vocab_size=_size(outline, f"{embedding}.token_embedding.weight", 0),
+        hidden_size=hidden,
+        intermediate_size=_size(outline, f"{layer}.mlp.fc1.weight", 0),
+        num_hidden_layers=_count(outline, r"text_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=max(hidden // HEAD_WIDTH, 1),
+        max_position_embeddings=_size(outline, f"{embedding}.position_embedding.weight", 0),
+    )
+    if config:
+        config = config.get("text_config", config)
+        return replace(
+            found,
+            num_attention_heads=config.get("num_attention_heads", found.num_attention_heads),
+            hidden_act=config.get("hidden_act", found.hidden_act),
+        )
+    for variant in VARIANTS.values():
+        known = variant.text_encoder
+        heads, activation = found.num_attention_heads, found.hidden_act
+        if replace(known, num_attention_heads=heads, hidden_act=activation) == found:
+            return known
+    return found
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that the pattern finds at the start of a name."""
+    matches = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def _first(outline: Outline, pattern: str) -> Tensor | None:
+    return next((tensor for name, tensor in outline.items() if re.match(pattern, name)), None)
+
+
+def _size(outline: Outline, name: str, dimension: int) -> int:
+    tensor = outline.get(name)
+    if tensor is None or tensor.ndim <= dimension:
+        raise WeightsError(f"{name} is missing or of an odd shape")
+    return tensor.shape[dimension]
+
+
+# ------------------------------------------------------------------------------ diffusers' JSON
+
+
+def noise_config(config: Json, default: NoiseConfig) -> NoiseConfig:
+    """What a ``scheduler_config.json`` says of the noise and the prediction.
+
+    Raises:
+        WeightsError: a kind of schedule that no Stable Diffusion has.
+    """
+    if not config:
+        return default
+    schedule = config.get("beta_schedule", "scaled_linear")
+    if schedule != "scaled_linear":
+        raise WeightsError(f"its scheduler has the unknown beta_schedule '{schedule}'")
+    prediction = config.get("prediction_type", "epsilon")
+    return NoiseConfig(
+        num_train_timesteps=config.get("num_train_timesteps", default.num_train_timesteps),
+        beta_start=config.get("beta_start", default.beta_start),
+        beta_end=config.get("beta_end", default.beta_end),
+        prediction_type=prediction,
+        rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False))
+        and prediction != "epsilon",
+    )
+
+
+def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]:
+    """``unet/config.json``; ``sample_size`` is the side of the latents."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": list(config.attention_heads),
+        "block_out_channels": list(config.block_out_channels),
+        "center_input_sample": False,
+        "cross_attention_dim": config.cross_attention_dim,
+        "down_block_types": [_block("Down", attends) for attends in config.cross_attention],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": config.in_channels,
+        "layers_per_block": config.layers_per_block,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": config.norm_num_groups,
+        "out_channels": config.out_channels,
+        "sample_size": sample_size,
+        "transformer_layers_per_block": config.transformer_layers_per_block,
+        "up_block_types": [_block("Up", attends) for attends in reversed(config.cross_attention)],
+        "use_linear_projection": config.use_linear_projection,
+    }
+
+
+def _block(direction: str, attends: bool) -> str:
+    return f"CrossAttn{direction}Block2D" if attends else f"{direction}Block2D"
+
+
+def vae_json(config: AutoencoderKLConfig, sample_size: int) -> dict[str, Any]:
+    """``vae/config.json``; ``sample_size`` is the side of the pictures."""
+    levels = len(config.block_out_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "out_channels": config.out_channels,
+        "sample_size": sample_size,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def text_encoder_json(config: CLIPTextConfig, pad_id: int | None) -> dict[str, Any]:
+    """``text_encoder/config.json``."""
+    end = config.vocab_size - 1
+    return {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": end - 1,
+        "eos_token_id": end,
+        "hidden_act": config.hidden_act,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": config.max_position_embeddings,
+        "model_type": "clip_text_model",
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "pad_token_id": end if pad_id is None else pad_id,
+        "projection_dim": config.hidden_size,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
+    """``scheduler/scheduler_config.json``, for diffusers' DDIM."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_end": noise.beta_end,
+        "beta_schedule": "scaled_linear",
+        "beta_start": noise.beta_start,
+        "clip_sample": False,
+        "num_train_timesteps": noise.num_train_timesteps,
+        "prediction_type": noise.prediction_type,
+        "rescale_betas_zero_snr": noise.rescale_betas_zero_snr,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        # diffusers does not know the original program's spacing; this is the nearest.
+        "timestep_spacing": "leading" if timestep_spacing == "original" else timestep_spacing,
+    }
+
+
+def model_index_json(components: Iterable[str], has_tokenizer: bool) -> dict[str, Any]:
+    """``model_index.json`` of a pipeline with these components."""
+    classes = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "tokenizer": ["transformers", "CLIPTokenizer"] if has_tokenizer else [None, None],
+        **{name: classes[name] for name in components if name in classes},
+    }
