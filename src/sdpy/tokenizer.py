@@ -103,12 +103,17 @@ class CLIPTokenizer:
             raise ValueError(f"vocab_size is {vocab_size}, at least {_TOKENS_BESIDE_MERGES} needed")
         count = vocab_size - _TOKENS_BESIDE_MERGES
         try:
-            return cls(_read_merges(Path(path), count))
+            return cls(read_merges(Path(path), count))
         except ValueError as error:
             raise WeightsError(
                 f"{path}: not a vocabulary of byte-pair merges ({error}); "
                 "CLIP's is called bpe_simple_vocab_16e6.txt"
             ) from error
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """All tokens as a vocabulary file spells them, by id."""
+        return tuple(self._tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -245,7 +250,7 @@ def _merge(ids: list[int], ranks: dict[tuple[int, int], int], merged: list[int])
     return [token for token, is_gone in zip(ids, joined, strict=True) if not is_gone]
 
 
-def _read_merges(path: Path, count: int) -> list[tuple[str, str]]:
+def read_merges(path: Path, count: int) -> list[tuple[str, str]]:
     """The first ``count`` merges of a file; ValueError says what is not as in a merges file."""
     lines = _read_text(path).split("\n")
     if "#version" not in lines[0]:

@@ -4,8 +4,17 @@ One module a format, one line each in ``registry.FORMATS``. Nothing in a file is
 """
 
 from sdpy.checkpoints.base import Checkpoint, CheckpointFormat, LazyTensors
+from sdpy.checkpoints.conversion import DTYPES, Output, Weights, plan_output, write_output
 from sdpy.checkpoints.describe import describe
-from sdpy.checkpoints.dialects import COMPONENTS, LABELS, Part, find_parts
+from sdpy.checkpoints.dialects import (
+    COMPONENTS,
+    DIFFUSERS,
+    LABELS,
+    OLD_DIFFUSERS,
+    ORIGINAL,
+    Part,
+    find_parts,
+)
 from sdpy.checkpoints.folders import (
     ModelFolder,
     config_beside,
@@ -17,13 +26,19 @@ from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
 
 __all__ = [
     "COMPONENTS",
+    "DIFFUSERS",
+    "DTYPES",
     "FORMATS",
     "LABELS",
+    "OLD_DIFFUSERS",
+    "ORIGINAL",
     "Checkpoint",
     "CheckpointFormat",
     "LazyTensors",
     "ModelFolder",
+    "Output",
     "Part",
+    "Weights",
     "check_weights",
     "config_beside",
     "describe",
@@ -31,8 +46,10 @@ __all__ = [
     "is_model_folder",
     "load_weights",
     "misfits",
+    "plan_output",
     "read_checkpoint",
     "read_model_folder",
     "read_part",
     "write_checkpoint",
+    "write_output",
 ]

@@ -97,6 +97,4 @@ def looks_like(probe: Probe) -> str:
     for telltale, meaning in _TELLTALES:
         if start.startswith(telltale):
             return meaning
-    return (
-        "is no weights file that sdpy knows (.ot, .safetensors, .ckpt, .bin, .npz); fetch it again"
-    )
+    return "is not a weights file that sdpy knows (.ot, .safetensors, .ckpt, .npz); fetch it again"

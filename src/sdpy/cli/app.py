@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from sdpy import __version__
+from sdpy.cli.convert import convert
 from sdpy.cli.download import download
 from sdpy.cli.generate import generate
 from sdpy.cli.img2img import img2img
 from sdpy.cli.inpaint import inpaint
+from sdpy.cli.inspect import inspect
 from sdpy.cli.options import flatten
 from sdpy.cli.schedulers import schedulers
 from sdpy.errors import SdpyError
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inpaint": inpaint,
     "schedulers": schedulers,
     "download": download,
+    "inspect": inspect,
+    "convert": convert,
 }
 
 INTERRUPTED = 130

@@ -7,6 +7,7 @@ sizes the weights have, otherwise from what Stable Diffusion's published models 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -52,15 +53,16 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
         cross_attention=tuple(
             f"down_blocks.{i}.attentions.0.norm.weight" in outline for i in levels
         ),
-        attention_heads=(8,) * len(channels)
-        if not linear
-        else tuple(max(n // HEAD_WIDTH, 1) for n in channels),
+        attention_heads=tuple(max(n // HEAD_WIDTH, 1) for n in channels)
+        if linear
+        else (math.gcd(8, *channels),) * len(channels),
         layers_per_block=_count(outline, r"down_blocks\.0\.resnets\.(\d+)\."),
         transformer_layers_per_block=_count(
             outline, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."
         ),
         cross_attention_dim=0 if context is None else context.shape[1],
         use_linear_projection=linear,
+        norm_num_groups=math.gcd(32, *channels),
     )
     if config:
         heads = config.get("num_attention_heads")
@@ -70,27 +72,26 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
             attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(channels),
             norm_num_groups=config.get("norm_num_groups", 32),
         )
+    unseen = {"attention_heads", "norm_num_groups"}
     for variant in VARIANTS.values():
-        known = variant.unet
-        same = replace(
-            known, attention_heads=found.attention_heads, norm_num_groups=found.norm_num_groups
-        )
-        if replace(same, in_channels=found.in_channels) == found:
-            return replace(known, in_channels=found.in_channels)
+        if _agree(variant.unet, found, unseen | {"in_channels"}):
+            return replace(variant.unet, in_channels=found.in_channels)
     return found
 
 
 def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
     """The sizes of an autoencoder; see `unet_config`."""
     levels = range(_count(outline, r"encoder\.down_blocks\.(\d+)\."))
+    channels = tuple(
+        _size(outline, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
+    )
     found = AutoencoderKLConfig(
         in_channels=_size(outline, "encoder.conv_in.weight", 1),
         out_channels=_size(outline, "decoder.conv_out.weight", 0),
         latent_channels=_size(outline, "post_quant_conv.weight", 0),
-        block_out_channels=tuple(
-            _size(outline, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
-        ),
+        block_out_channels=channels,
         layers_per_block=_count(outline, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        norm_num_groups=math.gcd(32, *channels),
     )
     if config:
         return replace(
@@ -99,10 +100,8 @@ def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
             scaling_factor=config.get("scaling_factor", found.scaling_factor),
         )
     for variant in VARIANTS.values():
-        known = variant.vae
-        groups, factor = found.norm_num_groups, found.scaling_factor
-        if replace(known, norm_num_groups=groups, scaling_factor=factor) == found:
-            return known
+        if _agree(variant.vae, found, {"norm_num_groups", "scaling_factor"}):
+            return variant.vae
     return found
 
 
@@ -127,11 +126,27 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
             hidden_act=config.get("hidden_act", found.hidden_act),
         )
     for variant in VARIANTS.values():
-        known = variant.text_encoder
-        heads, activation = found.num_attention_heads, found.hidden_act
-        if replace(known, num_attention_heads=heads, hidden_act=activation) == found:
-            return known
+        if _agree(variant.text_encoder, found, {"num_attention_heads", "hidden_act"}):
+            return variant.text_encoder
     return found
+
+
+def is_known(config: object) -> bool:
+    """Whether a model's sizes are those of some variant, whatever its input channels."""
+    known = [c for v in VARIANTS.values() for c in (v.unet, v.vae, v.text_encoder)]
+    return any(type(one) is type(config) and _agree(one, config, {"in_channels"}) for one in known)
+
+
+GUESSED = (
+    "its sizes are of no known model, and attention heads, norm groups and activation cannot be "
+    "seen in weights: assuming usual ones; a diffusers folder with its config.json files says them"
+)
+"""What to tell where neither `is_known` nor a ``config.json`` says the sizes."""
+
+
+def _agree(a: object, b: object, unseen: set[str]) -> bool:
+    """Whether two configurations are the same but for what shapes do not show."""
+    return all(value == vars(b)[name] for name, value in vars(a).items() if name not in unseen)
 
 
 def _count(names: Iterable[str], pattern: str) -> int:

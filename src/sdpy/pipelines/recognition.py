@@ -23,7 +23,14 @@ from sdpy.checkpoints import (
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextConfig, UNet2DConditionConfig
 from sdpy.pipelines.components import ModelFiles, find_files
-from sdpy.pipelines.configs import noise_config, text_config, unet_config, vae_config
+from sdpy.pipelines.configs import (
+    GUESSED,
+    is_known,
+    noise_config,
+    text_config,
+    unet_config,
+    vae_config,
+)
 from sdpy.schedulers import NoiseConfig
 from sdpy.variants import (
     SD2_INPAINT,
@@ -137,10 +144,13 @@ def recognise_files(
         unet = unet_config(outlines["unet"], configs["unet"])
         text = text_config(outlines["text_encoder"], configs["text_encoder"])
         vae = vae_config(outlines["vae"], configs["vae"])
-        family, assumptions = _family(unet, checkpoints["unet"], scheduler)
+        family, assumptions = family_of(unet, checkpoints["unet"], scheduler)
         noise = noise_config(scheduler, family.noise)
-    except WeightsError as error:
-        raise WeightsError(f"{files.unet} is not what it should be: {error}") from error
+    except (WeightsError, ValueError, TypeError) as error:
+        raise WeightsError(f"the model of {files.unet} is of an unknown kind: {error}") from error
+    for name, config in (("text_encoder", text), ("unet", unet), ("vae", vae)):
+        if not configs[name] and not is_known(config):
+            assumptions += (f"{getattr(files, name)}: {GUESSED}",)
     spacing = scheduler.get("timestep_spacing")
     variant = replace(
         family,
@@ -176,7 +186,7 @@ def _files(
         if folder.vocabulary is not None:
             found["vocabulary"] = folder.vocabulary
     elif path.is_dir():
-        found = _component_files(path)
+        found = component_files(path)
     else:
         held = find_parts(read_checkpoint(path).outline).by_component
         found = {name: path for name in WEIGHTS if name in held}
@@ -198,7 +208,7 @@ def _files(
     return ModelFiles(**found)
 
 
-def _component_files(folder: Path) -> dict[str, Path]:
+def component_files(folder: Path) -> dict[str, Path]:
     """Files of a folder under the names that some variant has for them."""
     found: dict[str, Path] = {}
     for variant in VARIANTS.values():
@@ -209,7 +219,7 @@ def _component_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _family(
+def family_of(
     unet: UNet2DConditionConfig, checkpoint: Checkpoint, scheduler: Mapping[str, Any]
 ) -> tuple[ModelVariant, tuple[str, ...]]:
     """The variant that a UNet is of, and what had to be assumed."""
