@@ -29,7 +29,7 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
     }
     placement = place(options.cpu or (), options.device)
     model = default_model if options.model is None else options.model
-    found = find_model(model, options.data, given)
+    found = find_model(model, options.data, given, options.prediction)
     return Components(
         variant=found.variant,
         placement=placement,

@@ -66,7 +66,12 @@ class Recognised:
     assumptions: tuple[str, ...] = ()
 
 
-def find_model(name: str, data: Path, given: Mapping[str, Path | None] | None = None) -> Recognised:
+def find_model(
+    name: str,
+    data: Path,
+    given: Mapping[str, Path | None] | None = None,
+    prediction: str | None = None,
+) -> Recognised:
     """The model that ``--model`` names.
 
     Args:
@@ -74,6 +79,7 @@ def find_model(name: str, data: Path, given: Mapping[str, Path | None] | None = 
             that is called like it, otherwise one by one; or the path of a folder or a file.
         data: the data folder.
         given: files named by the user, by the fields of `ModelFiles`; None where none is.
+        prediction: what the user says that the UNet predicts, which need not be assumed then.
 
     Raises:
         UsageError: neither a variant nor a path.
@@ -86,7 +92,7 @@ def find_model(name: str, data: Path, given: Mapping[str, Path | None] | None = 
                 f"unknown model '{name}': use one of {', '.join(VARIANTS)}, "
                 "or the path of a folder or file"
             )
-        return recognise(path, data, given)
+        return recognise(path, data, given, prediction)
     variant = VARIANTS[name]
     if variant.bundled is None:
         candidates = [data / name, *(data / (name + suffix) for suffix in SINGLE_FILES)]
@@ -108,13 +114,19 @@ def _named(found: ModelVariant, variant: ModelVariant) -> ModelVariant:
     )
 
 
-def recognise(path: Path, data: Path, given: Mapping[str, Path | None] | None = None) -> Recognised:
+def recognise(
+    path: Path,
+    data: Path,
+    given: Mapping[str, Path | None] | None = None,
+    prediction: str | None = None,
+) -> Recognised:
     """What a folder or file is, from its names, shapes and configuration files.
 
     Args:
         path: of a diffusers folder, a folder of component files or a single file.
         data: the data folder, where the vocabulary is looked for if ``path`` has none.
         given: files named by the user instead; see `find_model`.
+        prediction: what the user says that the UNet predicts.
 
     Raises:
         WeightsError: a part is missing or broken, or it is another kind of model.
@@ -128,14 +140,15 @@ def recognise(path: Path, data: Path, given: Mapping[str, Path | None] | None = 
         own = folder is not None and name not in chosen
         configs[name] = config_beside(getattr(files, name)) if own else {}
     scheduler = folder.configs["scheduler"] if folder is not None else {}
-    return recognise_files(files, configs, scheduler, folder)
+    return _recognise_files(files, configs, scheduler, folder, prediction)
 
 
-def recognise_files(
+def _recognise_files(
     files: ModelFiles,
     configs: Mapping[str, Mapping[str, Any]],
     scheduler: Mapping[str, Any],
-    folder: ModelFolder | None = None,
+    folder: ModelFolder | None,
+    prediction: str | None,
 ) -> Recognised:
     """What these files are; ``configs`` and ``scheduler`` are the JSON files beside them."""
     checkpoints = {name: read_checkpoint(getattr(files, name)) for name in WEIGHTS}
@@ -144,7 +157,7 @@ def recognise_files(
         unet = unet_config(outlines["unet"], configs["unet"])
         text = text_config(outlines["text_encoder"], configs["text_encoder"])
         vae = vae_config(outlines["vae"], configs["vae"])
-        family, assumptions = family_of(unet, checkpoints["unet"], scheduler)
+        family, assumptions = family_of(unet, checkpoints["unet"], scheduler, prediction)
         noise = noise_config(scheduler, family.noise)
     except (WeightsError, ValueError, TypeError) as error:
         raise WeightsError(f"the model of {files.unet} is of an unknown kind: {error}") from error
@@ -220,9 +233,19 @@ def component_files(folder: Path) -> dict[str, Path]:
 
 
 def family_of(
-    unet: UNet2DConditionConfig, checkpoint: Checkpoint, scheduler: Mapping[str, Any]
+    unet: UNet2DConditionConfig,
+    checkpoint: Checkpoint,
+    scheduler: Mapping[str, Any],
+    prediction: str | None = None,
 ) -> tuple[ModelVariant, tuple[str, ...]]:
-    """The variant that a UNet is of, and what had to be assumed."""
+    """The variant that a UNet is of, and what had to be assumed.
+
+    Args:
+        unet: its sizes.
+        checkpoint: the file that it is in.
+        scheduler: what a ``scheduler_config.json`` says; empty if there is none.
+        prediction: what the user says that it predicts.
+    """
     for variant in VARIANTS.values():
         if variant.bundled is not None and variant.unet == unet:
             return variant, ()
@@ -240,10 +263,11 @@ def family_of(
     told = _told_prediction(checkpoint)
     if told is not None:
         return replace(SD21_BASE if told.prediction_type == "epsilon" else SD21, noise=told), ()
+    if prediction is not None:
+        return (SD21_BASE if prediction == "epsilon" else SD21), ()
     return SD21, (
         f"{checkpoint.path} does not say what its UNet predicts: assuming v_prediction, as of "
-        "Stable Diffusion 2.x at 768x768; for a base model or SD-Turbo give --prediction epsilon "
-        "and --width 512 --height 512",
+        "Stable Diffusion 2.x at 768x768; give --prediction epsilon for a base model or SD-Turbo",
     )
 
 
