@@ -44,6 +44,8 @@ def _describe_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:
         return None
     conv_in = shapes["conv_in.weight"]
     channels = f" with {conv_in[1]} input channels" if len(conv_in) == 4 else ""
+    if "time_embedding.cond_proj.weight" in shapes:
+        channels += " and a guidance embedding (LCM)"
     for name, shape in shapes.items():
         if name.endswith("attn2.to_k.weight") and len(shape) == 2:
             family = _CONTEXT_WIDTHS.get(shape[1])

@@ -38,6 +38,7 @@ ENDINGS = (
     ".safetensors.index.fp16.json",
     ".fp16.safetensors.index.json",
     ".fp16.bin",
+    ".bin.index.fp16.json",
     ".ot",
     ".npz",
 )

@@ -31,9 +31,6 @@ from sdpy.pipelines.recognition import component_files, family_of
 from sdpy.schedulers import NoiseConfig
 from sdpy.variants import ModelVariant
 
-GUIDANCE_EMBEDDING = "time_embedding.cond_proj.weight"
-"""In UNets of latent consistency models, which take the guidance scale as an input."""
-
 
 @dataclass(frozen=True)
 class Component:
