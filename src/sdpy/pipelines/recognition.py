@@ -87,7 +87,7 @@ def find_model(
     """
     if name not in VARIANTS:
         path = Path(name)
-        if not path.exists():
+        if not name.strip() or not path.exists():
             raise UsageError(
                 f"unknown model '{name}': use one of {', '.join(VARIANTS)}, "
                 "or the path of a folder or file"
