@@ -24,8 +24,8 @@ DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-FORGET_EVERY = 64 * 2**20
-"""Bytes that are made before what was read of the source is given back."""
+FORGET_EVERY = 32 * 2**20
+"""Bytes that are read, about, before their memory is given back."""
 
 Advance = Callable[[int], None]
 """Told how many more bytes are made."""
@@ -148,18 +148,18 @@ class _Memory:
     def __init__(self, forget: tuple[Callable[[], None], ...], advance: Advance) -> None:
         self.forget = forget
         self.advance = advance
-        self.made = 0
+        self.read = 0
         self.last = 0
 
     def make(
         self, make: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor]
     ) -> Tensor:
         self.advance(self.last)
-        if self.made >= FORGET_EVERY:
+        if self.read >= FORGET_EVERY:
             for forget in self.forget:
                 forget()
-            self.made = 0
+            self.read = 0
         tensor = make(tensors)
         self.last = tensor.numel() * tensor.dtype.itemsize
-        self.made += self.last
+        self.read += max(self.last, tensor.numel() * torch.float32.itemsize)
         return tensor
