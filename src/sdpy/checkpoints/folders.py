@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,7 @@ class ModelFolder:
 
 def is_model_folder(path: Path) -> bool:
     """Whether a path is a diffusers folder of a whole model."""
-    return (path / MODEL_INDEX).is_file()
+    return os.path.isfile(path / MODEL_INDEX)  # False also for a name that cannot be
 
 
 def read_model_folder(path: Path) -> ModelFolder:
@@ -86,7 +87,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         raise WeightsError(
             f"{path} holds a {kind}; sdpy paints with Stable Diffusion 1.x and 2.x only"
         )
-    present = [name for name in COMPONENTS if (path / name).is_dir()]
+    present = [name for name in COMPONENTS if os.path.isdir(path / name)]
     configs = {name: _read_optional(path / name / "config.json") for name in present}
     configs["scheduler"] = _read_optional(path / "scheduler" / "scheduler_config.json")
     merges = path / "tokenizer" / "merges.txt"
@@ -95,7 +96,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         path=path,
         weights={name: find_weights(path / name) for name in present},
         configs=configs,
-        vocabulary=merges if merges.is_file() else None,
+        vocabulary=merges if os.path.isfile(merges) else None,
         pads_with_zero=(pad.get("content") if isinstance(pad, dict) else pad) == "!",
     )
 
@@ -129,7 +130,7 @@ def config_beside(weights: Path) -> Mapping[str, Any]:
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
-    return _read_json(path) if path.is_file() else {}
+    return _read_json(path) if os.path.isfile(path) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

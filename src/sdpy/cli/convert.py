@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def convert(
         raise UsageError(
             f"unknown --prediction '{prediction}': use one of {', '.join(PREDICTION_TYPES)}"
         )
-    if target.is_file() and not force:
+    if os.path.isfile(target) and not force:
         raise OutputError(f"{target} exists; --force replaces it")
     found = inspect(source)
     done = _Done()
@@ -110,7 +111,7 @@ def convert(
         advance=done,
     )
     written = [output.path for output in plan.outputs] + list(plan.texts)
-    existing = [path for path in written if path.exists()]
+    existing = [path for path in written if os.path.exists(path)]
     if existing and not force:
         raise OutputError(f"{existing[0]} exists; --force replaces it")
     if not quiet:
@@ -133,7 +134,7 @@ def _vocabulary(found: Inspection, given: Path | None, data: Path) -> Path | Non
     candidates = [data / name for name in SD15.files.vocabulary]
     if found.vocabulary is not None:
         candidates.insert(0, found.vocabulary)
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 class _Done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ def plan_conversion(
         return _into_file(components, target, layout, dtype, advance)
     if layout == ORIGINAL:
         raise UsageError(f"{target}: the original layout is one file; give a name in .safetensors")
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not os.path.isdir(target):
         raise OutputError(f"{target} is a file; give the name of a folder")
     if layout == "ot":
         return _into_ot_folder(source, components, target, dtype, vocabulary, advance)

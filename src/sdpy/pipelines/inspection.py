@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,7 @@ def inspect(path: Path) -> Inspection:
         ]
         seen = Inspection(path, "diffusers folder", tuple(found), vocabulary=folder.vocabulary)
         return _with_variant(seen, folder.configs["scheduler"])
-    files = component_files(path) if path.is_dir() else {}
+    files = component_files(path) if os.path.isdir(path) else {}
     vocabulary = files.pop("vocabulary", None)
     if files:
         found = [_component(read_checkpoint(file), name, {}) for name, file in files.items()]

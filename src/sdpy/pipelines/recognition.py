@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def find_model(
     """
     if name not in VARIANTS:
         path = Path(name)
-        if not name.strip() or not path.exists():
+        if not name.strip() or not os.path.exists(path):  # False also for a bad name
             raise UsageError(
                 f"unknown model '{name}': use one of {', '.join(VARIANTS)}, "
                 "or the path of a folder or file"
@@ -97,7 +98,7 @@ def find_model(
     if variant.bundled is None:
         candidates = [data / name, *(data / (name + suffix) for suffix in SINGLE_FILES)]
         for path in candidates:
-            if is_model_folder(path) or path.is_file():
+            if is_model_folder(path) or os.path.isfile(path):
                 found = recognise(path, data, given)
                 return replace(found, variant=_named(found.variant, variant), assumptions=())
     return Recognised(variant, find_files(variant, data, given))
@@ -198,7 +199,7 @@ def _files(
         found: dict[str, Path] = {n: folder.weights[n] for n in WEIGHTS if n in folder.weights}
         if folder.vocabulary is not None:
             found["vocabulary"] = folder.vocabulary
-    elif path.is_dir():
+    elif os.path.isdir(path):
         found = component_files(path)
     else:
         held = find_parts(read_checkpoint(path).outline).by_component
@@ -206,14 +207,16 @@ def _files(
     if "vocabulary" not in found:
         names = SD15.files.vocabulary
         candidates = [data / candidate for candidate in names]
-        found["vocabulary"] = next((file for file in candidates if file.exists()), candidates[0])
+        found["vocabulary"] = next(
+            (file for file in candidates if os.path.exists(file)), candidates[0]
+        )
     found |= chosen
     missing = [name for name in WEIGHTS if name not in found]
     if missing:
         parts = " and no ".join(LABELS[name] for name in missing)
         flags = " and ".join(FLAGS[name] for name in missing)
         raise WeightsError(f"{path} holds no {parts}; name the missing files with {flags}")
-    if not found["vocabulary"].exists():
+    if not os.path.exists(found["vocabulary"]):
         raise WeightsError(
             f"no vocabulary for {path}: looked for {found['vocabulary']}; data/README.md says "
             "where to get it, --vocab-file names another"
@@ -227,7 +230,7 @@ def component_files(folder: Path) -> dict[str, Path]:
     for variant in VARIANTS.values():
         for name, candidates in vars(variant.files).items():
             for candidate in candidates:
-                if name not in found and (folder / candidate).is_file():
+                if name not in found and os.path.isfile(folder / candidate):
                     found[name] = folder / candidate
     return found
 
