@@ -6,7 +6,7 @@ from sdpy.pipelines.components import Components, ModelFiles, find_files
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.img2img import img2img
 from sdpy.pipelines.inpaint import inpaint
-from sdpy.pipelines.paint import Event, Notice, Painted, Progress, Settings
+from sdpy.pipelines.paint import Event, Notice, Painted, Progress, PromptRead, Settings
 
 __all__ = [
     "Components",
@@ -15,6 +15,7 @@ __all__ = [
     "Notice",
     "Painted",
     "Progress",
+    "PromptRead",
     "Settings",
     "find_files",
     "generate",
