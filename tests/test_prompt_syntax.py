@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sdpy.prompt_syntax import Span, parse
@@ -111,6 +111,7 @@ def test_weights_reach_over_a_break() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("(" * 2000)
 @example("(a" * 2000 + ":9" * 500 + ")" * 2000)
@@ -129,6 +130,7 @@ SYNTAX = st.lists(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(SYNTAX)
 def test_no_character_is_lost_or_made_up_but_those_of_the_syntax(text: str) -> None:
     kept = "".join(span.text for section in parse(text) for span in section)
@@ -136,12 +138,14 @@ def test_no_character_is_lost_or_made_up_but_those_of_the_syntax(text: str) -> N
     assert [c for c in kept if c in "aéBREAK"] == letters
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_without_syntax_is_one_span(text: str) -> None:
     assume(not re.search(r"[()\[\]]|\\\\|\bBREAK\b", text))
     assert parse(text) == ((Span(text),) if text else (),)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_escaped_text_comes_back(text: str) -> None:
     assume(not re.search(r"\bBREAK\b", text))
@@ -152,6 +156,7 @@ WEIGHT = st.decimals(-10, 10, places=3).map(float)
 WORD = st.text("abc ", min_size=1)
 
 
+@settings(deadline=None)
 @given(WORD, st.lists(st.sampled_from(["()", "[]"]) | WEIGHT, max_size=8))
 def test_weights_multiply(word: str, pairs: list[str | float]) -> None:
     text, expected = word, 1.0
@@ -163,6 +168,7 @@ def test_weights_multiply(word: str, pairs: list[str | float]) -> None:
     assert spans(text) == [(word, pytest.approx(expected, abs=1e-11))]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(WORD, st.sampled_from([0.5, 1.0, 1.3])), min_size=1))
 def test_pieces_beside_one_another_do_not_touch(pieces: list[tuple[str, float]]) -> None:
     found = spans("".join(f"({word}:{weight})" for word, weight in pieces))
