@@ -20,7 +20,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     # Writing whole files, for pictures and weights; tables that cli reads without torch.
     ("files", "outputs", "samplers"),
-    ("devices", "images", "tokenizer", "models", "schedulers", "checkpoints", "hub"),
+    (
+        *("devices", "hub", "images", "models", "prompt_syntax", "tokenizer"),
+        *("checkpoints", "schedulers"),
+    ),
     ("kernels", "variants", "prompts"),
     ("pipelines",),
     ("jobs",),

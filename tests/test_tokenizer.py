@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpy.errors import WeightsError
-from sdpy.tokenizer import CLIPTokenizer, Tokenized, clean
+from sdpy.tokenizer import CLIPTokenizer, clean
 
 # Ids 512 and up. "low" = 515, "lower" = 517.
 MERGES = [("l", "o"), ("e", "r</w>"), ("e", "s"), ("lo", "w</w>"), ("lo", "w"), ("low", "er</w>")]
@@ -198,8 +198,7 @@ def test_a_huge_word_is_no_burden(tokenizer):
     start = time.monotonic()
     result = CLIPTokenizer(merges).tokenize(word)
     assert time.monotonic() - start < 20
-    assert result.count > 75
-    assert result.dropped.endswith("baba")
+    assert "".join(token.text for token in result) == word
 
 
 def test_merges_must_build_on_one_another():
@@ -207,41 +206,36 @@ def test_merges_must_build_on_one_another():
         CLIPTokenizer([("l", "o"), ("lo", "xy")])
 
 
-# --- fixed length ------------------------------------------------------------------------------
-
-
-def test_tokenize_pads_with_the_end_token_or_the_one_asked_for(tokenizer):
-    assert tokenizer.tokenize("low", max_length=5) == Tokenized(
-        (START, LOW_END, END, END, END), "", 1
-    )
-    assert tokenizer.tokenize("low", max_length=5, pad_id=0).ids == (START, LOW_END, END, 0, 0)
-    assert tokenizer.tokenize("", max_length=2).ids == (START, END)
-
-
-def test_tokenize_is_77_long(tokenizer):
-    assert len(tokenizer.tokenize("").ids) == 77
-    assert len(tokenizer.tokenize("low " * 100).ids) == 77
+# --- tokens and their texts ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "kept", "dropped", "count"),
+    ("text", "texts"),
     [
-        ("low low low", (LOW_END, LOW_END, LOW_END), "", 3),
-        ("low low low, Low", (LOW_END, LOW_END, LOW_END), ", low", 5),
-        # "lowerlow" is low er low</w>: its last part does not fit
-        ("low xlower low", (LOW_END, char("x"), LOWER_END), "low", 4),
-        ("x lowxlow", (char("x", True), LOW, char("x")), "low", 4),
-        # half of é fits, so all of it counts as dropped
-        ("x x é é", (char("x", True), char("x", True), 127), "é é", 6),
+        ("", []),
+        ("low", ["low"]),
+        (" Low  low,\nLOW ", ["low ", "low", ", ", "low"]),
+        ("lowerlow", ["low", "e", "r", "low"]),
+        ("lowx<|endoftext|>", ["low", "x", "<|endoftext|>"]),
+        # a character of two tokens belongs to the second
+        ("x é", ["x ", "", "é"]),
+        ("é é", ["", "é ", "", "é"]),
+        # what the pattern leaves out belongs to the token before it, or to the first
+        ("\u0345x\u0345 x", ["\u0345x\u0345 ", "x"]),
     ],
 )
-def test_tokenize_says_what_did_not_fit(tokenizer, text, kept, dropped, count):
-    assert tokenizer.tokenize(text, max_length=5) == Tokenized((START, *kept, END), dropped, count)
+def test_tokenize_gives_each_token_its_text(tokenizer, text, texts):
+    assert [token.text for token in tokenizer.tokenize(text)] == texts
 
 
-def test_tokenize_needs_room_for_start_and_end(tokenizer):
-    with pytest.raises(ValueError, match="max_length is 1"):
-        tokenizer.tokenize("low", max_length=1)
+@given(st.text())
+@settings(max_examples=100, deadline=None)
+def test_the_tokens_texts_are_the_whole_text(text):
+    tokenizer = CLIPTokenizer(MERGES)
+    tokens = tokenizer.tokenize(text)
+    assert [token.id for token in tokens] == tokenizer.encode(text)
+    if tokens:
+        assert "".join(token.text for token in tokens) == clean(text)
 
 
 # --- files -------------------------------------------------------------------------------------

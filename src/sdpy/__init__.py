@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdpy.checkpoints import read_textual_inversion as read_textual_inversion
     from sdpy.devices import Placement as Placement
     from sdpy.devices import place as place
     from sdpy.errors import SdpyError as SdpyError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sdpy.pipelines import Notice as Notice
     from sdpy.pipelines import Painted as Painted
     from sdpy.pipelines import Progress as Progress
+    from sdpy.pipelines import PromptRead as PromptRead
     from sdpy.pipelines import Settings as Settings
     from sdpy.pipelines import find_files as find_files
     from sdpy.pipelines import generate as generate
@@ -44,6 +46,7 @@ _HOMES = {
     "Painted": "sdpy.pipelines",
     "Placement": "sdpy.devices",
     "Progress": "sdpy.pipelines",
+    "PromptRead": "sdpy.pipelines",
     "SdpyError": "sdpy.errors",
     "Settings": "sdpy.pipelines",
     "find_files": "sdpy.pipelines",
@@ -52,6 +55,7 @@ _HOMES = {
     "img2img": "sdpy.pipelines",
     "inpaint": "sdpy.pipelines",
     "place": "sdpy.devices",
+    "read_textual_inversion": "sdpy.checkpoints",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -9,14 +9,15 @@ carries the mark ``</w>``.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import heapq
 import html
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import ftfy
 import regex
@@ -42,19 +43,14 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _CACHED_WORDS = 8192
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """A text as a fixed number of token ids.
+class Token(NamedTuple):
+    """A token's id, and its share of the text.
 
-    Attributes:
-        ids: ``max_length`` ids: start, the text's tokens, end, padding.
-        dropped: the end of the cleaned text that did not fit, "" when everything did.
-        count: tokens of the whole text before the cut, without start, end and padding.
+    A character of several tokens belongs to the last of them; white space to the token before it.
     """
 
-    ids: tuple[int, ...]
-    dropped: str
-    count: int
+    id: int
+    text: str
 
 
 class CLIPTokenizer:
@@ -141,31 +137,17 @@ class CLIPTokenizer:
                 out += b" "
         return out.decode("utf-8", errors="replace").strip()
 
-    def tokenize(self, text: str, max_length: int = 77, pad_id: int | None = None) -> Tokenized:
-        """Token ids of ``text`` between start and end, cut or padded to ``max_length``.
-
-        Args:
-            text: a prompt, as typed.
-            max_length: number of ids returned, start and end included; at least 2.
-            pad_id: fills the rest; None repeats the end token (SD 1.x), SD 2.x takes 0.
-        """
-        if max_length < 2:
-            raise ValueError(f"max_length is {max_length}, start and end alone need 2")
+    def tokenize(self, text: str) -> list[Token]:
+        """What `encode` gives, with each token's text; together these are the cleaned text."""
         cleaned = clean(text)
-        room = max_length - 2
         ids: list[int] = []
-        cut_at: int | None = None  # where in the cleaned text the dropped part begins
+        starts: list[int] = []  # where in the cleaned text a token's share begins
         for match in _WORD.finditer(cleaned):
             word_ids = self._ids_of(match.group())
-            if cut_at is None and len(ids) + len(word_ids) > room:
-                kept = word_ids[: room - len(ids)]
-                cut_at = match.start() + self._whole_characters(match.group(), kept)
             ids += word_ids
-
-        kept_ids = [self.start_id, *ids[:room], self.end_id]
-        padding = [self.end_id if pad_id is None else pad_id] * (max_length - len(kept_ids))
-        dropped = "" if cut_at is None else cleaned[cut_at:]
-        return Tokenized(ids=(*kept_ids, *padding), dropped=dropped, count=len(ids))
+            starts += self._starts(word_ids, match.start())
+        bounds = [0, *starts[1:], len(cleaned)]
+        return [Token(token, cleaned[bounds[i] : bounds[i + 1]]) for i, token in enumerate(ids)]
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
         if word == START_TOKEN:
@@ -185,10 +167,12 @@ class CLIPTokenizer:
             return text.encode("ascii")
         return bytes(_SYMBOL_BYTES[symbol] for symbol in text.removesuffix(WORD_END))
 
-    def _whole_characters(self, word: str, ids: Sequence[int]) -> int:
-        """How many of ``word``'s characters its first tokens ``ids`` cover completely."""
-        covered = b"".join(self._token_bytes(token) for token in ids)
-        return len(covered.decode("utf-8", errors="ignore"))
+    def _starts(self, word_ids: Sequence[int], start: int) -> Iterator[int]:
+        """Where the tokens of a word begin that begins at ``start``, counted in characters."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        for token in word_ids:
+            yield start
+            start += len(decoder.decode(self._token_bytes(token)))
 
 
 def clean(text: str) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 import sdpy.devices as devices_module
 import sdpy.pipelines.components as components_module
 from sdpy import __version__
+from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import COMMANDS
 from sdpy.models import UNet2DConditionModel
 
@@ -84,6 +85,13 @@ def test_how_it_was_painted_is_in_the_png(sdpy: Any) -> None:
     )
 
 
+def test_how_the_prompt_was_read_is_in_the_png(sdpy: Any) -> None:
+    options = ("--clip-skip", "2", "--prompt-syntax", "plain", "--long-prompt", "truncate")
+    sdpy("generate", "(cat)", *options, *FAST)
+    facts = f"Clip skip: 2, Emphasis: None, Long prompt: truncate, Version: sdpy {__version__}"
+    assert text_of("sd_final.png").endswith(facts)
+
+
 def test_an_older_picture_is_replaced(sdpy: Any) -> None:
     Path("sd_final.png").write_bytes(b"old")
     assert sdpy("generate", "x", *FAST).code == 0
@@ -91,11 +99,11 @@ def test_an_older_picture_is_replaced(sdpy: Any) -> None:
 
 
 def test_quiet_prints_nothing(sdpy: Any) -> None:
-    long = "lighthouse " * 80
+    command = ("generate", "lighthouse " * 80, "--long-prompt", "truncate", *FAST)
     for flag in ("-q", "--quiet"):
-        result = sdpy("generate", long, *FAST, flag)
+        result = sdpy(*command, flag)
         assert (result.code, result.out, result.err) == (0, "", "")
-    assert "too long" in sdpy("generate", long, *FAST).err
+    assert "too long" in sdpy(*command).err
 
 
 def test_quiet_still_says_what_is_wrong(sdpy: Any) -> None:
@@ -160,8 +168,9 @@ def test_whatever_is_raised_is_one_line(
     raise_in_the_unet(monkeypatch, error)
     result = sdpy("generate", "x", *FAST)
     assert (result.code, result.out) == (code, "")
-    (only,) = result.err.splitlines()
-    assert only.startswith(line)
+    told, last = result.err.splitlines()
+    assert told.startswith("prompt: ")
+    assert last.startswith(line)
     assert os.listdir() == []
 
 
@@ -364,6 +373,48 @@ def test_the_input_may_be_the_output(sdpy: Any) -> None:
     assert not np.array_equal(before, pixels("in.png"))
 
 
+# --- prompts -----------------------------------------------------------------------------------
+
+
+def test_the_length_of_the_prompts_is_told(sdpy: Any) -> None:
+    told = sdpy("generate", "cat (dark:1.5)", *FAST).err.splitlines()
+    assert told[0] == "prompt: 2 of 75 tokens; weighted: 'dark' 1.5"
+    assert told[1].startswith("picture 1 of 1")
+    told = sdpy("generate", "cat " * 80, "-n", "dark", *FAST).err.splitlines()
+    assert told[:2] == ["prompt: 80 tokens in 2 chunks of 75", "negative prompt: 1 of 75 tokens"]
+
+
+def test_brackets_are_text_in_plain_prompts(sdpy: Any) -> None:
+    """And in weighted ones if escaped."""
+    pictures = []
+    for options in (("a (cat)", "--prompt-syntax", "plain"), (r"a \(cat\)",), ("a (cat)",)):
+        assert sdpy("generate", *options, *FAST).code == 0
+        pictures.append(pixels("sd_final.png"))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_embeddings_are_called_by_their_file_or_their_name(sdpy: Any) -> None:
+    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("style.safetensors", "a=b.safetensors"):
+        write_checkpoint(name, {"emb_params": vectors})
+    pictures = []
+    for prompt, embedding in (
+        ("cat style", "style.safetensors"),
+        ("cat a=b", "a=b.safetensors"),
+        ("cat toy", "toy=style.safetensors"),
+        ("cat style", "toy=style.safetensors"),
+    ):
+        result = sdpy("generate", prompt, "--embedding", embedding, *FAST)
+        assert result.code == 0, result.err
+        unused = "style.safetensors is not used, for no prompt says 'toy'"
+        assert (unused in result.err) == (len(pictures) == 3)
+        pictures.append(pixels("sd_final.png"))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[3])
+
+
 # --- help --------------------------------------------------------------------------------------
 
 
@@ -378,6 +429,7 @@ def test_help_names_every_option_with_its_default(sdpy: Any, command: str) -> No
         *("--prediction", "--model", "--data", "--clip-weights"),
         *("--unet-weights", "--vae-weights", "--vocab-file", "--cpu", "--device"),
         *("--sliced-attention-size", "--final-image", "--quiet", "--width", "--height"),
+        *("--prompt-syntax", "--long-prompt", "--clip-skip", "--embedding"),
     ):
         assert option in result.out
     for default in ("30", "32", "7.5", "sd_final.png", "sd15"):

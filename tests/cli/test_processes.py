@@ -86,6 +86,7 @@ def test_plain_lines_without_a_terminal(tiny_data: Path, tmp_path: Path) -> None
     assert result.stdout == b"\xff.1.png\n\xff.2.png\n"
     lines = result.stderr.decode().split("\n")
     assert [re.sub(r"\d+ s$", "N s", line) for line in lines] == [
+        "prompt: 1 of 75 tokens",
         "picture 1 of 2: step 3 of 3, N s",
         "picture 2 of 2: step 3 of 3, N s",
         "",
@@ -148,7 +149,7 @@ def test_ctrl_c_is_one_line_and_leaves_no_part_of_a_picture(
     assert process.returncode == 130
     *progress, last = err.splitlines()
     assert last == "sdpy: interrupted"
-    assert all(line.startswith("picture ") for line in progress)
+    assert all(line.startswith(("prompt: ", "picture ")) for line in progress)
     # One more may be whole whose path was not printed any more.
     names = [f"sd_final.{k + 1}.png" for k in range(1 + len(out.splitlines()))]
     left = set(os.listdir(tmp_path))
@@ -175,7 +176,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_word(
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait(300) == 1
-    assert all(line.startswith("picture ") for line in err.splitlines()), err
+    assert all(line.startswith(("prompt: ", "picture ")) for line in err.splitlines()), err
 
 
 @POSIX

@@ -85,6 +85,13 @@ WRONG_OPTIONS: list[tuple[tuple[str, ...], int]] = [
     (("--device", "hpu"), USAGE),
     (("--device", ""), USAGE),
     (("--sliced-attention-size", "-1"), USAGE),
+    (("--prompt-syntax", "nope"), USAGE),
+    (("--long-prompt", "nope"), USAGE),
+    (("--long-prompt", "error", "--negative-prompt", "cat " * 76), USAGE),
+    (("--clip-skip", "0"), USAGE),
+    (("--clip-skip", "3"), USAGE),  # the tiny text encoder has two layers
+    (("--clip-skip", "x"), USAGE),
+    (("--embedding", "={data}/unet.ot"), USAGE),
     (("--sliced-attention-size", "half"), USAGE),
     (("--width", "0"), USAGE),
     (("--width", "-8"), USAGE),
@@ -112,6 +119,10 @@ WRONG_OPTIONS: list[tuple[tuple[str, ...], int]] = [
         ((option, name), WEIGHTS)
         for option in ("--clip-weights", "--unet-weights", "--vae-weights")
         for name in ("{other_ot}", "{pickle_ot}", "{good_png}", "a" * 300)
+    ),
+    *(
+        (("--embedding", name), WEIGHTS)
+        for name in ("{missing}", "{empty_ot}", "{folder_ot}", "{data}/unet.ot", "", "x=", "x=y")
     ),
     (("--unet-weights", "{data}/vae.ot"), WEIGHTS),
     (("--unet-weights", "{data}/unet-5.ot"), WEIGHTS),

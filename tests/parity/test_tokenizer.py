@@ -26,6 +26,8 @@ import ftfy
 import pytest
 
 import sdpy
+from sdpy.models import CLIPTextConfig
+from sdpy.prompts import frame, tokenize_prompt
 from sdpy.tokenizer import CLIPTokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -226,9 +228,16 @@ def test_all_texts_with_the_cleaning_spelled_out(pair):
 
 def test_cut_and_padded_to_77(pair):
     texts = plain_texts(random.Random(3), 200)
-    ours = [list(pair.ours.tokenize(text).ids) for text in texts]
+    ours = [ids_of_77(text, pair.ours) for text in texts]
     options = {"padding": "max_length", "max_length": 77, "truncation": True}
     assert differences(texts, ours, pair.theirs(texts, **options)["input_ids"])[:3] == []
+
+
+def ids_of_77(text: str, tokenizer: CLIPTokenizer) -> list[int]:
+    config = CLIPTextConfig(vocab_size=tokenizer.vocab_size)
+    options = {"syntax": "plain", "long_prompt": "truncate"}
+    (chunk,) = tokenize_prompt(text, tokenizer, config, **options).chunks
+    return frame(chunk, tokenizer, None, 75)[0]
 
 
 def test_decode(pair):

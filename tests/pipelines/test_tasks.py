@@ -405,7 +405,8 @@ def test_the_user_s_spacing_and_guidance_go_before_the_variant_s(tiny_data: Path
 
 def test_a_prompt_that_is_too_long_is_told(components: Components) -> None:
     long = "lighthouse " * 80
-    settings = Settings(long, negative_prompt="cat " * 75 + "dark end", steps=1)
+    negative = "cat " * 75 + "dark end"
+    settings = Settings(long, negative, steps=1, long_prompt="truncate")
     notices = [e.text for e in run("generate", components, settings) if isinstance(e, Notice)]
     assert len(notices) == 2
     assert notices[0].startswith("the prompt is too long")

@@ -23,6 +23,7 @@ from sdpy.checkpoints.folders import (
 )
 from sdpy.checkpoints.loading import check_weights, load_weights, misfits, read_part
 from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
+from sdpy.checkpoints.textual_inversion import TextualInversion, read_textual_inversion
 
 __all__ = [
     "COMPONENTS",
@@ -39,6 +40,7 @@ __all__ = [
     "Output",
     "Part",
     "Weights",
+    "TextualInversion",
     "check_weights",
     "config_beside",
     "describe",
@@ -50,6 +52,7 @@ __all__ = [
     "read_checkpoint",
     "read_model_folder",
     "read_part",
+    "read_textual_inversion",
     "write_checkpoint",
     "write_output",
 ]

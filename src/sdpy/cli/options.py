@@ -75,6 +75,7 @@ Strength = Annotated[
 ]
 
 _PAINTING = "Painting"
+_PROMPT = "Prompts"
 _MODEL = "Model and weights"
 _PLACE = "Where to compute"
 _OUTPUT = "Output"
@@ -162,6 +163,41 @@ class PaintingOptions:
             show_default="the model's own",
             help="What the UNet predicts: epsilon, v_prediction or sample.",
             rich_help_panel=_PAINTING,
+        ),
+    ] = None
+    prompt_syntax: Annotated[
+        str,
+        typer.Option(
+            help="weighted: as in A1111's web UI, (word), (word:1.3) and \\[word] weigh a word by "
+            "1.1, 1.3 and 1/1.1, \\( is a bracket, BREAK starts a new chunk. plain: all is text.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = "weighted"
+    long_prompt: Annotated[
+        str,
+        typer.Option(
+            help="What to do with more than 75 tokens: chunk reads 75 at a time, truncate leaves "
+            "out the rest and says what that is, error refuses.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = "chunk"
+    clip_skip: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Layer of the text encoder to use: 1 is the last, 2 the last but one (as in "
+            "A1111's web UI; diffusers calls these 0 and 1).",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = 1
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PATH",
+            show_default="none",
+            help="Textual inversion, for use in prompts by its file's name or by NAME. Repeat for "
+            "more.",
+            rich_help_panel=_PROMPT,
         ),
     ] = None
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdpy.cli.options import CommonOptions
 from sdpy.cli.progress import follow
+from sdpy.errors import UsageError
 from sdpy.samplers import find_sampler
 
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
 
+    from sdpy.checkpoints import TextualInversion
     from sdpy.pipelines import Components, Event, Settings
 
 
@@ -36,7 +40,20 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         files=found.files,
         sliced_attention_size=options.sliced_attention_size,
         notices=found.assumptions,
+        textual_inversions=tuple(map(_read_embedding, options.embedding or ())),
     )
+
+
+def _read_embedding(value: str) -> TextualInversion:
+    """The textual inversion that ``PATH`` or ``NAME=PATH`` stands for."""
+    from sdpy.checkpoints import read_textual_inversion
+
+    name, equals, path = value.partition("=")
+    if not equals or os.path.exists(value):
+        return read_textual_inversion(Path(value))
+    if not name.strip():
+        raise UsageError(f"--embedding {value}: no name before the =; use NAME=PATH or PATH")
+    return read_textual_inversion(Path(path), name.strip())
 
 
 def painting_settings(prompt: str, options: CommonOptions) -> Settings:
@@ -56,6 +73,9 @@ def painting_settings(prompt: str, options: CommonOptions) -> Settings:
         sigmas=options.sigmas,
         eta=options.eta,
         prediction_type=options.prediction,
+        prompt_syntax=options.prompt_syntax,
+        long_prompt=options.long_prompt,
+        clip_skip=options.clip_skip,
     )
 
 
@@ -108,7 +128,13 @@ def describe(components: Components, settings: Settings, seed: int, size: tuple[
         "Seed": seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model": components.variant.name,
-        "Version": f"sdpy {__version__}",
     }
+    if settings.clip_skip != 1:
+        facts["Clip skip"] = settings.clip_skip
+    if settings.prompt_syntax == "plain":
+        facts["Emphasis"] = "None"  # what A1111's web UI calls it
+    if settings.long_prompt == "truncate":
+        facts["Long prompt"] = "truncate"
+    facts["Version"] = f"sdpy {__version__}"
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
     return "\n".join(lines)

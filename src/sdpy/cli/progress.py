@@ -37,12 +37,14 @@ class Display(Protocol):
 
 def follow(events: Iterator[Event], *, quiet: bool) -> Generator[Painted, None, None]:
     """Show the events of a pipeline on stderr; yield its pictures."""
-    from sdpy.pipelines import Notice, Progress
+    from sdpy.pipelines import Notice, Progress, PromptRead
 
     with _display(quiet) as display:
         for event in events:
             if isinstance(event, Notice):
                 display.say(event.text)
+            elif isinstance(event, PromptRead):
+                display.say(f"{event.what}: {event.prompt}")
             elif isinstance(event, Progress):
                 display.show(event)
             else:

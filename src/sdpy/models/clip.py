@@ -46,10 +46,19 @@ class CLIPTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, D)."""
+    def forward(self, input_ids: Tensor, added_embeddings: Tensor | None = None) -> Tensor:
+        """(B, T) int64, and (N, D) for the N ids that follow the vocabulary -> (B, T, D)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return self.token_embedding(input_ids) + self.position_embedding(positions)
+        return self._tokens(input_ids, added_embeddings) + self.position_embedding(positions)
+
+    def _tokens(self, input_ids: Tensor, added: Tensor | None) -> Tensor:
+        if added is None:
+            return self.token_embedding(input_ids)
+        vocab_size = self.token_embedding.num_embeddings
+        is_added = input_ids >= vocab_size
+        own = self.token_embedding(input_ids.masked_fill(is_added, 0))
+        new = added.to(own)[(input_ids - vocab_size).clamp(min=0)]
+        return torch.where(is_added[..., None], new, own)
 
 
 class CLIPAttention(nn.Module):
@@ -118,9 +127,9 @@ class CLIPEncoder(nn.Module):
             CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        for layer in self.layers:
+    def forward(self, x: Tensor, skip_layers: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D), without the last ``skip_layers`` layers."""
+        for layer in self.layers[: len(self.layers) - skip_layers]:
             x = layer(x)
         return x
 
@@ -134,9 +143,12 @@ class CLIPTextTransformer(nn.Module):
         self.encoder = CLIPEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-5)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, skip_layers: int = 0, added_embeddings: Tensor | None = None
+    ) -> Tensor:
         """(B, T) int64 -> (B, T, D)."""
-        return self.final_layer_norm(self.encoder(self.embeddings(input_ids)))
+        x = self.embeddings(input_ids, added_embeddings)
+        return self.final_layer_norm(self.encoder(x, skip_layers))
 
 
 class CLIPTextModel(nn.Module):
@@ -152,6 +164,25 @@ class CLIPTextModel(nn.Module):
         self.config = config
         self.text_model = CLIPTextTransformer(config)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """``input_ids`` (B, T) int64 with T at most ``max_position_embeddings`` -> (B, T, D)."""
-        return self.text_model(input_ids)
+    def forward(
+        self, input_ids: Tensor, *, skip_layers: int = 0, added_embeddings: Tensor | None = None
+    ) -> Tensor:
+        """Embed token ids.
+
+        Args:
+            input_ids: (B, T) int64, T at most ``max_position_embeddings``.
+            skip_layers: how many of the last layers are left out; the final norm is not. This is
+                diffusers' ``clip_skip``.
+            added_embeddings: (N, D) of N tokens beyond the vocabulary, whose ids begin at
+                ``vocab_size`` ("An Image is Worth One Word", Gal et al., 2022).
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: ``skip_layers`` leaves no layer.
+        """
+        layers = self.config.num_hidden_layers
+        if not 0 <= skip_layers < layers:
+            raise ValueError(f"cannot skip {skip_layers} of {layers} layers")
+        return self.text_model(input_ids, skip_layers, added_embeddings)

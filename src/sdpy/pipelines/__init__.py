@@ -6,7 +6,7 @@ from sdpy.pipelines.components import Components, ModelFiles, find_files
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.img2img import img2img
 from sdpy.pipelines.inpaint import inpaint
-from sdpy.pipelines.paint import Event, Notice, Painted, Progress, Settings
+from sdpy.pipelines.paint import Event, Notice, Painted, Progress, PromptRead, Settings
 from sdpy.pipelines.recognition import Recognised, find_model, recognise
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Painted",
     "Progress",
     "Recognised",
+    "PromptRead",
     "Settings",
     "find_files",
     "find_model",

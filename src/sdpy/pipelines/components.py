@@ -13,7 +13,12 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from sdpy.checkpoints import check_weights, load_weights, read_checkpoint
+from sdpy.checkpoints import (
+    TextualInversion,
+    check_weights,
+    load_weights,
+    read_checkpoint,
+)
 from sdpy.devices import Placement
 from sdpy.errors import WeightsError
 from sdpy.kernels.sliced_attention import slice_attention
@@ -81,6 +86,7 @@ class Components:
         sliced_attention_size: heads of a batch computed together; None for all of them.
         keep: fields of `ModelFiles` whose models stay loaded.
         notices: what the user should know about the files, a line each.
+        textual_inversions: words that prompts may use beside the vocabulary.
     """
 
     variant: ModelVariant
@@ -89,6 +95,7 @@ class Components:
     sliced_attention_size: int | None = None
     keep: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
+    textual_inversions: tuple[TextualInversion, ...] = ()
     _kept: dict[str, nn.Module] = field(default_factory=dict)
 
     @cached_property

@@ -12,7 +12,7 @@ from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError, WeightsError
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk, denoise
-from sdpy.prompts import PromptEmbeddings, encode_prompt
+from sdpy.prompts import PromptEmbeddings, TokenizedPrompt, encode_prompt, tokenize_prompt
 from sdpy.schedulers import Scheduler, make_scheduler
 
 
@@ -21,7 +21,9 @@ class Settings:
     """What to paint and how. Sample k (from 0) uses the seed ``seed + k``.
 
     ``timestep_spacing``, ``guidance_scale`` and ``prediction_type`` of None are the variant's own,
-    ``sigmas`` and ``eta`` the scheduler's.
+    ``sigmas`` and ``eta`` the scheduler's. ``prompt_syntax`` and ``long_prompt`` are those of
+    `sdpy.prompts.tokenize_prompt`. ``clip_skip`` 1 uses all layers of the text encoder, 2 all but
+    the last, and so on.
     """
 
     prompt: str
@@ -36,6 +38,9 @@ class Settings:
     sigmas: str | None = None
     eta: float | None = None
     prediction_type: str | None = None
+    prompt_syntax: str = "weighted"
+    long_prompt: str = "chunk"
+    clip_skip: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class Notice:
     """Something that the user should know."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """The tokens of a prompt are known; ``what`` is "prompt" or "negative prompt"."""
+
+    what: str
+    prompt: TokenizedPrompt
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Painted:
     picture: Tensor
 
 
-Event = Notice | Progress | Painted
+Event = Notice | PromptRead | Progress | Painted
 
 Begin = Callable[[Scheduler, torch.Generator], Walk]
 """Makes a sample's beginning; all its noise comes from the generator."""
@@ -85,14 +98,9 @@ def paint(
     """
     yield from (Notice(text) for text in components.notices)
     guidance_scale = effective_guidance_scale(components, settings)
-    embeddings = _encode(components, settings)
-    for field, dropped in (
-        ("prompt", embeddings.dropped),
-        ("negative prompt", embeddings.negative_dropped),
-    ):
-        if dropped:
-            yield Notice(f"the {field} is too long, its end was left out: '{dropped}'")
-
+    prompt, negative = tokenize(components, settings)
+    yield from _tell(components, settings, prompt, negative)
+    embeddings = _encode(components, settings, prompt, negative)
     for sample in range(1, settings.num_samples + 1):
         seed = settings.seed + sample - 1
         generator = seeded_generator(seed)
@@ -137,6 +145,7 @@ def check(components: Components, settings: Settings, unet_in_channels: tuple[in
         raise UsageError(f"guidance rescale {settings.guidance_rescale:g}: use 0 (off) to 1")
     plan(components, settings)
     components.check()
+    tokenize(components, settings)
     if components.unet_in_channels not in unet_in_channels:
         raise WeightsError(
             f"{components.files.unet}: a UNet with {components.unet_in_channels} input channels "
@@ -148,6 +157,38 @@ def check(components: Components, settings: Settings, unet_in_channels: tuple[in
 def _is_unicode(text: str) -> bool:
     """Whether ``text`` can be written: bytes of the command line that are no text cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def tokenize(components: Components, settings: Settings) -> tuple[TokenizedPrompt, TokenizedPrompt]:
+    """The prompt and the negative prompt, which is empty where it is not looked at.
+
+    Raises:
+        UsageError: a setting that cannot work, or a prompt that is too long where that is refused.
+        WeightsError: a textual inversion that does not fit, or no vocabulary.
+    """
+    config = components.variant.text_encoder
+    if not 1 <= settings.clip_skip <= config.num_hidden_layers:
+        raise UsageError(
+            f"--clip-skip {settings.clip_skip}: this text encoder has {config.num_hidden_layers} "
+            f"layers, use 1 (all of them) to {config.num_hidden_layers}"
+        )
+    guided = effective_guidance_scale(components, settings) != 1
+    prompt, negative = (
+        tokenize_prompt(
+            text,
+            components.tokenizer,
+            config,
+            syntax=settings.prompt_syntax,
+            long_prompt=settings.long_prompt,
+            textual_inversions=components.textual_inversions,
+            what=what,
+        )
+        for what, text in (
+            ("prompt", settings.prompt),
+            ("negative prompt", settings.negative_prompt if guided else ""),
+        )
+    )
+    return prompt, negative
 
 
 def plan(components: Components, settings: Settings, skip: int = 0) -> Scheduler:
@@ -227,12 +268,40 @@ def decode(components: Components, latents: Tensor) -> Tensor:
         return vae.decode(latents.to(weight)).float().cpu()
 
 
-def _encode(components: Components, settings: Settings) -> PromptEmbeddings:
+def _tell(
+    components: Components,
+    settings: Settings,
+    prompt: TokenizedPrompt,
+    negative: TokenizedPrompt,
+) -> Iterator[Event]:
+    """What is to be said of the prompts: their lengths, and whatever will not be heeded."""
+    yield PromptRead("prompt", prompt)
+    if settings.negative_prompt and effective_guidance_scale(components, settings) == 1:
+        yield Notice("without guidance (scale 1) the negative prompt is not looked at")
+    elif settings.negative_prompt:
+        yield PromptRead("negative prompt", negative)
+    for what, one in (("prompt", prompt), ("negative prompt", negative)):
+        if one.dropped:
+            yield Notice(f"the {what} is too long, its end was left out: '{one.dropped}'")
+    for inversion in components.textual_inversions:
+        if not (prompt.uses(inversion) or negative.uses(inversion)):
+            names = " or ".join(f"'{name}'" for name in inversion.names)
+            yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
+
+
+def _encode(
+    components: Components,
+    settings: Settings,
+    prompt: TokenizedPrompt,
+    negative: TokenizedPrompt,
+) -> PromptEmbeddings:
     with components.text_encoder() as text_encoder:
         return encode_prompt(
+            prompt,
+            negative,
             components.tokenizer,
             text_encoder,
-            settings.prompt,
-            settings.negative_prompt,
             pad_id=components.variant.pad_id,
+            skip_layers=settings.clip_skip - 1,
+            textual_inversions=components.textual_inversions,
         )

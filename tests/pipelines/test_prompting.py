@@ -1,0 +1,171 @@
+"""Prompts in whole runs: lengths, weights, layers, new words, and what is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parity.compare import normal
+from sdpy.checkpoints import TextualInversion
+from sdpy.errors import UsageError, WeightsError
+from sdpy.models import CLIPTextModel, UNet2DConditionModel
+from sdpy.pipelines import (
+    Components,
+    Event,
+    Notice,
+    Painted,
+    PromptRead,
+    Settings,
+    generate,
+)
+from tiny import TINY, tiny_components
+
+LONG = "cat dark " * 60  # 120 tokens: two chunks
+
+
+@pytest.fixture
+def components(tiny_data: Path) -> Components:
+    return tiny_components(tiny_data)
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the UNet is shown of the prompts, evaluation by evaluation."""
+    seen: list[Tensor] = []
+    forward = UNet2DConditionModel.forward
+
+    def noting(self: Any, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        seen.append(context)
+        return forward(self, sample, timestep, context)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
+    return seen
+
+
+def paint(components: Components, prompt: str, **settings: Any) -> tuple[list[Event], Tensor]:
+    """The events of a run, and its picture."""
+    options = Settings(prompt, **{"steps": 2, **settings})
+    events = list(generate(components, options, width=32, height=32))
+    (painted,) = [event for event in events if isinstance(event, Painted)]
+    assert painted.picture.isfinite().all()
+    return events, painted.picture
+
+
+def told(events: list[Event]) -> list[str]:
+    return [
+        event.text if isinstance(event, Notice) else f"{event.what}: {event.prompt}"
+        for event in events
+        if isinstance(event, (Notice, PromptRead))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative", "chunks"),
+    [
+        ("cat", "", 1),
+        ("cat", LONG, 2),
+        (LONG, "cat", 2),
+        ("cat BREAK dark BREAK cat", LONG, 3),
+        (LONG * 2, "", 4),
+    ],
+)
+def test_both_prompts_reach_the_unet_with_as_many_chunks(
+    components: Components, contexts: list[Tensor], prompt: str, negative: str, chunks: int
+) -> None:
+    paint(components, prompt, negative_prompt=negative)
+    assert [tuple(context.shape) for context in contexts] == [(2, chunks * 77, 32)] * 2
+
+
+def test_the_end_of_a_long_prompt_counts(components: Components) -> None:
+    long = "cat " * 80
+    _, picture = paint(components, long + "dark")
+    _, other = paint(components, long + "lighthouse")
+    assert not torch.equal(picture, other)
+
+
+def test_the_lengths_are_told_before_the_first_step(components: Components) -> None:
+    events, _ = paint(components, "cat (dark)", negative_prompt=LONG)
+    assert [type(event) for event in events[:2]] == [PromptRead, PromptRead]
+    assert told(events) == [
+        "prompt: 2 of 75 tokens; weighted: 'dark' 1.1",
+        "negative prompt: 120 tokens in 2 chunks of 75",
+    ]
+    assert told(paint(components, "cat")[0]) == ["prompt: 1 of 75 tokens"]
+
+
+def test_without_guidance_the_negative_prompt_is_told_to_be_idle(
+    components: Components, contexts: list[Tensor]
+) -> None:
+    events, picture = paint(components, "cat", negative_prompt=LONG, guidance_scale=1)
+    assert told(events) == [
+        "prompt: 1 of 75 tokens",
+        "without guidance (scale 1) the negative prompt is not looked at",
+    ]
+    assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
+    assert torch.equal(picture, paint(components, "cat", guidance_scale=1)[1])
+
+
+def test_a_prompt_that_is_refused_is_so_before_a_model_is_loaded(
+    components: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CLIPTextModel, "__init__", None)  # not even an empty one
+    monkeypatch.setattr(components, "check", lambda: None)
+    settings = Settings("cat", negative_prompt=LONG, long_prompt="error")
+    with pytest.raises(UsageError, match="the negative prompt takes more than one chunk"):
+        next(generate(components, settings, width=32, height=32))
+
+
+def test_clip_skip_leaves_out_layers(components: Components) -> None:
+    _, all_layers = paint(components, "cat", clip_skip=1)
+    assert torch.equal(all_layers, paint(components, "cat")[1])
+    assert not torch.equal(all_layers, paint(components, "cat", clip_skip=2)[1])
+    for wrong in (0, -1, 3):
+        with pytest.raises(UsageError, match=f"--clip-skip {wrong}: .* has 2 layers"):
+            paint(components, "cat", clip_skip=wrong)
+
+
+def test_new_words_paint_what_they_stand_for(tiny_data: Path) -> None:
+    """A new word with the vector that the vocabulary has for "cat" paints a cat."""
+    plain = tiny_components(tiny_data)
+    (cat,) = plain.tokenizer.encode("cat")
+    with plain.text_encoder() as text_encoder:
+        table = text_encoder.text_model.embeddings.token_embedding.weight
+        vectors = torch.stack([table[cat], table[cat]]).clone()
+    twice = TextualInversion(Path("twice.pt"), ("catcat",), vectors)
+    taught = tiny_components(tiny_data, textual_inversions=(twice,))
+    events, picture = paint(taught, "dark catcat")
+    assert told(events) == ["prompt: 3 of 75 tokens"]
+    assert torch.equal(picture, paint(plain, "dark cat cat")[1])
+    assert not torch.equal(picture, paint(plain, "dark catcat")[1])
+
+
+def test_a_new_word_that_nobody_says_is_told(tiny_data: Path) -> None:
+    word = TextualInversion(Path("a.pt"), ("a", "<a>"), normal(1, 32))
+    components = tiny_components(tiny_data, textual_inversions=(word,))
+    message = "a.pt is not used, for no prompt says 'a' or '<a>'"
+    assert message in told(paint(components, "cat")[0])
+    assert message not in told(paint(components, "cat", negative_prompt="<a>")[0])
+
+
+def test_a_new_word_for_another_model_is_refused(tiny_data: Path) -> None:
+    word = TextualInversion(Path("a.pt"), ("a",), normal(1, 48))
+    components = tiny_components(tiny_data, textual_inversions=(word,))
+    with pytest.raises(WeightsError, match="a.pt: an embedding 48 wide"):
+        paint(components, "cat")
+
+
+def test_a_long_prompt_without_chunks_is_cut_and_told(
+    tiny_data: Path, contexts: list[Tensor]
+) -> None:
+    components = tiny_components(tiny_data, replace(TINY, guidance_scale=1.0))
+    events, _ = paint(components, "cat " * 75 + "dark house", long_prompt="truncate")
+    assert told(events) == [
+        "prompt: 75 of 75 tokens",
+        "the prompt is too long, its end was left out: 'dark house'",
+    ]
+    assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
