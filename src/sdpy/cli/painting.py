@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdpy.cli.options import CommonOptions
 from sdpy.cli.progress import follow
+from sdpy.errors import UsageError
 from sdpy.samplers import find_sampler
 
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
 
-    from sdpy.pipelines import Components, Event, Settings
+    from sdpy.checkpoints import Lora
+    from sdpy.pipelines import Components, Control, Event, Settings
 
 
 def find_components(options: CommonOptions, default_model: str) -> Components:
@@ -34,10 +38,29 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         placement=place(options.cpu or (), options.device),
         files=find_files(variant, options.data, given),
         sliced_attention_size=options.sliced_attention_size,
+        loras=tuple(find_lora(text) for text in options.lora or ()),
     )
 
 
-def painting_settings(prompt: str, options: CommonOptions) -> Settings:
+def find_lora(text: str) -> Lora:
+    """The LoRA that ``PATH`` or ``PATH:WEIGHT`` names; a file may have a colon in its name."""
+    from sdpy.checkpoints import Lora
+
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Lora(Path(text))
+    try:
+        share = float(weight)
+    except ValueError:
+        return Lora(Path(text))
+    if not path or not math.isfinite(share):
+        raise UsageError(f"--lora {text}: give a path, or a path, a colon and a finite number")
+    return Lora(Path(path), share)
+
+
+def painting_settings(
+    prompt: str, options: CommonOptions, controls: Sequence[Control] = ()
+) -> Settings:
     """The options that say what to paint and how."""
     from sdpy.pipelines import Settings
 
@@ -54,6 +77,7 @@ def painting_settings(prompt: str, options: CommonOptions) -> Settings:
         sigmas=options.sigmas,
         eta=options.eta,
         prediction_type=options.prediction,
+        controls=tuple(controls),
     )
 
 
@@ -108,5 +132,10 @@ def describe(components: Components, settings: Settings, seed: int, size: tuple[
         "Model": components.variant.name,
         "Version": f"sdpy {__version__}",
     }
+    for i, lora in enumerate(components.loras):
+        facts[f"LoRA {i}"] = f"{lora.path.name}:{lora.weight:g}"
+    for i, control in enumerate(settings.controls):
+        name, span = control.weights.name, f"{control.start:g}-{control.end:g}"
+        facts[f"ControlNet {i}"] = f"{name}:{control.scale:g} {span}"
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
     return "\n".join(lines)
