@@ -20,7 +20,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     # Writing whole files, for pictures and weights; tables that cli reads without torch.
     ("files", "outputs", "samplers"),
-    ("devices", "images", "tokenizer", "models", "schedulers", "checkpoints", "hub"),
+    (
+        *("devices", "images", "preprocessors", "tokenizer", "models", "schedulers"),
+        *("checkpoints", "hub"),
+    ),
     ("kernels", "variants", "prompts"),
     ("pipelines",),
     ("jobs",),
@@ -37,6 +40,7 @@ ONLY_IN: dict[str, set[str] | None] = {
     "PIL": {"images"},  # and in cli, for types
     "ftfy": {"tokenizer"},
     "regex": {"tokenizer"},
+    "cv2": {"preprocessors"},  # where it is asked for: it is an extra
     "safetensors": {"checkpoints"},
     "huggingface_hub": {"hub"},
     "diffusers": set(),

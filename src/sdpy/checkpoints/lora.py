@@ -148,10 +148,11 @@ class _Layer:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the tensors change a weight of this shape."""
         up, down = self.shape("up"), self.shape("down")
-        mid = self.shape("mid") if "mid" in self.names else (up[1], down[0])
         alpha = self.shape("alpha") if "alpha" in self.names else ()
-        if min(map(len, (up, down, mid))) < 2 or down[0] == 0 or math.prod(alpha) != 1:
+        if min(len(up), len(down)) < 2 or down[0] == 0 or math.prod(alpha) != 1:
             return False
+        # Without a middle factor, the outer ones meet directly.
+        mid = self.shape("mid") if "mid" in self.names else (down[0], down[0])
         # A linear layer may be held as a 1x1 convolution, and the other way round.
         kernel = _without_ones(down[2:]) + _without_ones(mid[2:])
         return (
