@@ -76,6 +76,14 @@ BAD: dict[str, tuple[dict[str, Tensor], list[str]]] = {
         {**GOOD, f"unet.{QUERY}.alpha": torch.ones(16)},
         ["of other sizes"],
     ),
+    "a layer under two names": (
+        {**GOOD, **kohya(f"lora_unet_{QUERY}", (2, 16), (16, 2))},
+        ["two names mean the same"],
+    ),
+    "a factor under two names": (
+        {**GOOD, f"unet.{QUERY}.lora.up.weight": torch.ones(16, 2)},
+        ["two names mean the same"],
+    ),
     "LoHa": (
         {f"lora_unet_{QUERY.replace('.', '_')}.hada_w1_a": torch.ones(2, 2)},
         ["hada_w1_a", "a LoHa"],

@@ -190,7 +190,7 @@ class _LoraFile:
         self.source = read_checkpoint(path)
         self.settings = _settings(self.source)
         self.layers: dict[str, dict[str, _Layer]] = {"unet": {}, "text_encoder": {}}
-        unknown = []
+        unknown, twice = [], []
         for name in self.source.outline:
             suffix = next((suffix for suffix in ROLES if name.endswith(suffix)), None)
             if suffix is None:
@@ -200,9 +200,13 @@ class _LoraFile:
             part, layer = PARTS[prefix], name.removeprefix(prefix).removesuffix(suffix)
             scale = self._default_scale(part, layer)
             entry = self.layers[part].setdefault(layer, _Layer(self.source, scale))
+            if ROLES[suffix] in entry.names:
+                twice.append(name)
             entry.names[ROLES[suffix]] = name
         if unknown:
             raise self._error("no layers of a LoRA for these models are", unknown)
+        if twice:
+            raise self._error("two names mean the same:", twice)
 
     def check(self, models: Mapping[str, nn.Module]) -> None:
         """Find a place for everything. Raises ``WeightsError``."""
@@ -215,7 +219,7 @@ class _LoraFile:
         """The model's layers that are changed, by their names. Raises ``WeightsError``."""
         ours = _layer_names(model)
         fitting: dict[str, _Layer] = {}
-        homeless, incomplete, misshapen = [], [], []
+        homeless, incomplete, misshapen, twice = [], [], [], []
         for name, layer in self.layers[part].items():
             place = ours.get(name, ours.get(_renewed(name)))
             shown = next(iter(layer.names.values()))
@@ -225,6 +229,8 @@ class _LoraFile:
                 incomplete.append(shown)
             elif not layer.fits(tuple(model.get_submodule(place).get_parameter("weight").shape)):
                 misshapen.append(layer.names["down"])
+            elif place in fitting:
+                twice.append(shown)
             else:
                 fitting[place] = layer
         owner = type(model).__name__
@@ -234,6 +240,8 @@ class _LoraFile:
             raise self._error("one of the two factors is missing beside", incomplete)
         if misshapen:
             raise self._error(f"{owner} has layers of other sizes than", misshapen)
+        if twice:
+            raise self._error("two names mean the same:", twice)
         return fitting
 
     def _default_scale(self, part: str, layer: str) -> Callable[[int], float]:
