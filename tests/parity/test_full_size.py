@@ -1,4 +1,7 @@
-"""The models at Stable Diffusion's real sizes beside the references, for a 512x512 picture.
+"""The models at Stable Diffusion's real sizes beside the references.
+
+Those of 1.5 are given what they get for a 512x512 picture; ControlNet and the UNet of 2.1, whose
+layers are mostly the same, for one of 256x256.
 
 Both implementations hold the same tensors, so that the weights are in memory once.
 """
@@ -85,7 +88,7 @@ def test_unet_of_2_1() -> None:
     with torch.device("meta"):
         theirs = reference_unet(SD21_UNET)
     theirs.load_state_dict(ours.state_dict(), assign=True)
-    sample, context = normal(1, 4, 64, 64, seed=1), normal(1, 77, 1024, seed=2)
+    sample, context = normal(1, 4, 32, 32, seed=1), normal(1, 77, 1024, seed=2)
     timestep = torch.tensor(601)
     expected = theirs(sample, timestep, context).sample
     assert relative_error(ours(sample, timestep, context), expected) <= MODEL_TOLERANCE
@@ -98,8 +101,8 @@ def test_controlnet_and_the_unet_that_it_steers() -> None:
         theirs, their_unet = reference_controlnet(ControlNetConfig()), reference_unet(unet)
     theirs.load_state_dict(ours.state_dict(), assign=True)
     their_unet.load_state_dict(our_unet.state_dict(), assign=True)
-    inputs = normal(1, 4, 64, 64, seed=2), torch.tensor(301), normal(1, 77, 768, seed=3)
-    picture = normal(1, 3, 512, 512, seed=4).sigmoid()
+    inputs = normal(1, 4, 32, 32, seed=2), torch.tensor(301), normal(1, 77, 768, seed=3)
+    picture = normal(1, 3, 256, 256, seed=4).sigmoid()
 
     down, mid = ours(*inputs, picture)
     expected = theirs(*inputs, picture)
