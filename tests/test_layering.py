@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # Writing whole files, for pictures and weights; tables that cli reads without torch.
     ("files", "outputs", "samplers"),
     (
-        *("devices", "hub", "images", "models", "prompt_syntax", "tokenizer"),
+        *("devices", "hub", "images", "models", "preprocessors", "prompt_syntax", "tokenizer"),
         *("checkpoints", "schedulers"),
     ),
     ("kernels", "variants", "prompts"),
@@ -40,6 +40,7 @@ ONLY_IN: dict[str, set[str] | None] = {
     "PIL": {"images"},  # and in cli, for types
     "ftfy": {"tokenizer"},
     "regex": {"tokenizer"},
+    "cv2": {"preprocessors"},  # where it is asked for: it is an extra
     "safetensors": {"checkpoints"},
     "huggingface_hub": {"hub"},
     "diffusers": set(),

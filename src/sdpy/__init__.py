@@ -22,11 +22,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdpy.checkpoints import Lora as Lora
     from sdpy.checkpoints import read_textual_inversion as read_textual_inversion
     from sdpy.devices import Placement as Placement
     from sdpy.devices import place as place
     from sdpy.errors import SdpyError as SdpyError
     from sdpy.pipelines import Components as Components
+    from sdpy.pipelines import Control as Control
     from sdpy.pipelines import Notice as Notice
     from sdpy.pipelines import Painted as Painted
     from sdpy.pipelines import Progress as Progress
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Components": "sdpy.pipelines",
+    "Control": "sdpy.pipelines",
+    "Lora": "sdpy.checkpoints",
     "Notice": "sdpy.pipelines",
     "Painted": "sdpy.pipelines",
     "Placement": "sdpy.devices",

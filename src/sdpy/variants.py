@@ -9,7 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdpy.errors import UsageError
-from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from sdpy.models import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    CLIPTextConfig,
+    UNet2DConditionConfig,
+)
 from sdpy.schedulers.noise import NoiseConfig
 
 
@@ -30,6 +35,7 @@ class ModelVariant:
     Attributes:
         name: what ``--model`` calls it.
         summary: a line for people.
+        tiny_vae: the autoencoder that may stand in for the real one.
         pad_id: token that fills up a prompt; None for the end token.
         timestep_spacing: of the schedule, unless the user names another.
         guidance_scale: unless the user names another.
@@ -43,6 +49,7 @@ class ModelVariant:
     text_encoder: CLIPTextConfig = CLIPTextConfig()
     unet: UNet2DConditionConfig = UNet2DConditionConfig()
     vae: AutoencoderKLConfig = AutoencoderKLConfig()
+    tiny_vae: AutoencoderTinyConfig = AutoencoderTinyConfig()
     noise: NoiseConfig = NoiseConfig()
     pad_id: int | None = None
     timestep_spacing: str = "original"

@@ -6,7 +6,13 @@ import diffusers
 import transformers
 from torch import Tensor, nn
 
-from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from sdpy.models import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    CLIPTextConfig,
+    ControlNetConfig,
+    UNet2DConditionConfig,
+)
 from sdpy.schedulers import NoiseConfig
 
 
@@ -40,12 +46,32 @@ def reference_unet(config: UNet2DConditionConfig, **changes: object) -> nn.Modul
         "cross_attention_dim": config.cross_attention_dim,
         "use_linear_projection": config.use_linear_projection,
         "norm_num_groups": config.norm_num_groups,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
     }
     return diffusers.UNet2DConditionModel(**{**options, **changes}).eval()
 
 
 def _block(direction: str, attends: bool) -> str:
     return f"CrossAttn{direction}Block2D" if attends else f"{direction}Block2D"
+
+
+def reference_controlnet(config: ControlNetConfig, **changes: object) -> nn.Module:
+    unet = config.unet
+    options = {
+        "in_channels": unet.in_channels,
+        "conditioning_channels": config.conditioning_channels,
+        "conditioning_embedding_out_channels": config.conditioning_embedding_out_channels,
+        "block_out_channels": unet.block_out_channels,
+        "down_block_types": [_block("Down", a) for a in unet.cross_attention],
+        # the number of heads, in spite of its name
+        "attention_head_dim": unet.attention_heads,
+        "layers_per_block": unet.layers_per_block,
+        "transformer_layers_per_block": unet.transformer_layers_per_block,
+        "cross_attention_dim": unet.cross_attention_dim,
+        "use_linear_projection": unet.use_linear_projection,
+        "norm_num_groups": unet.norm_num_groups,
+    }
+    return diffusers.ControlNetModel(**{**options, **changes}).eval()
 
 
 def reference_vae(config: AutoencoderKLConfig, **changes: object) -> nn.Module:
@@ -61,6 +87,18 @@ def reference_vae(config: AutoencoderKLConfig, **changes: object) -> nn.Module:
         "norm_num_groups": config.norm_num_groups,
     }
     return diffusers.AutoencoderKL(**{**options, **changes}).eval()
+
+
+def reference_tiny_vae(config: AutoencoderTinyConfig) -> nn.Module:
+    return diffusers.AutoencoderTiny(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        latent_channels=config.latent_channels,
+        encoder_block_out_channels=(config.channels,) * len(config.encoder_blocks),
+        decoder_block_out_channels=(config.channels,) * len(config.decoder_blocks),
+        num_encoder_blocks=config.encoder_blocks,
+        num_decoder_blocks=config.decoder_blocks,
+    ).eval()
 
 
 def reference_ddim(noise: NoiseConfig, timestep_spacing: str) -> diffusers.DDIMScheduler:

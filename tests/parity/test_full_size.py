@@ -1,4 +1,7 @@
-"""The models at Stable Diffusion 1.5's real size beside the references, for a 512x512 picture.
+"""The models at Stable Diffusion's real sizes beside the references.
+
+Those of 1.5 are given what they get for a 512x512 picture; ControlNet and the UNet of 2.1, whose
+layers are mostly the same, for one of 256x256.
 
 Both implementations hold the same tensors, so that the weights are in memory once.
 """
@@ -14,16 +17,20 @@ from torch import nn
 from parity.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from parity.references import (
     load_text_encoder,
+    reference_controlnet,
     reference_ddim,
     reference_text_encoder,
     reference_unet,
     reference_vae,
 )
+from parity.test_models import SD21_CLIP, SD21_UNET
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    ControlNetConfig,
+    ControlNetModel,
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
@@ -43,8 +50,8 @@ def on_meta(make: type[nn.Module], config: object) -> nn.Module:
         return make(config)
 
 
-def test_text_encoder() -> None:
-    config = CLIPTextConfig()
+@pytest.mark.parametrize("config", [CLIPTextConfig(), SD21_CLIP], ids=["sd15", "sd21"])
+def test_text_encoder(config: CLIPTextConfig) -> None:
     ours = randomise(on_meta(CLIPTextModel, config))
     theirs = reference_text_encoder(config)
     load_text_encoder(theirs, ours.state_dict(), assign=True)
@@ -74,6 +81,38 @@ def test_unet_and_one_guided_step() -> None:
     a = our_ddim.step(a, timestep, latents)
     b = their_ddim.step(b, timestep, latents).prev_sample
     assert relative_error(a, b) <= RUN_TOLERANCE
+
+
+def test_unet_of_2_1() -> None:
+    ours = randomise(on_meta(UNet2DConditionModel, SD21_UNET))
+    with torch.device("meta"):
+        theirs = reference_unet(SD21_UNET)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    sample, context = normal(1, 4, 32, 32, seed=1), normal(1, 77, 1024, seed=2)
+    timestep = torch.tensor(601)
+    expected = theirs(sample, timestep, context).sample
+    assert relative_error(ours(sample, timestep, context), expected) <= MODEL_TOLERANCE
+
+
+def test_controlnet_and_the_unet_that_it_steers() -> None:
+    ours, unet = on_meta(ControlNetModel, ControlNetConfig()), UNet2DConditionConfig()
+    ours, our_unet = randomise(ours), randomise(on_meta(UNet2DConditionModel, unet), seed=1)
+    with torch.device("meta"):
+        theirs, their_unet = reference_controlnet(ControlNetConfig()), reference_unet(unet)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    their_unet.load_state_dict(our_unet.state_dict(), assign=True)
+    inputs = normal(1, 4, 32, 32, seed=2), torch.tensor(301), normal(1, 77, 768, seed=3)
+    picture = normal(1, 3, 256, 256, seed=4).sigmoid()
+
+    down, mid = ours(*inputs, picture)
+    expected = theirs(*inputs, picture)
+    for a, b in zip((*down, mid), (*expected[0], expected[1]), strict=True):
+        assert relative_error(a, b) <= MODEL_TOLERANCE
+    steered = our_unet(*inputs, down_residuals=down, mid_residual=mid)
+    expected = their_unet(
+        *inputs, down_block_additional_residuals=expected[0], mid_block_additional_residual=mid
+    ).sample
+    assert relative_error(steered, expected) <= MODEL_TOLERANCE
 
 
 def test_autoencoder() -> None:

@@ -121,10 +121,12 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, float]]
     seen: list[tuple[int, int, float]] = []
     forward = UNet2DConditionModel.forward
 
-    def noting(self: Any, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def noting(
+        self: Any, sample: Tensor, timestep: Tensor, context: Tensor, **residuals: Any
+    ) -> Tensor:
         assert len(context) == len(sample)
         seen.append((sample.shape[0], sample.shape[1], float(timestep)))
-        return forward(self, sample, timestep, context)
+        return forward(self, sample, timestep, context, **residuals)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     return seen
@@ -166,9 +168,11 @@ def test_nine_channels_are_shown_the_mask_and_the_masked_picture(
     shown: list[Tensor] = []
     forward = UNet2DConditionModel.forward
 
-    def noting(self: Any, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def noting(
+        self: Any, sample: Tensor, timestep: Tensor, context: Tensor, **residuals: Any
+    ) -> Tensor:
         shown.append(sample)
-        return forward(self, sample, timestep, context)
+        return forward(self, sample, timestep, context, **residuals)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     components = tiny_components(tiny_data, TINY_INPAINT, unet="unet-inpaint.ot")
@@ -235,9 +239,11 @@ def test_inpainting_at_full_strength_begins_with_pure_noise(
     shown: list[Tensor] = []
     forward = UNet2DConditionModel.forward
 
-    def noting(self: Any, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def noting(
+        self: Any, sample: Tensor, timestep: Tensor, context: Tensor, **residuals: Any
+    ) -> Tensor:
         shown.append(sample[:1])
-        return forward(self, sample, timestep, context)
+        return forward(self, sample, timestep, context, **residuals)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     list(run("inpaint", components, Settings("x", steps=2, seed=4), strength=1.0))

@@ -22,6 +22,7 @@ from sdpy.checkpoints.folders import (
     read_model_folder,
 )
 from sdpy.checkpoints.loading import check_weights, load_weights, misfits, read_part
+from sdpy.checkpoints.lora import Lora, check_loras, merge_loras
 from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
 from sdpy.checkpoints.textual_inversion import TextualInversion, read_textual_inversion
 
@@ -41,6 +42,8 @@ __all__ = [
     "Part",
     "Weights",
     "TextualInversion",
+    "Lora",
+    "check_loras",
     "check_weights",
     "config_beside",
     "describe",
@@ -49,6 +52,7 @@ __all__ = [
     "load_weights",
     "misfits",
     "plan_output",
+    "merge_loras",
     "read_checkpoint",
     "read_model_folder",
     "read_part",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Prompt, Strength, Width
 from sdpy.cli.painting import find_components, paint_to_files, painting_settings
 from sdpy.outputs import check_output
@@ -17,6 +18,7 @@ def img2img(
         Path, typer.Argument(metavar="FILE", help="The picture to change.", show_default=False)
     ],
     options: CommonOptions,
+    control: ControlOptions,
     prompt: Prompt = "A fantasy landscape, trending on artstation.",
     strength: Strength = 0.8,
     width: Width = None,
@@ -37,7 +39,6 @@ def img2img(
 
     image = load_image(file)
     components = find_components(options, default_model="sd15")
-    settings = painting_settings(prompt, options)
     frame = Frame.fit(
         image.size,
         multiple=components.variant.vae.downsample_factor,
@@ -46,6 +47,7 @@ def img2img(
         width=width,
         height=height,
     )
+    settings = painting_settings(prompt, options, load_controls(control, frame))
     picture = image_to_tensor(frame.apply(image))
     events = pipelines.img2img(components, settings, picture, strength=strength)
     paint_to_files(events, components, settings, options, finish=frame.restore)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Prompt, Strength, Width
 from sdpy.cli.painting import find_components, paint_to_files, painting_settings
 from sdpy.outputs import check_output
@@ -24,6 +25,7 @@ def inpaint(
         typer.Argument(metavar="MASK", help="Its mask: white is repainted.", show_default=False),
     ],
     options: CommonOptions,
+    control: ControlOptions,
     prompt: Prompt = "Face of a yellow cat, high resolution, sitting on a park bench",
     strength: Strength = 1.0,
     width: Width = None,
@@ -49,7 +51,6 @@ def inpaint(
     image = load_image(file)
     white = load_mask(mask, image.size)
     components = find_components(options, default_model="sd15-inpaint")
-    settings = painting_settings(prompt, options)
     frame = Frame.fit(
         image.size,
         multiple=components.variant.vae.downsample_factor,
@@ -58,6 +59,7 @@ def inpaint(
         width=width,
         height=height,
     )
+    settings = painting_settings(prompt, options, load_controls(control, frame))
     image, white = frame.apply(image), frame.apply_mask(white)
 
     def keep_outside(painted: Image) -> Image:

@@ -238,7 +238,18 @@ class ModelOptions:
     vae_weights: Annotated[
         Path | None,
         typer.Option(
-            show_default="vae.ot in DATA", help="Autoencoder, likewise.", rich_help_panel=_MODEL
+            show_default="vae.ot in DATA",
+            help="Autoencoder, likewise; TAESD's too.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[:WEIGHT]",
+            show_default="none",
+            help="LoRA to merge, and how much of it, 1 unless said. Repeat for several.",
+            rich_help_panel=_MODEL,
         ),
     ] = None
     vocab_file: Annotated[

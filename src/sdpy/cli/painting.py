@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ from sdpy.samplers import find_sampler
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
 
-    from sdpy.checkpoints import TextualInversion
-    from sdpy.pipelines import Components, Event, Settings
+    from sdpy.checkpoints import Lora, TextualInversion
+    from sdpy.pipelines import Components, Control, Event, Settings
 
 
 def find_components(options: CommonOptions, default_model: str) -> Components:
@@ -41,6 +42,7 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         sliced_attention_size=options.sliced_attention_size,
         notices=found.assumptions,
         textual_inversions=tuple(map(_read_embedding, options.embedding or ())),
+        loras=tuple(find_lora(text) for text in options.lora or ()),
     )
 
 
@@ -56,7 +58,25 @@ def _read_embedding(value: str) -> TextualInversion:
     return read_textual_inversion(Path(path), name.strip())
 
 
-def painting_settings(prompt: str, options: CommonOptions) -> Settings:
+def find_lora(text: str) -> Lora:
+    """The LoRA that ``PATH`` or ``PATH:WEIGHT`` names; a file may have a colon in its name."""
+    from sdpy.checkpoints import Lora
+
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Lora(Path(text))
+    try:
+        share = float(weight)
+    except ValueError:
+        return Lora(Path(text))
+    if not path or not math.isfinite(share):
+        raise UsageError(f"--lora {text}: give a path, or a path, a colon and a finite number")
+    return Lora(Path(path), share)
+
+
+def painting_settings(
+    prompt: str, options: CommonOptions, controls: Sequence[Control] = ()
+) -> Settings:
     """The options that say what to paint and how."""
     from sdpy.pipelines import Settings
 
@@ -76,6 +96,7 @@ def painting_settings(prompt: str, options: CommonOptions) -> Settings:
         prompt_syntax=options.prompt_syntax,
         long_prompt=options.long_prompt,
         clip_skip=options.clip_skip,
+        controls=tuple(controls),
     )
 
 
@@ -135,6 +156,11 @@ def describe(components: Components, settings: Settings, seed: int, size: tuple[
         facts["Emphasis"] = "None"  # what A1111's web UI calls it
     if settings.long_prompt == "truncate":
         facts["Long prompt"] = "truncate"
+    for i, lora in enumerate(components.loras):
+        facts[f"LoRA {i}"] = f"{lora.path.name}:{lora.weight:g}"
+    for i, control in enumerate(settings.controls):
+        name, span = control.weights.name, f"{control.start:g}-{control.end:g}"
+        facts[f"ControlNet {i}"] = f"{name}:{control.scale:g} {span}"
     facts["Version"] = f"sdpy {__version__}"
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
     return "\n".join(lines)

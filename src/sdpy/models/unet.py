@@ -6,6 +6,7 @@ names of parameters as in diffusers' ``UNet2DConditionModel``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ class UNet2DConditionConfig:
     The tuples have one entry a level, from the highest resolution to the lowest:
     ``block_out_channels``, ``cross_attention`` (does the level attend to the prompt) and
     ``attention_heads``. The middle attends to the prompt always, with the last level's heads.
+    ``time_cond_proj_dim`` is the width of the guidance scale's embedding in UNets that take one
+    (latent consistency models); None in all others.
     """
 
     in_channels: int = 4
@@ -34,6 +37,7 @@ class UNet2DConditionConfig:
     cross_attention_dim: int = 768
     use_linear_projection: bool = False
     norm_num_groups: int = 32
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -60,32 +64,21 @@ class UNet2DConditionModel(nn.Module):
         super().__init__()
         self.config = config
         channels = config.block_out_channels
-        levels = [_level(config, i) for i in range(len(channels))]
-        last = len(levels) - 1
+        last = len(channels) - 1
 
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], config.time_embed_dim)
-
-        self.down_blocks = nn.ModuleList()
-        skip_channels = [channels[0]]
-        for i, level in enumerate(levels):
-            below = channels[max(i - 1, 0)]
-            self.down_blocks.append(
-                DownBlock2D(
-                    level, in_channels=below, layers=config.layers_per_block, downsample=i < last
-                )
-            )
-            skip_channels += [channels[i]] * (config.layers_per_block + (i < last))
-
-        self.mid_block = MidBlock2D(_level(config, last, attend=True))
+        self.time_embedding = make_time_embedding(config)
+        self.down_blocks = make_down_blocks(config)
+        self.mid_block = make_mid_block(config)
 
         self.up_blocks = nn.ModuleList()
-        for i, level in reversed(list(enumerate(levels))):
+        unused_skips = skip_channels(config)
+        for i in reversed(range(len(channels))):
             self.up_blocks.append(
                 UpBlock2D(
-                    level,
+                    _level(config, i),
                     in_channels=channels[min(i + 1, last)],
-                    skip_channels=[skip_channels.pop() for _ in range(config.layers_per_block + 1)],
+                    skip_channels=[unused_skips.pop() for _ in range(config.layers_per_block + 1)],
                     upsample=i > 0,
                 )
             )
@@ -93,19 +86,32 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        *,
+        timestep_cond: Tensor | None = None,
+        down_residuals: Sequence[Tensor] | None = None,
+        mid_residual: Tensor | None = None,
+    ) -> Tensor:
         """Predict the noise, or what else the weights were trained to predict.
 
         Args:
             sample: (B, in_channels, H, W) noisy latents, any H and W.
             timestep: (B,) or a scalar tensor, in steps of the training schedule.
             encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
+            timestep_cond: (B, time_cond_proj_dim) `guidance_scale_embedding`, only for UNets that
+                have such a width.
+            down_residuals: what ControlNets add to the skips, one tensor of each skip's shape.
+            mid_residual: what they add to the middle's result.
 
         Returns:
             (B, out_channels, H, W), in the dtype of the weights.
         """
         context = encoder_hidden_states
-        time_emb = self.embed_time(timestep.expand(sample.shape[0]))
+        time_emb = self.embed_time(timestep.expand(sample.shape[0]), timestep_cond)
 
         x = self.conv_in(sample)
         skips = [x]
@@ -113,14 +119,58 @@ class UNet2DConditionModel(nn.Module):
             x, level_skips = down_block(x, time_emb, context)
             skips += level_skips
         x = self.mid_block(x, time_emb, context)
+        if down_residuals is not None:
+            skips = [skip + r for skip, r in zip(skips, down_residuals, strict=True)]
+        if mid_residual is not None:
+            x = x + mid_residual
         for up_block in self.up_blocks:
             x = up_block(x, skips, time_emb, context)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def embed_time(self, timesteps: Tensor) -> Tensor:
+    def embed_time(self, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
         """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
         sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
-        return self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
+        weight = self.conv_in.weight
+        condition = None if condition is None else condition.to(weight.dtype)
+        return self.time_embedding(sinusoids.to(weight.dtype), condition)
+
+
+# The half that a ControlNet copies
+
+
+def make_time_embedding(config: UNet2DConditionConfig) -> TimestepEmbedding:
+    """From sinusoids to the time embedding."""
+    return TimestepEmbedding(
+        config.block_out_channels[0], config.time_embed_dim, config.time_cond_proj_dim
+    )
+
+
+def make_down_blocks(config: UNet2DConditionConfig) -> nn.ModuleList:
+    """The levels on the way down; all but the last end with half the resolution."""
+    channels = config.block_out_channels
+    return nn.ModuleList(
+        DownBlock2D(
+            _level(config, i),
+            in_channels=channels[max(i - 1, 0)],
+            layers=config.layers_per_block,
+            downsample=i < len(channels) - 1,
+        )
+        for i in range(len(channels))
+    )
+
+
+def make_mid_block(config: UNet2DConditionConfig) -> MidBlock2D:
+    """The middle."""
+    return MidBlock2D(_level(config, len(config.block_out_channels) - 1, attend=True))
+
+
+def skip_channels(config: UNet2DConditionConfig) -> list[int]:
+    """Channels of the skips, in the order in which they arise: the input, then level by level."""
+    channels = config.block_out_channels
+    skips = [channels[0]]
+    for i, count in enumerate(channels):
+        skips += [count] * (config.layers_per_block + (i < len(channels) - 1))
+    return skips
 
 
 def _level(config: UNet2DConditionConfig, i: int, *, attend: bool = False) -> LevelConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdpy.pipelines.components import Components, ModelFiles, find_files
+from sdpy.pipelines.control import Control
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.img2img import img2img
 from sdpy.pipelines.inpaint import inpaint
@@ -11,6 +12,7 @@ from sdpy.pipelines.recognition import Recognised, find_model, recognise
 
 __all__ = [
     "Components",
+    "Control",
     "Event",
     "ModelFiles",
     "Notice",

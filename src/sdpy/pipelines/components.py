@@ -14,15 +14,28 @@ import torch
 from torch import nn
 
 from sdpy.checkpoints import (
+    Lora,
     TextualInversion,
+    check_loras,
     check_weights,
     load_weights,
+    merge_loras,
     read_checkpoint,
 )
 from sdpy.devices import Placement
 from sdpy.errors import WeightsError
 from sdpy.kernels.sliced_attention import slice_attention
-from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
+    CLIPTextModel,
+    ControlNetConfig,
+    ControlNetModel,
+    UNet2DConditionConfig,
+    UNet2DConditionModel,
+)
 from sdpy.tokenizer import CLIPTokenizer
 from sdpy.variants import ModelVariant
 
@@ -84,9 +97,10 @@ class Components:
         files: what to load.
         placement: where to.
         sliced_attention_size: heads of a batch computed together; None for all of them.
-        keep: fields of `ModelFiles` whose models stay loaded.
         notices: what the user should know about the files, a line each.
         textual_inversions: words that prompts may use beside the vocabulary.
+        keep: fields of `ModelFiles` whose models stay loaded, and "controlnet" for all of these.
+        loras: merged into the text encoder and the UNet whenever they are loaded, in this order.
     """
 
     variant: ModelVariant
@@ -96,7 +110,8 @@ class Components:
     keep: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
-    _kept: dict[str, nn.Module] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
+    _kept: dict[tuple[str, Path], nn.Module] = field(default_factory=dict)
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -110,27 +125,78 @@ class Components:
         )
 
     @cached_property
+    def unet_config(self) -> UNet2DConditionConfig:
+        """Sizes of the UNet in the file: the variant's, but for two that the file itself decides.
+
+        These are the input channels, 9 for inpainting, and the width of the guidance scale's
+        embedding, None where the UNet takes none.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        outline = read_checkpoint(self.files.unet).outline
+        config = self.variant.unet
+        conv_in = outline.get("conv_in.weight")
+        if conv_in is None or conv_in.ndim != 4:
+            return config  # not a UNet, as loading will say
+        cond_proj = outline.get("time_embedding.cond_proj.weight")
+        return replace(
+            config,
+            in_channels=conv_in.shape[1],
+            time_cond_proj_dim=None if cond_proj is None else cond_proj.shape[-1],
+        )
+
+    @property
     def unet_in_channels(self) -> int:
         """Input channels of the UNet in the file: 9 for one made for inpainting.
 
         Raises:
             WeightsError: the file cannot be read.
         """
-        conv_in = read_checkpoint(self.files.unet).outline.get("conv_in.weight")
-        if conv_in is None or conv_in.ndim != 4:
-            return self.variant.unet.in_channels  # not a UNet, as loading will say
-        return conv_in.shape[1]
+        return self.unet_config.in_channels
+
+    @cached_property
+    def vae_config(self) -> AutoencoderKLConfig | AutoencoderTinyConfig:
+        """Sizes of the autoencoder in the file, the variant's real or its tiny one.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        tiny = "decoder.layers.0.weight" in read_checkpoint(self.files.vae).outline
+        return self.variant.tiny_vae if tiny else self.variant.vae
 
     def check(self) -> None:
-        """Read the vocabulary and the names and shapes of all weights, not the weights.
+        """Read the vocabulary and the names and shapes of all weights but ControlNets', no weights.
 
         Raises:
             WeightsError: a file is broken or of the wrong kind.
         """
         _ = self.tokenizer
-        check_weights(self._empty_text_encoder(), self.files.text_encoder)
-        check_weights(self._empty_unet(), self.files.unet)
+        text_encoder, unet = self._empty_text_encoder(), self._empty_unet()
+        check_weights(text_encoder, self.files.text_encoder)
+        check_weights(unet, self.files.unet)
         check_weights(self._empty_vae(), self.files.vae)
+        self._check_latents()
+        check_loras(self.loras, {"text_encoder": text_encoder, "unet": unet})
+
+    def _check_latents(self) -> None:
+        ours, theirs = self.variant.vae, self.vae_config
+        if (ours.downsample_factor, ours.latent_channels) != (
+            theirs.downsample_factor,
+            theirs.latent_channels,
+        ):
+            raise WeightsError(
+                f"{self.files.vae} is a tiny autoencoder for other latents than those of "
+                f"{self.variant.name}; leave --vae-weights out"
+            )
+
+    def check_controlnet(self, path: Path) -> None:
+        """Read the names and shapes of a ControlNet's weights.
+
+        Raises:
+            WeightsError: the file is broken or of the wrong kind.
+        """
+        check_weights(self._empty_controlnet(path), path)
 
     @contextmanager
     def text_encoder(self) -> Iterator[CLIPTextModel]:
@@ -146,22 +212,34 @@ class Components:
             yield loaded
 
     @contextmanager
-    def vae(self) -> Iterator[AutoencoderKL]:
+    def controlnet(self, path: Path) -> Iterator[ControlNetModel]:
+        """The ControlNet in a file, for the duration of the block, where the UNet is."""
+        model, device = self._empty_controlnet(path), self.placement.unet
+        with self._loaded(model, "controlnet", device, path) as loaded:
+            yield loaded
+
+    @contextmanager
+    def vae(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
         """The autoencoder, for the duration of the block."""
         with self._loaded(self._empty_vae(), "vae", self.placement.vae) as loaded:
             yield loaded
 
     @contextmanager
-    def _loaded(self, empty: Model, name: str, device: torch.device) -> Iterator[Model]:
-        if name in self._kept:
-            yield cast(Model, self._kept[name])
+    def _loaded(
+        self, empty: Model, name: str, device: torch.device, path: Path | None = None
+    ) -> Iterator[Model]:
+        path = getattr(self.files, name) if path is None else path
+        if (name, path) in self._kept:
+            yield cast(Model, self._kept[name, path])
             return
         model = empty.eval()
-        load_weights(model, getattr(self.files, name), device=device)
+        load_weights(model, path, device=device)
+        if name in ("text_encoder", "unet"):
+            merge_loras(self.loras, name, model)
         if self.sliced_attention_size is not None:
             slice_attention(model, self.sliced_attention_size)
         if name in self.keep:
-            self._kept[name] = model
+            self._kept[name, path] = model
         try:
             yield model
         finally:
@@ -174,10 +252,33 @@ class Components:
             return CLIPTextModel(self.variant.text_encoder)
 
     def _empty_unet(self) -> UNet2DConditionModel:
-        config = replace(self.variant.unet, in_channels=self.unet_in_channels)
+        config = self.unet_config  # reads a file, which is not to land on the meta device
         with torch.device("meta"):
             return UNet2DConditionModel(config)
 
-    def _empty_vae(self) -> AutoencoderKL:
+    def _empty_vae(self) -> AutoencoderKL | AutoencoderTiny:
+        config = self.vae_config
         with torch.device("meta"):
-            return AutoencoderKL(self.variant.vae)
+            if isinstance(config, AutoencoderTinyConfig):
+                return AutoencoderTiny(config)
+            return AutoencoderKL(config)
+
+    def _empty_controlnet(self, path: Path) -> ControlNetModel:
+        vae = self.variant.vae
+        config = ControlNetConfig(
+            unet=replace(self.variant.unet, in_channels=vae.latent_channels),
+            conditioning_embedding_out_channels=_conditioning_widths(path, vae.downsample_factor),
+        )
+        with torch.device("meta"):
+            return ControlNetModel(config)
+
+
+def _conditioning_widths(path: Path, downsample_factor: int) -> tuple[int, ...]:
+    """Channels of a ControlNet's embedding of the picture, one entry a halving and one more.
+
+    Where the file lacks one, it is no ControlNet, or one for other latents, as loading will say.
+    """
+    outline = read_checkpoint(path).outline
+    names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(downsample_factor.bit_length() - 1))]
+    tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
+    return tuple(1 if tensor is None else tensor.shape[0] for tensor in tensors)

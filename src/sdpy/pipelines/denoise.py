@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdpy.models import UNet2DConditionModel
+from sdpy.models.embeddings import guidance_scale_embedding
+from sdpy.pipelines.control import LoadedControl, steer
 from sdpy.prompts import PromptEmbeddings
 from sdpy.schedulers import Scheduler
 
@@ -48,6 +50,7 @@ def denoise(
     guidance_scale: float,
     guidance_rescale: float = 0.0,
     generator: torch.Generator,
+    controls: Sequence[LoadedControl] = (),
 ) -> Iterator[Step]:
     """Walk from noise to clean latents, one evaluation of the UNet a step.
 
@@ -56,22 +59,38 @@ def denoise(
         scheduler: with its timesteps set.
         walk: where to begin. Latents are float32 throughout and live on the UNet's device.
         embeddings: of the prompt.
-        guidance_scale: of classifier-free guidance; 1 needs half of the work.
+        guidance_scale: of classifier-free guidance; 1 needs half of the work. A UNet that takes
+            the scale as an embedding needs half of the work at any.
         guidance_rescale: see `classifier_free_guidance`.
         generator: of the noise that some schedulers add.
+        controls: ControlNets that steer the UNet.
     """
     weight = unet.conv_in.weight
     latents = walk.latents.to(weight.device)
+    timestep_cond = None
+    if unet.config.time_cond_proj_dim is not None:
+        timestep_cond = guidance_scale_embedding(guidance_scale, unet.config.time_cond_proj_dim)
+        timestep_cond = timestep_cond.to(weight)
+        guidance_scale = 1.0
     context = guidance_context(embeddings, guidance_scale).to(weight)
     conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
     timesteps = scheduler.timesteps
     for i, timestep in enumerate(timesteps):
         with torch.inference_mode():
-            unet_input = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
+            sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
+            sample = sample.expand(len(context), -1, -1, -1)
+            t = timestep.to(weight.device)
+            down_residuals, mid_residual = steer(controls, i, len(timesteps), sample, t, context)
             if conditioning is not None:
-                unet_input = torch.cat([unet_input, conditioning], dim=1)
-            unet_input = unet_input.expand(len(context), -1, -1, -1)
-            prediction = unet(unet_input, timestep.to(weight.device), context).float()
+                sample = torch.cat([sample, conditioning.expand(len(context), -1, -1, -1)], dim=1)
+            prediction = unet(
+                sample,
+                t,
+                context,
+                timestep_cond=timestep_cond,
+                down_residuals=down_residuals,
+                mid_residual=mid_residual,
+            ).float()
             prediction = classifier_free_guidance(prediction, guidance_scale, guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, generator)
             if walk.after_step is not None:

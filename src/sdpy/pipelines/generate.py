@@ -27,7 +27,7 @@ def generate(
         WeightsError: a file is broken or of the wrong kind.
     """
     shape = latent_shape(components, width, height)
-    check(components, settings, (components.variant.vae.latent_channels,))
+    check(components, settings, shape, (components.variant.vae.latent_channels,))
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         return Walk(torch.randn(shape, generator=generator) * scheduler.init_noise_sigma)

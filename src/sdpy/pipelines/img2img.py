@@ -33,9 +33,9 @@ def img2img(
     Source: "SDEdit" (Meng et al., 2022); draws in the order of the OCaml program, the posterior's
     sample before the noise.
     """
-    latent_shape(components, picture.shape[-1], picture.shape[-2])
+    shape = latent_shape(components, picture.shape[-1], picture.shape[-2])
     skip = skipped_steps(settings.steps, strength)
-    check(components, settings, (components.variant.vae.latent_channels,))
+    check(components, settings, shape, (components.variant.vae.latent_channels,))
     encoded = encode(components, picture)
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
@@ -55,7 +55,7 @@ def encode(components: Components, picture: Tensor) -> DiagonalGaussian:
         picture: (1, 3, H, W) in [-1, 1].
     """
     with components.vae() as vae:
-        encoded = vae.encode(picture.to(vae.quant_conv.weight))
+        encoded = vae.encode(picture.to(next(vae.parameters())))
         return DiagonalGaussian(encoded.mean.float().cpu(), encoded.std.float().cpu())
 
 
@@ -64,7 +64,7 @@ def sample_latents(
 ) -> Tensor:
     """A sample of the distribution, scaled to unit variance as the UNet expects: (1, C, h, w)."""
     noise = torch.randn(encoded.mean.shape, generator=generator)
-    return encoded.sample(noise) * components.variant.vae.scaling_factor
+    return encoded.sample(noise) * components.vae_config.scaling_factor
 
 
 def noisy(scheduler: Scheduler, latents: Tensor, noise: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def inpaint(
         )
     skip = skipped_steps(settings.steps, strength)
     latent_channels = components.variant.vae.latent_channels
-    check(components, settings, (latent_channels, 2 * latent_channels + 1))
+    check(components, settings, shape, (latent_channels, 2 * latent_channels + 1))
     if components.unet_in_channels == latent_channels:
         if components.variant.unet.in_channels != latent_channels:
             yield Notice(

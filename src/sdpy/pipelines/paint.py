@@ -11,6 +11,7 @@ from torch import Tensor
 from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError, WeightsError
 from sdpy.pipelines.components import Components
+from sdpy.pipelines.control import Control, check_controls, load_controls
 from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.prompts import PromptEmbeddings, TokenizedPrompt, encode_prompt, tokenize_prompt
 from sdpy.schedulers import Scheduler, make_scheduler
@@ -41,6 +42,7 @@ class Settings:
     prompt_syntax: str = "weighted"
     long_prompt: str = "chunk"
     clip_skip: int = 1
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ def paint(
         walk = begin(scheduler, generator)
         latents = walk.latents
         yield Progress(sample, settings.num_samples, 0, len(scheduler.timesteps))
-        with components.unet() as unet:
+        with (
+            components.unet() as unet,
+            load_controls(components, settings.controls) as controls,
+        ):
             for step in denoise(
                 unet,
                 scheduler,
@@ -117,18 +122,25 @@ def paint(
                 guidance_scale=guidance_scale,
                 guidance_rescale=settings.guidance_rescale,
                 generator=generator,
+                controls=controls,
             ):
                 latents = step.latents
                 yield Progress(sample, settings.num_samples, step.index, step.total)
         yield Painted(sample, seed, decode(components, latents))
 
 
-def check(components: Components, settings: Settings, unet_in_channels: tuple[int, ...]) -> None:
+def check(
+    components: Components,
+    settings: Settings,
+    shape: tuple[int, int, int, int],
+    unet_in_channels: tuple[int, ...],
+) -> None:
     """Find out whether the settings and the files can work, reading no weights.
 
     Args:
         components: the models.
         settings: what to paint and how.
+        shape: of the latents.
         unet_in_channels: numbers of input channels that the task can use.
 
     Raises:
@@ -152,6 +164,9 @@ def check(components: Components, settings: Settings, unet_in_channels: tuple[in
             f"cannot do this, {' or '.join(map(str, unet_in_channels))} are needed; "
             "9 are for inpainting alone"
         )
+    factor = components.variant.vae.downsample_factor
+    width, height = factor * shape[-1], factor * shape[-2]
+    check_controls(components, settings.controls, width=width, height=height)
 
 
 def _is_unicode(text: str) -> bool:
@@ -263,9 +278,8 @@ def skipped_steps(steps: int, strength: float) -> int:
 def decode(components: Components, latents: Tensor) -> Tensor:
     """Clean latents (1, C, h, w) to a picture (1, 3, H, W), float32 on the CPU."""
     with components.vae() as vae:
-        weight = vae.post_quant_conv.weight
         latents = latents / vae.config.scaling_factor
-        return vae.decode(latents.to(weight)).float().cpu()
+        return vae.decode(latents.to(next(vae.parameters()))).float().cpu()
 
 
 def _tell(

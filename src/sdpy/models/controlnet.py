@@ -1,0 +1,115 @@
+"""ControlNet: a copy of the UNet's way down that looks at a picture and steers the UNet by it.
+
+Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al., 2023); names
+of parameters as in diffusers' ``ControlNetModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdpy.models.embeddings import timestep_embedding
+from sdpy.models.unet import (
+    UNet2DConditionConfig,
+    make_down_blocks,
+    make_mid_block,
+    make_time_embedding,
+    skip_channels,
+)
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """Sizes of a ControlNet. The defaults are those for Stable Diffusion 1.x.
+
+    ``unet`` is the UNet's that it steers, as an ordinary one takes 4 channels: the mask and the
+    masked picture of inpainting are not shown to a ControlNet.
+    ``conditioning_embedding_out_channels`` has one entry a resolution, from the picture's down to
+    the latents'.
+    """
+
+    unet: UNet2DConditionConfig = UNet2DConditionConfig()
+    conditioning_channels: int = 3
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+
+
+class ControlNetConditioningEmbedding(nn.Module):
+    """From the picture to a feature map of the latents' resolution, by convolutions."""
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        super().__init__()
+        channels = config.conditioning_embedding_out_channels
+        self.conv_in = nn.Conv2d(config.conditioning_channels, channels[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for here, below in zip(channels, channels[1:], strict=False):
+            self.blocks.append(nn.Conv2d(here, here, 3, padding=1))
+            self.blocks.append(nn.Conv2d(here, below, 3, padding=1, stride=2))
+        out_channels = config.unet.block_out_channels[0]
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, conditioning_channels, f H, f W) -> (B, C, H, W), f doubled at each resolution."""
+        x = F.silu(self.conv_in(picture))
+        for block in self.blocks:
+            x = F.silu(block(x))
+        return self.conv_out(x)
+
+
+class ControlNetModel(nn.Module):
+    """The steering network.
+
+    Raises:
+        ValueError: a level's channels do not divide into its heads or norm groups.
+    """
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.unet.block_out_channels
+        self.conv_in = nn.Conv2d(config.unet.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = make_time_embedding(config.unet)
+        self.controlnet_cond_embedding = ControlNetConditioningEmbedding(config)
+        self.down_blocks = make_down_blocks(config.unet)
+        self.mid_block = make_mid_block(config.unet)
+        # The "zero convolutions": training begins with weights of 0, hence without any influence.
+        self.controlnet_down_blocks = nn.ModuleList(
+            nn.Conv2d(skip, skip, 1) for skip in skip_channels(config.unet)
+        )
+        self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, picture: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """What is to be added to the UNet's skips and to its middle, in the weights' dtype.
+
+        Args:
+            sample: (B, in_channels, H, W) noisy latents, as the UNet sees them.
+            timestep: (B,) or a scalar tensor, in steps of the training schedule.
+            encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
+            picture: (B or 1, conditioning_channels, f H, f W) in [0, 1]: edges, depth, a pose, ...
+
+        Returns:
+            ``down_residuals`` and ``mid_residual`` of `UNet2DConditionModel.forward`.
+        """
+        context = encoder_hidden_states
+        time_emb = self.embed_time(timestep.expand(sample.shape[0]))
+
+        x = self.conv_in(sample) + self.controlnet_cond_embedding(picture)
+        skips = [x]
+        for down_block in self.down_blocks:
+            x, level_skips = down_block(x, time_emb, context)
+            skips += level_skips
+        x = self.mid_block(x, time_emb, context)
+        down_residuals = [
+            convolution(skip)
+            for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
+        ]
+        return down_residuals, self.controlnet_mid_block(x)
+
+    def embed_time(self, timesteps: Tensor) -> Tensor:
+        """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
+        sinusoids = timestep_embedding(timesteps, self.config.unet.block_out_channels[0])
+        return self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
