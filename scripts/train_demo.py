@@ -1,6 +1,6 @@
 """Train the demo model from nothing: data, autoencoder, text encoder and UNet.
 
-    python scripts/train_demo.py all --run runs/demo
+    python scripts/train_demo.py runs/demo all
 
 The stages follow one another; each logs to ``RUN/log.txt``, keeps its state in ``RUN/<stage>.pt``
 and goes on from there when it is started again:
@@ -14,7 +14,12 @@ and goes on from there when it is started again:
     export        writes the bundled ``.ot`` files
     sample        paints a sheet with the current average of the weights, to look at
 
-It needs torch, numpy, and pillow for the sheets; on a GPU everything runs there in bf16.
+It needs torch, numpy, and pillow for the sheets; on a GPU everything runs there in bf16. On a CPU
+that does other work too, one process a core loses less time than one process with all threads:
+
+    torchrun --nproc-per-node 2 scripts/train_demo.py runs/demo denoiser
+
+shares each batch of the denoiser between two.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import re
 import sys
 import time
@@ -36,7 +42,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import demo_scenes as scenes
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
@@ -64,12 +70,13 @@ class Options:
     decoder_pictures: int = 6_000
     batch: int = 32
     learning_rate: float = 1e-3
-    minutes: float = 1e9
 
 
 def main() -> None:
     """Run the stages named on the command line."""
     options, stages = parse_arguments()
+    if "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("gloo" if options.device == "cpu" else "nccl")
     options.run.mkdir(parents=True, exist_ok=True)
     (options.run / "options.json").write_text(json.dumps(asdict(options), default=str, indent=1))
     for stage in stages:
@@ -79,8 +86,8 @@ def main() -> None:
 def parse_arguments() -> tuple[Options, list[str]]:
     """Read the command line; every field of `Options` is a flag."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of states and logs")
     parser.add_argument("stage", choices=["all", *STAGES], nargs="+")
-    parser.add_argument("--run", type=Path, required=True, help="folder of states and logs")
     defaults = asdict(Options(run=Path()))
     for name, default in defaults.items():
         if name != "run":
@@ -237,6 +244,8 @@ class Log:
 
     def __call__(self, text: str) -> None:
         """Write one line with the time and the stage in front."""
+        if worker() > 0:
+            return
         line = f"{time.strftime('%H:%M:%S')} {self.stage}: {text}"
         print(line, flush=True)
         with self.path.open("a") as file:
@@ -274,8 +283,8 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done, or this call's minutes are over."""
-        return self.step >= self.steps or self.minutes >= self.options.minutes
+        """Whether all steps are done."""
+        return self.step >= self.steps
 
     @property
     def minutes(self) -> float:
@@ -289,6 +298,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss.backward()
+        self._share_gradients()
         nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -300,8 +310,22 @@ class Training:
         if time.monotonic() - self.saved > 120 or self.done:
             self.save()
 
+    def _share_gradients(self) -> None:
+        """Give every process the mean of all gradients."""
+        if workers() == 1:
+            return
+        gradients = [p.grad for p in self.models.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / workers()
+        distributed.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def save(self) -> None:
         """Write the state whole or not at all."""
+        self.saved = time.monotonic()
+        if worker() > 0:
+            return
         state = {
             "models": self.models.state_dict(),
             "averages": self.averages.state_dict(),
@@ -311,7 +335,16 @@ class Training:
         partial = self.path.with_suffix(".part")
         torch.save(state, partial)
         partial.rename(self.path)
-        self.saved = time.monotonic()
+
+
+def workers() -> int:
+    """Number of processes that share the batches."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def worker() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -478,8 +511,16 @@ def denoiser(options: Options) -> None:
             options.batch
         )
         timesteps = (t * DEMO.noise.num_train_timesteps).long().to(options.device)
+        mine = slice(worker(), None, workers())
         loss = velocity_loss(
-            options, training.models, words, alphas, x0, noise, timesteps, captions
+            options,
+            training.models,
+            words,
+            alphas,
+            x0[mine],
+            noise[mine],
+            timesteps[mine],
+            captions[mine],
         )
         training.update(loss.mean())
         losses.append(loss.mean().item())
@@ -489,9 +530,9 @@ def denoiser(options: Options) -> None:
                 f"{training.minutes:.1f} min"
             )
             losses = []
-        if training.step % 2000 == 0:
+        if worker() == 0 and training.step % 2000 == 0:
             report_guidance(options, training, words, alphas)
-        if time.monotonic() - sampled > 600 or training.done:
+        if worker() == 0 and (time.monotonic() - sampled > 600 or training.done):
             paint_sheet(options, training.averages, words, options.run / "sheet.png")
             sampled = time.monotonic()
 
