@@ -33,6 +33,16 @@ def test_no_name_means_two_samplers() -> None:
         ("Euler", ("euler", None)),
         ("Euler a", ("euler-a", None)),
         ("Heun", ("heun", None)),
+        ("LMS", ("lms", None)),
+        ("LMS Karras", ("lms", "karras")),
+        ("DPM2", ("kdpm2", None)),
+        ("DPM2 a Karras", ("kdpm2-a", "karras")),
+        ("DPM++ 3M SDE", ("dpm++-3m-sde", None)),
+        ("DPM++ 2M SDE Exponential", ("dpm++-2m-sde", "exponential")),
+        ("PLMS", ("pndm", None)),
+        ("UniPC", ("unipc", None)),
+        ("LCM", ("lcm", None)),
+        ("DEIS", ("deis", None)),
         ("DPM++ 2M", ("dpm++-2m", None)),
         ("DPM++ 2M Karras", ("dpm++-2m", "karras")),
         ("DPM++ 2M Exponential", ("dpm++-2m", "exponential")),
@@ -51,7 +61,7 @@ def test_names_of_other_programs(label: str, expected: tuple[str, str | None]) -
 
 @pytest.mark.parametrize("name", ["", "eular", "karras", "DDIM Karras", "euler karras beta"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^unknown scheduler '{name}': use one of ddim, euler"):
+    with pytest.raises(UsageError, match=f"^unknown scheduler '{name}': use one of ddim, ddpm"):
         find_sampler(name)
 
 

@@ -46,6 +46,19 @@ SAMPLERS: dict[str, Sampler] = {
         eta=0.0,
         aliases=("DDIMScheduler",),
     ),
+    "ddpm": Sampler(
+        "fresh noise at each step, as in training; needs hundreds of steps",
+        spacings=("leading", "linspace", "trailing"),
+        takes_sigmas=False,
+        aliases=("DDPMScheduler",),
+    ),
+    "pndm": Sampler(
+        "DDIM with the last four predictions; one evaluation more than steps",
+        spacings=("leading", "linspace", "trailing"),
+        takes_sigmas=False,
+        begins_with_pure_noise=False,
+        aliases=("plms", "PNDMScheduler"),
+    ),
     "euler": Sampler(
         "a straight line a step, deterministic",
         aliases=("EulerDiscreteScheduler",),
@@ -59,9 +72,64 @@ SAMPLERS: dict[str, Sampler] = {
         begins_with_pure_noise=False,
         aliases=("HeunDiscreteScheduler",),
     ),
+    "lms": Sampler(
+        "Euler with the last four slopes (linear multistep)",
+        aliases=("LMSDiscreteScheduler",),
+    ),
+    "kdpm2": Sampler(
+        "second order by the slope half-way, two evaluations a step",
+        begins_with_pure_noise=False,
+        aliases=("dpm2", "dpm-2", "KDPM2DiscreteScheduler"),
+    ),
+    "kdpm2-a": Sampler(
+        "KDPM2 with fresh noise at each step (ancestral); never settles",
+        begins_with_pure_noise=False,
+        aliases=("dpm2-a", "dpm-2-ancestral", "KDPM2AncestralDiscreteScheduler"),
+    ),
     "dpm++-2m": Sampler(
-        "DPM-Solver++, second order from the last two steps; good from 15 steps on",
-        aliases=("dpmpp-2m", "DPMSolverMultistepScheduler"),
+        "DPM-Solver++, second order from the last two predictions; good from 15 steps on",
+        aliases=("dpm++", "dpmpp-2m", "DPMSolverMultistepScheduler"),
+    ),
+    "dpm++-3m": Sampler(
+        "the same, third order",
+        aliases=("dpmpp-3m",),
+    ),
+    "dpm++-2m-sde": Sampler(
+        "DPM-Solver++ 2M with fresh noise at each step",
+        aliases=("dpmpp-2m-sde",),
+    ),
+    "dpm++-3m-sde": Sampler(
+        "the same, third order",
+        aliases=("dpmpp-3m-sde",),
+    ),
+    "dpm++-2s": Sampler(
+        "DPM-Solver++, second order in strides of two steps (single-step)",
+        aliases=("dpmpp-2s", "DPMSolverSinglestepScheduler"),
+    ),
+    "dpm++-3s": Sampler(
+        "the same, third order in strides of three",
+        aliases=("dpmpp-3s",),
+    ),
+    "unipc": Sampler(
+        "predictor and corrector, second order; good from 10 steps on",
+        aliases=("uni-pc", "UniPCMultistepScheduler"),
+    ),
+    "deis": Sampler(
+        "exponential integrator, second order from the last two slopes",
+        aliases=("DEISMultistepScheduler",),
+    ),
+    "lcm": Sampler(
+        "for latent consistency models, 1 to 8 steps",
+        spacings=(),
+        takes_sigmas=False,
+        aliases=("LCMScheduler",),
+    ),
+    "tcd": Sampler(
+        "for trajectory consistency models; --eta sets how much noise is renewed",
+        spacings=(),
+        takes_sigmas=False,
+        eta=0.3,
+        aliases=("TCDScheduler",),
     ),
 }
 

@@ -32,12 +32,12 @@ def test_the_list_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scheduler", "eular"), "unknown scheduler 'eular': use one of ddim, euler"),
-        (("--scheduler", "euler", "--eta", "0"), "eta does not apply to euler"),
+        (("--scheduler", "eular"), "unknown scheduler 'eular': use one of ddim, ddpm"),
+        (("--scheduler", "euler", "--eta", "0"), "it is for ddim and tcd"),
         (("--sigmas", "karras"), "ddim has sigmas of its own"),
         (("--scheduler", "Euler a", "--sigmas", "steep"), "unknown sigmas 'steep'"),
         (("--prediction", "flow"), "unknown prediction type 'flow'"),
-        (("--guidance-rescale", "1.5"), "is not in the range"),
+        (("--guidance-rescale", "1.5"), "Invalid value for '--guidance-rescale'"),
     ],
 )
 def test_options_that_cannot_work(sdpy: Any, options: tuple[str, ...], message: str) -> None:

@@ -250,7 +250,7 @@ def test_an_eta_outside_its_range_is_refused(name: str, eta: float) -> None:
 
 
 def test_options_that_do_not_apply_are_refused() -> None:
-    with pytest.raises(UsageError, match="eta does not apply to euler: it is for ddim"):
+    with pytest.raises(UsageError, match="eta does not apply to euler: it is for ddim and tcd"):
         make_scheduler("euler", NoiseConfig(), eta=0.0)
     with pytest.raises(UsageError, match="ddim has sigmas of its own: leave out 'karras'"):
         make_scheduler("ddim", NoiseConfig(), sigmas="karras")

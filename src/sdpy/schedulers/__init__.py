@@ -10,19 +10,42 @@ from sdpy.errors import UsageError
 from sdpy.samplers import SAMPLERS, SIGMAS, find_sampler
 from sdpy.schedulers.base import Scheduler
 from sdpy.schedulers.ddim import DDIMScheduler
+from sdpy.schedulers.ddpm import DDPMScheduler
+from sdpy.schedulers.deis import DEISMultistepScheduler
 from sdpy.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from sdpy.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from sdpy.schedulers.euler import EulerDiscreteScheduler
 from sdpy.schedulers.euler_ancestral import EulerAncestralDiscreteScheduler
 from sdpy.schedulers.heun import HeunDiscreteScheduler
+from sdpy.schedulers.kdpm2 import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
+from sdpy.schedulers.lcm import LCMScheduler
+from sdpy.schedulers.lms import LMSDiscreteScheduler
 from sdpy.schedulers.noise import NoiseConfig, make_alphas_cumprod
+from sdpy.schedulers.pndm import PNDMScheduler
 from sdpy.schedulers.sigmas import SCHEDULES
+from sdpy.schedulers.tcd import TCDScheduler
+from sdpy.schedulers.unipc import UniPCMultistepScheduler
 
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "pndm": PNDMScheduler,
     "euler": EulerDiscreteScheduler,
     "euler-a": EulerAncestralDiscreteScheduler,
     "heun": HeunDiscreteScheduler,
+    "lms": LMSDiscreteScheduler,
+    "kdpm2": KDPM2DiscreteScheduler,
+    "kdpm2-a": KDPM2AncestralDiscreteScheduler,
     "dpm++-2m": partial(DPMSolverMultistepScheduler, order=2),
+    "dpm++-3m": partial(DPMSolverMultistepScheduler, order=3),
+    "dpm++-2m-sde": partial(DPMSolverMultistepScheduler, order=2, stochastic=True),
+    "dpm++-3m-sde": partial(DPMSolverMultistepScheduler, order=3, stochastic=True),
+    "dpm++-2s": partial(DPMSolverSinglestepScheduler, order=2),
+    "dpm++-3s": partial(DPMSolverSinglestepScheduler, order=3),
+    "unipc": UniPCMultistepScheduler,
+    "deis": DEISMultistepScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
 """How to make each; `sdpy.samplers.SAMPLERS` says what they take."""
 

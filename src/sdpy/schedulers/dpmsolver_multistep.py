@@ -26,9 +26,10 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
         thresholding: of the predicted x_0, for models whose latents are pictures.
 
     Source: "DPM-Solver++" (Lu et al., 2022), algorithm 2, equations 17 and 18 for noise, and
-    appendix A for order 3; agrees with diffusers' scheduler of this name. In its stochastic third
-    order, diffusers 0.42 has one sign that the integral does not have (the 1/2 in the coefficient
-    of the second difference); here it is as k-diffusion has it.
+    the authors' program for order 3, which takes half of the second difference; agrees with
+    diffusers' scheduler of this name. But in its stochastic third order, diffusers 0.42 has one
+    sign that the integral does not have, that of the 1/2 in the coefficient of the second
+    difference; here it is as in k-diffusion.
     """
 
     def __init__(
