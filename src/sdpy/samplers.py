@@ -47,7 +47,7 @@ SAMPLERS: dict[str, Sampler] = {
         aliases=("DDIMScheduler",),
     ),
     "ddpm": Sampler(
-        "fresh noise at each step, as in training; needs hundreds of steps",
+        "fresh noise at each step, as much as the posterior of training has",
         spacings=("leading", "linspace", "trailing"),
         takes_sigmas=False,
         aliases=("DDPMScheduler",),
@@ -64,7 +64,7 @@ SAMPLERS: dict[str, Sampler] = {
         aliases=("EulerDiscreteScheduler",),
     ),
     "euler-a": Sampler(
-        "Euler with fresh noise at each step (ancestral); never settles",
+        "Euler with fresh noise at each step (ancestral)",
         aliases=("euler-ancestral", "EulerAncestralDiscreteScheduler"),
     ),
     "heun": Sampler(
@@ -82,12 +82,12 @@ SAMPLERS: dict[str, Sampler] = {
         aliases=("dpm2", "dpm-2", "KDPM2DiscreteScheduler"),
     ),
     "kdpm2-a": Sampler(
-        "KDPM2 with fresh noise at each step (ancestral); never settles",
+        "KDPM2 with fresh noise at each step (ancestral)",
         begins_with_pure_noise=False,
         aliases=("dpm2-a", "dpm-2-ancestral", "KDPM2AncestralDiscreteScheduler"),
     ),
     "dpm++-2m": Sampler(
-        "DPM-Solver++, second order from the last two predictions; good from 15 steps on",
+        "DPM-Solver++, second order from the last two predictions",
         aliases=("dpm++", "dpmpp-2m", "DPMSolverMultistepScheduler"),
     ),
     "dpm++-3m": Sampler(
@@ -111,7 +111,7 @@ SAMPLERS: dict[str, Sampler] = {
         aliases=("dpmpp-3s",),
     ),
     "unipc": Sampler(
-        "predictor and corrector, second order; good from 10 steps on",
+        "predictor and corrector in one, second order",
         aliases=("uni-pc", "UniPCMultistepScheduler"),
     ),
     "deis": Sampler(
@@ -119,7 +119,7 @@ SAMPLERS: dict[str, Sampler] = {
         aliases=("DEISMultistepScheduler",),
     ),
     "lcm": Sampler(
-        "for latent consistency models, 1 to 8 steps",
+        "for latent consistency models, in few steps",
         spacings=(),
         takes_sigmas=False,
         aliases=("LCMScheduler",),
