@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.compare import normal
-from sdpy.checkpoints import TextualInversion
+from parity.compare import normal, randomise
+from sdpy.checkpoints import TextualInversion, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
 from sdpy.pipelines import (
@@ -23,8 +23,12 @@ from sdpy.pipelines import (
     Settings,
     generate,
 )
-from tiny import TINY, tiny_components
+from tiny import TINY, tiny_components, tiny_files
 
+IDLE = (
+    "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the scale "
+    "itself"
+)
 LONG = "cat dark " * 60  # 120 tokens: two chunks
 
 
@@ -39,9 +43,9 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     seen: list[Tensor] = []
     forward = UNet2DConditionModel.forward
 
-    def noting(self: Any, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def noting(self: Any, sample: Tensor, t: Tensor, context: Tensor, **more: Any) -> Tensor:
         seen.append(context)
-        return forward(self, sample, timestep, context)
+        return forward(self, sample, t, context, **more)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     return seen
@@ -104,10 +108,21 @@ def test_without_guidance_the_negative_prompt_is_told_to_be_idle(
     events, picture = paint(components, "cat", negative_prompt=LONG, guidance_scale=1)
     assert told(events) == [
         "prompt: 1 of 75 tokens",
-        "without guidance (scale 1) the negative prompt is not looked at",
+        IDLE,
     ]
     assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
     assert torch.equal(picture, paint(components, "cat", guidance_scale=1)[1])
+
+
+def test_a_unet_that_takes_the_guidance_scale_sees_no_negative_prompt(
+    tiny_data: Path, tmp_path: Path, contexts: list[Tensor]
+) -> None:
+    unet = randomise(UNet2DConditionModel(replace(TINY.unet, time_cond_proj_dim=12)))
+    write_checkpoint(tmp_path / "unet.ot", unet.state_dict())
+    files = replace(tiny_files(tiny_data), unet=tmp_path / "unet.ot")
+    events, _ = paint(Components(TINY, files), "cat", negative_prompt=LONG)
+    assert IDLE in told(events)
+    assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
 
 
 def test_a_prompt_that_is_refused_is_so_before_a_model_is_loaded(

@@ -187,7 +187,7 @@ def tokenize(components: Components, settings: Settings) -> tuple[TokenizedPromp
             f"--clip-skip {settings.clip_skip}: this text encoder has {config.num_hidden_layers} "
             f"layers, use 1 (all of them) to {config.num_hidden_layers}"
         )
-    guided = effective_guidance_scale(components, settings) != 1
+    seen = sees_negative_prompt(components, settings)
     prompt, negative = (
         tokenize_prompt(
             text,
@@ -200,7 +200,7 @@ def tokenize(components: Components, settings: Settings) -> tuple[TokenizedPromp
         )
         for what, text in (
             ("prompt", settings.prompt),
-            ("negative prompt", settings.negative_prompt if guided else ""),
+            ("negative prompt", settings.negative_prompt if seen else ""),
         )
     )
     return prompt, negative
@@ -234,6 +234,16 @@ def effective_guidance_scale(components: Components, settings: Settings) -> floa
     if settings.guidance_scale is None:
         return components.variant.guidance_scale
     return settings.guidance_scale
+
+
+def sees_negative_prompt(components: Components, settings: Settings) -> bool:
+    """Whether the UNet does; not at guidance scale 1, nor where it takes the scale as an embedding.
+
+    Raises:
+        WeightsError: the UNet's file cannot be read.
+    """
+    embeds_guidance = components.unet_config.time_cond_proj_dim is not None
+    return not embeds_guidance and effective_guidance_scale(components, settings) != 1
 
 
 def latent_shape(components: Components, width: int, height: int) -> tuple[int, int, int, int]:
@@ -290,10 +300,13 @@ def _tell(
 ) -> Iterator[Event]:
     """What is to be said of the prompts: their lengths, and whatever will not be heeded."""
     yield PromptRead("prompt", prompt)
-    if settings.negative_prompt and effective_guidance_scale(components, settings) == 1:
-        yield Notice("without guidance (scale 1) the negative prompt is not looked at")
-    elif settings.negative_prompt:
+    if settings.negative_prompt and sees_negative_prompt(components, settings):
         yield PromptRead("negative prompt", negative)
+    elif settings.negative_prompt:
+        yield Notice(
+            "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
+            "scale itself"
+        )
     for what, one in (("prompt", prompt), ("negative prompt", negative)):
         if one.dropped:
             yield Notice(f"the {what} is too long, its end was left out: '{one.dropped}'")
