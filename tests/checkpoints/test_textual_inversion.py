@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,22 @@ def test_the_web_uis_form_is_called_by_its_file(tmp_path: Path) -> None:
     assert torch.equal(word.vectors, VECTORS)
 
 
-def test_the_web_uis_older_form(tmp_path: Path) -> None:
-    """As a reader of nested files names its tensors; the token's number is no vector."""
-    path = tmp_path / "style.safetensors"
-    tensors = {"string_to_param.*": VECTORS, "string_to_token.*": torch.tensor(265)}
-    word = read_textual_inversion(written(path, **tensors))
+@pytest.mark.parametrize("container", [dict, torch.nn.ParameterDict])
+def test_the_web_uis_older_form(tmp_path: Path, container: Callable[..., object]) -> None:
+    """A pickle of dicts in dicts; the number of the token that was trained is no vector."""
+    path = tmp_path / "style.pt"
+    stored = {
+        "string_to_token": {"*": torch.tensor(265)},
+        "string_to_param": container({"*": torch.nn.Parameter(VECTORS.clone())}),
+        "name": "another",
+        "step": 500,
+        "sd_checkpoint": None,
+    }
+    torch.save(stored, path)
+    word = read_textual_inversion(path)
     assert word.names == ("style",)
     assert torch.equal(word.vectors, VECTORS)
+    assert not word.vectors.requires_grad
 
 
 def test_diffusers_form_is_called_by_its_own_word_too(tmp_path: Path) -> None:
@@ -40,6 +50,10 @@ def test_diffusers_form_is_called_by_its_own_word_too(tmp_path: Path) -> None:
     word = read_textual_inversion(path)
     assert word.names == ("learned_embeds", "<cat-toy>")
     assert torch.equal(word.vectors, VECTORS[1:2])
+    torch.save({"<cat-toy>": VECTORS[1]}, tmp_path / "learned_embeds.bin")
+    pickled = read_textual_inversion(tmp_path / "learned_embeds.bin")
+    assert pickled.names == word.names
+    assert torch.equal(pickled.vectors, word.vectors)
     path = written(tmp_path / "style.safetensors", style=VECTORS)
     assert read_textual_inversion(path).names == ("style",)
 
