@@ -130,7 +130,7 @@ def test_a_full_disk(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_picture_of_no_numbers(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nan(self: Any, sample: torch.Tensor, *_: Any) -> torch.Tensor:
+    def nan(self: Any, sample: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return torch.full_like(sample, torch.nan)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", nan)
@@ -141,7 +141,7 @@ def test_a_picture_of_no_numbers(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def raise_in_the_unet(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def forward(*_: Any) -> torch.Tensor:
+    def forward(*_: Any, **__: Any) -> torch.Tensor:
         raise error
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", forward)

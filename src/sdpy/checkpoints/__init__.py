@@ -21,7 +21,13 @@ from sdpy.checkpoints.folders import (
     is_model_folder,
     read_model_folder,
 )
-from sdpy.checkpoints.loading import check_weights, load_weights, misfits, read_part
+from sdpy.checkpoints.loading import (
+    check_weights,
+    load_weights,
+    misfits,
+    outline_of,
+    read_part,
+)
 from sdpy.checkpoints.lora import Lora, check_loras, merge_loras
 from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
 from sdpy.checkpoints.textual_inversion import TextualInversion, read_textual_inversion
@@ -37,12 +43,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointFormat",
     "LazyTensors",
+    "Lora",
     "ModelFolder",
     "Output",
     "Part",
-    "Weights",
     "TextualInversion",
-    "Lora",
+    "Weights",
     "check_loras",
     "check_weights",
     "config_beside",
@@ -50,9 +56,10 @@ __all__ = [
     "find_parts",
     "is_model_folder",
     "load_weights",
-    "misfits",
-    "plan_output",
     "merge_loras",
+    "misfits",
+    "outline_of",
+    "plan_output",
     "read_checkpoint",
     "read_model_folder",
     "read_part",

@@ -40,6 +40,8 @@ _TELLTALES: tuple[tuple[str, str], ...] = (
     ("down_blocks.", "unet"),
     ("text_model.", "text_encoder"),
     ("embeddings.token_embedding.", "text_encoder"),
+    # A tiny VAE's encoder has names like those of a text encoder without its prefix.
+    ("decoder.layers.", "vae"),
     ("encoder.layers.", "text_encoder"),
     ("encoder.", "vae"),
     ("decoder.", "vae"),

@@ -81,6 +81,17 @@ def read_part(checkpoint: Checkpoint, component: str | None) -> Part:
     )
 
 
+def outline_of(path: str | os.PathLike[str], component: str) -> dict[str, Tensor]:
+    """The shapes of a component in a file by our names; see `read_part`.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds several others.
+    """
+    checkpoint = read_checkpoint(path)
+    origins = read_part(checkpoint, component).origins
+    return {ours: origin.take(ours, checkpoint.outline) for ours, origin in origins.items()}
+
+
 def misfits(model: nn.Module, checkpoint: Checkpoint, part: Part) -> dict[str, list[str]]:
     """What keeps a part of a file from filling a model, by kind of fault; reads no numbers."""
     wanted = model.state_dict()

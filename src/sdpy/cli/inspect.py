@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +121,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
                 "tensors": len(one.tensors),
                 "parameters": one.parameters,
                 "dtypes": one.dtypes,
-                "config": None if one.config is None else vars(one.config),
+                "config": None if one.config is None else asdict(one.config),
                 "not_needed": list(one.weights.part.dropped),
                 "problems": {fault: list(cases) for fault, cases in one.problems.items()},
             }

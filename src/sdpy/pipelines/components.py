@@ -20,7 +20,7 @@ from sdpy.checkpoints import (
     check_weights,
     load_weights,
     merge_loras,
-    read_checkpoint,
+    outline_of,
 )
 from sdpy.devices import Placement
 from sdpy.errors import WeightsError
@@ -36,6 +36,7 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
+from sdpy.pipelines.configs import COND_PROJ, is_tiny_vae
 from sdpy.tokenizer import CLIPTokenizer
 from sdpy.variants import ModelVariant
 
@@ -134,12 +135,12 @@ class Components:
         Raises:
             WeightsError: the file cannot be read.
         """
-        outline = read_checkpoint(self.files.unet).outline
+        outline = outline_of(self.files.unet, "unet")
         config = self.variant.unet
         conv_in = outline.get("conv_in.weight")
         if conv_in is None or conv_in.ndim != 4:
             return config  # not a UNet, as loading will say
-        cond_proj = outline.get("time_embedding.cond_proj.weight")
+        cond_proj = outline.get(COND_PROJ)
         return replace(
             config,
             in_channels=conv_in.shape[1],
@@ -162,7 +163,7 @@ class Components:
         Raises:
             WeightsError: the file cannot be read.
         """
-        tiny = "decoder.layers.0.weight" in read_checkpoint(self.files.vae).outline
+        tiny = is_tiny_vae(outline_of(self.files.vae, "vae"))
         return self.variant.tiny_vae if tiny else self.variant.vae
 
     def check(self) -> None:
@@ -278,7 +279,7 @@ def _conditioning_widths(path: Path, downsample_factor: int) -> tuple[int, ...]:
 
     Where the file lacks one, it is no ControlNet, or one for other latents, as loading will say.
     """
-    outline = read_checkpoint(path).outline
+    outline = outline_of(path, "controlnet")
     names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(downsample_factor.bit_length() - 1))]
     tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
     return tuple(1 if tensor is None else tensor.shape[0] for tensor in tensors)

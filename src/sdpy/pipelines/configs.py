@@ -16,7 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from sdpy.errors import WeightsError
-from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from sdpy.models import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    CLIPTextConfig,
+    ControlNetConfig,
+    UNet2DConditionConfig,
+)
+from sdpy.models.tiny_vae import LATENT_MAGNITUDE
 from sdpy.schedulers import NoiseConfig
 from sdpy.variants import VARIANTS
 
@@ -26,6 +33,12 @@ Outline = Mapping[str, Tensor]
 
 HEAD_WIDTH = 64
 """Of all attention heads in CLIP, OpenCLIP and Stable Diffusion 2.x."""
+
+COND_PROJ = "time_embedding.cond_proj.weight"
+"""Only in UNets that take the guidance scale as an embedding."""
+
+VARYING = {"in_channels", "time_cond_proj_dim"}
+"""Sizes of a UNet in which files of one variant differ."""
 
 
 # --------------------------------------------------------------------------------- from weights
@@ -41,6 +54,31 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
     Raises:
         WeightsError: the weights have no such names and shapes as a UNet's.
     """
+    return _unet_config(outline, config, out_channels=_size(outline, "conv_out.weight", 0))
+
+
+def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
+    """The sizes of a ControlNet; see `unet_config`."""
+    embedding = "controlnet_cond_embedding"
+    halvings = _count(outline, rf"{embedding}\.blocks\.(\d+)\.") // 2
+    layers = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
+    in_channels = _size(outline, "conv_in.weight", 1)
+    return ControlNetConfig(
+        # A UNet gives back as many channels as it takes, if it is not for inpainting.
+        unet=_unet_config(outline, config, out_channels=in_channels),
+        conditioning_channels=_size(outline, f"{embedding}.conv_in.weight", 1),
+        conditioning_embedding_out_channels=tuple(
+            _size(outline, f"{embedding}.{layer}.weight", 0) for layer in layers
+        ),
+    )
+
+
+def is_tiny_vae(outline: Outline) -> bool:
+    """Whether these are the names of a tiny autoencoder."""
+    return "decoder.layers.0.weight" in outline
+
+
+def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2DConditionConfig:
     levels = range(_count(outline, r"down_blocks\.(\d+)\."))
     channels = tuple(_size(outline, f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels)
     projection = _first(outline, r".*attentions\.0\.proj_in\.weight")
@@ -48,7 +86,7 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
     context = _first(outline, r".*attn2\.to_k\.weight")
     found = UNet2DConditionConfig(
         in_channels=_size(outline, "conv_in.weight", 1),
-        out_channels=_size(outline, "conv_out.weight", 0),
+        out_channels=out_channels,
         block_out_channels=channels,
         cross_attention=tuple(
             f"down_blocks.{i}.attentions.0.norm.weight" in outline for i in levels
@@ -63,6 +101,7 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
         cross_attention_dim=0 if context is None else context.shape[1],
         use_linear_projection=linear,
         norm_num_groups=math.gcd(32, *channels),
+        time_cond_proj_dim=_size(outline, COND_PROJ, 1) if COND_PROJ in outline else None,
     )
     if config:
         heads = config.get("num_attention_heads")
@@ -74,8 +113,8 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
         )
     unseen = {"attention_heads", "norm_num_groups"}
     for variant in VARIANTS.values():
-        if _agree(variant.unet, found, unseen | {"in_channels"}):
-            return replace(variant.unet, in_channels=found.in_channels)
+        if _agree(variant.unet, found, unseen | VARYING):
+            return replace(variant.unet, **{name: getattr(found, name) for name in VARYING})
     return found
 
 
@@ -132,9 +171,11 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
 
 
 def is_known(config: object) -> bool:
-    """Whether a model's sizes are those of some variant, whatever its input channels."""
-    known = [c for v in VARIANTS.values() for c in (v.unet, v.vae, v.text_encoder)]
-    return any(type(one) is type(config) and _agree(one, config, {"in_channels"}) for one in known)
+    """Whether a model's sizes are those of some variant, but for what varies within one."""
+    if isinstance(config, ControlNetConfig):
+        config = config.unet
+    known = [c for v in VARIANTS.values() for c in (v.unet, v.vae, v.tiny_vae, v.text_encoder)]
+    return any(type(one) is type(config) and _agree(one, config, VARYING) for one in known)
 
 
 GUESSED = (
@@ -211,9 +252,26 @@ def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]
         "norm_num_groups": config.norm_num_groups,
         "out_channels": config.out_channels,
         "sample_size": sample_size,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
         "transformer_layers_per_block": config.transformer_layers_per_block,
         "up_block_types": [_block("Up", attends) for attends in reversed(config.cross_attention)],
         "use_linear_projection": config.use_linear_projection,
+    }
+
+
+def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
+    """``config.json`` of a ControlNet's own folder."""
+    unet = unet_json(config.unet, 0)
+    of_unets = {
+        *("center_input_sample", "out_channels", "sample_size"),
+        *("time_cond_proj_dim", "up_block_types"),
+    }
+    return {
+        **{name: value for name, value in unet.items() if name not in of_unets},
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": config.conditioning_channels,
+        "conditioning_embedding_out_channels": list(config.conditioning_embedding_out_channels),
+        "controlnet_conditioning_channel_order": "rgb",
     }
 
 
@@ -237,6 +295,23 @@ def vae_json(config: AutoencoderKLConfig, sample_size: int) -> dict[str, Any]:
         "sample_size": sample_size,
         "scaling_factor": config.scaling_factor,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def tiny_vae_json(config: AutoencoderTinyConfig) -> dict[str, Any]:
+    """``vae/config.json`` of a tiny autoencoder."""
+    return {
+        "_class_name": "AutoencoderTiny",
+        "act_fn": "relu",
+        "decoder_block_out_channels": [config.channels] * len(config.decoder_blocks),
+        "encoder_block_out_channels": [config.channels] * len(config.encoder_blocks),
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "latent_magnitude": LATENT_MAGNITUDE,
+        "num_decoder_blocks": list(config.decoder_blocks),
+        "num_encoder_blocks": list(config.encoder_blocks),
+        "out_channels": config.out_channels,
+        "scaling_factor": config.scaling_factor,
     }
 
 
@@ -279,12 +354,14 @@ def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
     }
 
 
-def model_index_json(components: Iterable[str], has_tokenizer: bool) -> dict[str, Any]:
+def model_index_json(
+    components: Iterable[str], *, has_tokenizer: bool, tiny_vae: bool = False
+) -> dict[str, Any]:
     """``model_index.json`` of a pipeline with these components."""
     classes = {
         "text_encoder": ["transformers", "CLIPTextModel"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", "AutoencoderTiny" if tiny_vae else "AutoencoderKL"],
     }
     return {
         "_class_name": "StableDiffusionPipeline",

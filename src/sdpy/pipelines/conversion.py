@@ -24,11 +24,14 @@ from sdpy.checkpoints import (
 from sdpy.checkpoints.conversion import Advance
 from sdpy.errors import OutputError, UsageError, WeightsError
 from sdpy.files import atomic_write
+from sdpy.models import AutoencoderTinyConfig
 from sdpy.pipelines.configs import (
     GUESSED,
+    controlnet_json,
     model_index_json,
     scheduler_json,
     text_encoder_json,
+    tiny_vae_json,
     unet_json,
     vae_json,
 )
@@ -262,7 +265,9 @@ def _into_diffusers(
     texts |= more
     # Last, so that a folder that was not finished is none.
     names = [str(name) for name in held]
-    texts[target / "model_index.json"] = _json(model_index_json(names, has_tokenizer=bool(more)))
+    tiny_vae = any(isinstance(one.config, AutoencoderTinyConfig) for one in components)
+    index = model_index_json(names, has_tokenizer=bool(more), tiny_vae=tiny_vae)
+    texts[target / "model_index.json"] = _json(index)
     return Conversion(tuple(outputs), texts, (*guesses, *notices))
 
 
@@ -279,6 +284,10 @@ def _config_json(component: Component, variant: ModelVariant) -> dict[str, Any]:
     side = variant.sample_size
     if component.name == "unet":
         return unet_json(component.config, side // variant.vae.downsample_factor)
+    if component.name == "controlnet":
+        return controlnet_json(component.config)
+    if isinstance(component.config, AutoencoderTinyConfig):
+        return tiny_vae_json(component.config)
     if component.name == "vae":
         return vae_json(component.config, side)
     return text_encoder_json(component.config, variant.pad_id)

@@ -26,8 +26,23 @@ from sdpy.checkpoints import (
     read_model_folder,
 )
 from sdpy.errors import WeightsError
-from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from sdpy.pipelines.configs import is_known, noise_config, text_config, unet_config, vae_config
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
+    CLIPTextModel,
+    ControlNetModel,
+    UNet2DConditionModel,
+)
+from sdpy.pipelines.configs import (
+    controlnet_config,
+    is_known,
+    is_tiny_vae,
+    noise_config,
+    text_config,
+    unet_config,
+    vae_config,
+)
 from sdpy.pipelines.recognition import component_files, family_of
 from sdpy.schedulers import NoiseConfig
 from sdpy.variants import ModelVariant
@@ -166,6 +181,12 @@ def _sizes(
             if weights.part.component == "unet":
                 sizes = unet_config(outline, config)
                 model = UNet2DConditionModel(sizes)
+            elif weights.part.component == "controlnet":
+                sizes = controlnet_config(outline, config)
+                model = ControlNetModel(sizes)
+            elif weights.part.component == "vae" and is_tiny_vae(outline):
+                sizes = AutoencoderTinyConfig()
+                model = AutoencoderTiny(sizes)
             elif weights.part.component == "vae":
                 sizes = vae_config(outline, config)
                 model = AutoencoderKL(sizes)

@@ -27,6 +27,7 @@ from sdpy.pipelines.components import ModelFiles, find_files
 from sdpy.pipelines.configs import (
     GUESSED,
     is_known,
+    is_tiny_vae,
     noise_config,
     text_config,
     unet_config,
@@ -157,20 +158,21 @@ def _recognise_files(
     try:
         unet = unet_config(outlines["unet"], configs["unet"])
         text = text_config(outlines["text_encoder"], configs["text_encoder"])
-        vae = vae_config(outlines["vae"], configs["vae"])
+        tiny = is_tiny_vae(outlines["vae"])
+        vae = None if tiny else vae_config(outlines["vae"], configs["vae"])
         family, assumptions = family_of(unet, checkpoints["unet"], scheduler, prediction)
         noise = noise_config(scheduler, family.noise)
     except (WeightsError, ValueError, TypeError) as error:
         raise WeightsError(f"the model of {files.unet} is of an unknown kind: {error}") from error
     for name, config in (("text_encoder", text), ("unet", unet), ("vae", vae)):
-        if not configs[name] and not is_known(config):
+        if config is not None and not configs[name] and not is_known(config):
             assumptions += (f"{getattr(files, name)}: {GUESSED}",)
     spacing = scheduler.get("timestep_spacing")
     variant = replace(
         family,
         text_encoder=text if configs["text_encoder"] else _text_encoder_of(family, text),
         unet=unet,
-        vae=vae,
+        vae=family.vae if vae is None else vae,
         noise=noise,
         pad_id=_pad_id(family, folder),
         timestep_spacing=spacing
