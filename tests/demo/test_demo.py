@@ -40,7 +40,7 @@ def test_all_files_are_there_and_small(components: Components) -> None:
     assert {getattr(components.files, field.name).name for field in fields(ModelFiles)} == set(
         FILES
     )
-    assert sum((FOLDER / name).stat().st_size for name in FILES) <= 30e6
+    assert sum((FOLDER / name).stat().st_size for name in FILES) <= 30 * 2**20
 
 
 @pytest.mark.parametrize("name", MODELS)
