@@ -35,7 +35,8 @@ def inpaint(
 
     The mask is a picture of the same proportions: where the mean of its channels is at least
     122.5 of 255, the picture is repainted; transparency counts as black. Weights made for
-    inpainting (unet-inpaint.ot in DATA) are used if they are there, ordinary ones otherwise.
+    inpainting (unet-inpaint.ot in DATA) are used if they are there, ordinary ones otherwise. Write
+    a PNG: .jpg and .webp files change all pixels a little.
 
     Any picture will do: it is turned upright as its EXIF data says; transparency is laid over
     white; palettes, grey and 16-bit pictures become 8-bit RGB. The result has the picture's size,
