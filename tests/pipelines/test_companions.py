@@ -85,7 +85,7 @@ def test_a_unet_with_guidance_embedding_is_inspected(tmp_path: Path) -> None:
     (one,) = inspect(save_zeros(tmp_path / "unet.safetensors", state)).components
     assert one.problems == {}
     assert one.config.time_cond_proj_dim == 12
-    assert "takes the guidance scale" in str(one.summary)
+    assert "guidance embedding" in str(one.summary)
 
 
 @pytest.mark.parametrize("prefix", ["", "control_model."])

@@ -159,7 +159,9 @@ def test_a_folder_of_ours_loads_in_diffusers_and_paints_alike(tmp_path: Path) ->
         from sdpy.tokenizer import CLIPTokenizer
 
         tokenizer = CLIPTokenizer.from_file(found.files.vocabulary, TINY.text_encoder.vocab_size)
-        assert ids[0].tolist() == list(tokenizer.tokenize("lighthouse at dark").ids)
+        tokens = tokenizer.encode("lighthouse at dark")
+        start, end = tokenizer.start_id, tokenizer.end_id
+        assert ids[0].tolist() == [start, *tokens, *[end] * (76 - len(tokens))]
         ours, theirs = tiny_model("text_encoder")(ids), pipeline.text_encoder(ids).last_hidden_state
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     scheduler = pipeline.scheduler.config

@@ -47,14 +47,12 @@ def _describe_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:
     channels = f" with {conv_in[1]} input channels" if len(conv_in) == 4 else ""
     if "time_embedding.cond_proj.weight" in shapes:
         channels += " and a guidance embedding (LCM)"
-    embeds = "time_embedding.cond_proj.weight" in shapes
-    guided = " that takes the guidance scale as an embedding" if embeds else ""
     for name, shape in shapes.items():
         if name.endswith("attn2.to_k.weight") and len(shape) == 2:
             family = _CONTEXT_WIDTHS.get(shape[1])
             owner = f"a {family} UNet" if family else f"a UNet of context width {shape[1]}"
-            return owner + channels + guided
-    return "a UNet" + channels + guided
+            return owner + channels
+    return "a UNet" + channels
 
 
 def _describe_text_encoder(shapes: Mapping[str, Sequence[int]]) -> str | None:
