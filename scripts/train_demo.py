@@ -58,7 +58,7 @@ CROP = 64  # pixels a side of the autoencoder's first, cheaper training pictures
 
 @dataclass(frozen=True)
 class Options:
-    """How much to train; the defaults are what the bundled weights were trained with."""
+    """How much to train; the model card says what the bundled weights were trained with."""
 
     run: Path
     device: str = "cpu"
