@@ -428,8 +428,8 @@ def evaluate_cost(evaluation: Evaluation) -> dict:
     files = evaluation.components.files
     megabytes = sum(path.stat().st_size for path in dataclasses.astuple(files)) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sdpy", "generate", "--model", "demo"]
-        command += ["--prompt", "lighthouse at dark", "--output", f"{folder}/picture.png"]
+        command = [sys.executable, "-m", "sdpy", "generate", "lighthouse at dark"]
+        command += ["--model", "demo", "--output", f"{folder}/picture.png"]
         command += ["--unet-weights", files.unet, "--vae-weights", files.vae]
         command += ["--clip-weights", files.text_encoder, "--vocab-file", files.vocabulary]
         started = time.monotonic()

@@ -16,6 +16,7 @@ from torch import Tensor
 import demo_scenes as scenes
 import evaluate_demo as ev
 from demo_scenes import Scene
+from sdpy.variants import DEMO
 from tiny import TINY_V
 
 RED_HOUSE = Scene("house", "red", "dusk", "rain", 1)
@@ -207,3 +208,16 @@ def test_parts_paint_read_and_report(
     assert (tmp_path / "edits.png").exists()
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(tables) == (1 + 3) + (1 + 5)
+
+
+@pytest.mark.skipif(
+    not (DEMO.bundled / DEMO.files.unet[0]).exists(), reason="this checkout holds no demo model"
+)
+def test_the_cost_is_that_of_a_whole_process(tmp_path: Path, capsys) -> None:
+    report = tmp_path / "report.json"
+    ev.main(["cost", "--run", str(tmp_path), "--json", str(report)])
+    cost = json.loads(report.read_text())["cost"]
+    files = list(vars(DEMO.files).values())
+    assert cost["megabytes"] == sum((DEMO.bundled / f).stat().st_size for (f,) in files) / 1e6
+    assert cost["seconds"] > 0.5  # Python and torch alone take that long to start
+    assert f"{cost['megabytes']:.1f} MB" in capsys.readouterr().out
