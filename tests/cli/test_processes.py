@@ -141,6 +141,8 @@ def test_ctrl_c_is_one_line_and_leaves_no_part_of_a_picture(
         stderr=subprocess.PIPE,
         text=True,
         env=clean_environment(),
+        # Where the tests run in the background of a shell, the signal is ignored by inheritance.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "sd_final.1.png\n"
