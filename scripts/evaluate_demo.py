@@ -429,7 +429,7 @@ def evaluate_cost(evaluation: Evaluation) -> dict:
     megabytes = sum(path.stat().st_size for path in dataclasses.astuple(files)) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "sdpy", "generate", "lighthouse at dark"]
-        command += ["--model", "demo", "--output", f"{folder}/picture.png"]
+        command += ["--model", "demo", "--quiet", "--output", f"{folder}/picture.png"]
         command += ["--unet-weights", files.unet, "--vae-weights", files.vae]
         command += ["--clip-weights", files.text_encoder, "--vocab-file", files.vocabulary]
         started = time.monotonic()
