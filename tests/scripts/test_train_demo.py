@@ -14,6 +14,8 @@ from sdpy.tokenizer import CLIPTokenizer
 from sdpy.variants import DEMO
 from train_demo import Options, Vocabulary
 
+LENGTH = DEMO.text_encoder.max_position_embeddings
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,6 +25,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("render", "vocabulary", "autoencoder", "latents"):
         train_demo.STAGES[stage](options)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_picture_a_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_demo, "SHEET_PROMPTS", ("a house",))
 
 
 def tiny_options(folder: Path, **changes: int) -> Options:
@@ -45,7 +52,9 @@ def test_the_vocabulary_encodes_captions_as_the_tokenizer_does(run: Path) -> Non
     captions = [scenes.caption_at(i, seed=5) for i in range(500)]
     captions += ["", "red " * 100, "a cat-like robot, 2 trees..."]
     for caption in captions:
-        assert tuple(ours.encode(caption)) == tokenizer.tokenize(caption).ids
+        tokens = [tokenizer.start_id, *tokenizer.encode(caption)[: LENGTH - 2], tokenizer.end_id]
+        padding = [tokenizer.end_id] * (LENGTH - len(tokens))
+        assert ours.encode(caption) == tokens + padding
 
 
 def test_folding_normalises_latents_and_keeps_pictures() -> None:
