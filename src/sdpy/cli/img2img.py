@@ -9,7 +9,7 @@ import typer
 
 from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Prompt, Strength, Width
-from sdpy.cli.painting import find_components, paint_to_files, painting_settings
+from sdpy.cli.painting import find_components, fit_picture, paint_to_files, painting_settings
 from sdpy.outputs import check_output
 
 
@@ -34,19 +34,11 @@ def img2img(
     """
     check_output(options.final_image, options.num_samples)
     from sdpy import pipelines
-    from sdpy.images import Frame, image_to_tensor, load_image
-    from sdpy.pipelines.paint import min_side
+    from sdpy.images import image_to_tensor, load_image
 
     image = load_image(file)
     components = find_components(options, default_model="sd15")
-    frame = Frame.fit(
-        image.size,
-        multiple=components.variant.vae.downsample_factor,
-        max_pixels=components.variant.max_pixels,
-        min_side=min_side(components),
-        width=width,
-        height=height,
-    )
+    frame = fit_picture(image.size, components, width, height)
     settings = painting_settings(prompt, options, load_controls(control, frame))
     picture = image_to_tensor(frame.apply(image))
     events = pipelines.img2img(components, settings, picture, strength=strength)

@@ -9,7 +9,7 @@ import typer
 
 from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Prompt, Strength, Width
-from sdpy.cli.painting import find_components, paint_to_files, painting_settings
+from sdpy.cli.painting import find_components, fit_picture, paint_to_files, painting_settings
 from sdpy.outputs import check_output
 
 if TYPE_CHECKING:
@@ -46,20 +46,12 @@ def inpaint(
     """
     check_output(options.final_image, options.num_samples)
     from sdpy import pipelines
-    from sdpy.images import Frame, composite, image_to_tensor, load_image, load_mask, mask_to_tensor
-    from sdpy.pipelines.paint import min_side
+    from sdpy.images import composite, image_to_tensor, load_image, load_mask, mask_to_tensor
 
     image = load_image(file)
     white = load_mask(mask, image.size)
     components = find_components(options, default_model="sd15-inpaint")
-    frame = Frame.fit(
-        image.size,
-        multiple=components.variant.vae.downsample_factor,
-        max_pixels=components.variant.max_pixels,
-        min_side=min_side(components),
-        width=width,
-        height=height,
-    )
+    frame = fit_picture(image.size, components, width, height)
     settings = painting_settings(prompt, options, load_controls(control, frame))
     image, white = frame.apply(image), frame.apply_mask(white)
 

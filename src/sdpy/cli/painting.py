@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
 
     from sdpy.checkpoints import Lora, TextualInversion
+    from sdpy.images import Frame
     from sdpy.pipelines import Components, Control, Event, Settings
 
 
@@ -97,6 +98,27 @@ def painting_settings(
         long_prompt=options.long_prompt,
         clip_skip=options.clip_skip,
         controls=tuple(controls),
+    )
+
+
+def fit_picture(
+    size: tuple[int, int], components: Components, width: int | None, height: int | None
+) -> Frame:
+    """How a picture of ``size`` (width, height) becomes one that the models take, and back.
+
+    Raises:
+        ImageError: it is, or becomes, too small to paint on.
+    """
+    from sdpy.images import Frame
+    from sdpy.pipelines.paint import min_side
+
+    return Frame.fit(
+        size,
+        multiple=components.variant.vae.downsample_factor,
+        max_pixels=components.variant.max_pixels,
+        min_side=min_side(components),
+        width=width,
+        height=height,
     )
 
 
