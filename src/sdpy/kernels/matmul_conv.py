@@ -1,0 +1,34 @@
+"""Convolutions as one matrix product, for small pictures with many channels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MatmulConv2d(nn.Module):
+    """A convolution as the product of the patches it falls on and its weights as they are.
+
+    Where pictures are small and channels many, the weights are the larger operand by far, and a
+    matrix product reads them once, where a direct convolution first copies them into another order.
+
+    Args:
+        conv: the convolution to replace, with a square kernel, without groups or dilation.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding = conv.stride[0], int(conv.padding[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
+        k, stride, padding = self.weight.shape[-1], self.stride, self.padding
+        x = F.pad(x.transpose(0, 1).contiguous(), (padding,) * 4)  # (C, B, H + 2 p, W + 2 p)
+        patches = x.unfold(2, k, stride).unfold(3, k, stride)  # (C, B, h, w, k, k)
+        C, B, h, w = patches.shape[:4]
+        patches = patches.permute(0, 4, 5, 1, 2, 3).reshape(C * k * k, B * h * w)
+        result = patches.t() @ self.weight.flatten(1).t()  # (B * h * w, O)
+        if self.bias is not None:
+            result += self.bias
+        return result.view(B, h, w, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,144 @@
+"""The accelerating pass: the same numbers, and the choice between kinds of convolution."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parity.compare import normal, relative_error
+from sdpy.kernels import acceleration
+from sdpy.kernels.acceleration import (
+    Convolution,
+    accelerate,
+    accelerate_at_first_use,
+    choose,
+    find_convolutions,
+    find_options,
+)
+from sdpy.kernels.feed_forward import ChunkedFeedForward
+from sdpy.kernels.matmul_conv import MatmulConv2d
+from sdpy.kernels.remembering_linear import RememberingLinear
+from sdpy.kernels.winograd import WinogradConv2d
+from sdpy.models import AutoencoderKL, UNet2DConditionModel
+from sdpy.variants import SD15
+from tiny import tiny_model
+
+TOLERANCE = 1e-5
+UNET_INPUTS = (normal(2, 4, 12, 10), torch.tensor(981), normal(2, 77, 32, seed=1))
+
+
+def kinds(model: nn.Module) -> set[type[nn.Module]]:
+    return {type(module) for module in model.modules()}
+
+
+def only(kind: str) -> dict[str, float]:
+    """Constants under which one kind of convolution costs nearly nothing."""
+    dear, cheap = 1e9, 1e-9
+    return {
+        "direct": {"DIRECT_WEIGHT_BYTE": cheap, "CALL": dear},
+        "matmul": {"DIRECT_WEIGHT_BYTE": dear, "CALL": cheap, "BYTE": cheap},
+        "winograd": {"DIRECT_WEIGHT_BYTE": dear, "CALL": cheap, "BYTE": cheap, "FULL_ROWS": cheap},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["direct", "matmul", "winograd"])
+@torch.inference_mode()
+def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    for name, value in only(kind).items():
+        monkeypatch.setattr(acceleration, name, value)
+    plain, fast = tiny_model("unet"), tiny_model("unet")
+    accelerate(fast, UNET_INPUTS, budget=0 if kind == "matmul" else 10**9)
+    assert (MatmulConv2d in kinds(fast)) == (kind == "matmul" or kind == "winograd")
+    assert (WinogradConv2d in kinds(fast)) == (kind == "winograd")
+    assert {ChunkedFeedForward, RememberingLinear} <= kinds(fast)
+    expected = plain(*UNET_INPUTS)
+    for _ in range(2):
+        assert relative_error(fast(*UNET_INPUTS), expected) <= TOLERANCE
+    larger = (normal(1, 4, 17, 21), *UNET_INPUTS[1:2], normal(1, 90, 32))
+    assert relative_error(fast(*larger), plain(*larger)) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_autoencoder_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in only("winograd").items():
+        monkeypatch.setattr(acceleration, name, value)
+    plain, fast = tiny_model("vae"), tiny_model("vae")
+    assert isinstance(plain, AutoencoderKL) and isinstance(fast, AutoencoderKL)
+    accelerate_at_first_use(fast.encoder)
+    accelerate_at_first_use(fast.decoder)
+    picture, latents = normal(1, 3, 24, 20), normal(1, 4, 12, 10)
+    assert relative_error(fast.encode(picture).mean, plain.encode(picture).mean) <= TOLERANCE
+    assert relative_error(fast.decode(latents), plain.decode(latents)) <= TOLERANCE
+    assert WinogradConv2d in kinds(fast.encoder) & kinds(fast.decoder)
+
+
+def test_acts_at_the_first_use_and_once() -> None:
+    model = tiny_model("unet")
+    accelerate_at_first_use(model)
+    assert ChunkedFeedForward not in kinds(model)
+    with torch.inference_mode():
+        model(*UNET_INPUTS)
+        modules = list(model.modules())
+        model(*UNET_INPUTS)
+    assert ChunkedFeedForward in kinds(model)
+    assert list(model.modules()) == modules
+
+
+def test_sees_the_shapes_without_computing() -> None:
+    """Also of a model whose weights are nowhere, and of residuals that a ControlNet would add."""
+    model = tiny_model("unet")
+    found: dict[str, torch.Size] = {}
+
+    def look(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[name] = inputs[0].shape
+
+    handles = [
+        module.register_forward_pre_hook(partial(look, name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.inference_mode():
+        model(*UNET_INPUTS)
+    for handle in handles:
+        handle.remove()
+    seen = find_convolutions(model.to("meta"), UNET_INPUTS, {"down_residuals": None})
+    assert {c.name: c.input_shape for c in seen} == found
+
+
+def sd15_convolutions(size: int) -> list[Convolution]:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(SD15.unet)
+    inputs = (torch.empty(2, 4, size, size), torch.tensor(1), torch.empty(2, 77, 768))
+    return find_convolutions(unet, inputs, {})
+
+
+@pytest.mark.parametrize("budget", [0, 10**8, 6 * 10**8, 10**11])
+def test_budget(budget: int) -> None:
+    """More memory is never slower, and never overdrawn."""
+    chosen = list(choose(sd15_convolutions(64), budget))
+    assert sum(option.extra_bytes for _, option in chosen) <= budget
+    more = list(choose(sd15_convolutions(64), 2 * budget))
+    assert sum(option.cost for _, option in more) <= sum(option.cost for _, option in chosen)
+    assert len(chosen) == 98
+
+
+def test_choice_at_real_size() -> None:
+    """Winograd in large pictures, a matrix product in small ones, torch's own for thin layers."""
+    chosen = {c.name: option.make for c, option in choose(sd15_convolutions(64), 10**11)}
+    large, stride_2 = chosen["down_blocks.0.resnets.0.conv1"], "down_blocks.2.downsamplers.0.conv"
+    assert isinstance(large, partial) and large.keywords == {"m": 4}
+    small = chosen["mid_block.resnets.0.conv1"]
+    assert isinstance(small, partial) and small.keywords == {"m": 2}
+    assert chosen[stride_2] is MatmulConv2d
+    assert chosen["conv_in"] is chosen["conv_out"] is acceleration._in_channels_last
+    frugal = {c.name: option.make for c, option in choose(sd15_convolutions(64), 0)}
+    assert frugal["mid_block.resnets.0.conv1"] is MatmulConv2d
+
+
+def test_leaves_other_convolutions_alone() -> None:
+    for conv in (nn.Conv2d(32, 32, 3, groups=2), nn.Conv2d(32, 32, 3, dilation=2)):
+        options = find_options(Convolution("x", conv, torch.Size((1, 32, 32, 32))))
+        assert [option.extra_bytes for option in options] == [0]

@@ -1,0 +1,61 @@
+"""Winograd's convolutions against torch's own in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from parity.compare import normal, relative_error
+from sdpy.kernels import winograd
+from sdpy.kernels.winograd import TRANSFORMS, WinogradConv2d
+
+# Of one layer in float32; the larger tile has the larger constants in its matrices.
+TOLERANCES = {2: 1e-6, 4: 5e-6}
+
+
+def expected(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    bias = None if conv.bias is None else conv.bias.double()
+    return F.conv2d(x.double(), conv.weight.double(), bias, padding=1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 1, 1), (1, 3, 5, 7), (2, 8, 16, 16), (3, 16, 9, 33), (1, 40, 130, 70)]
+)
+@pytest.mark.parametrize("m", TRANSFORMS)
+@torch.inference_mode()
+def test_equals_the_direct_convolution(m: int, shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(shape[1], 24, 3, padding=1, bias=bias)
+    x = normal(*shape)
+    layer = WinogradConv2d(conv, m)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        result = layer(x.contiguous(memory_format=memory_format))
+        assert result.shape == (shape[0], 24, *shape[2:])
+        assert relative_error(result, expected(conv, x)) <= TOLERANCES[m]
+
+
+@pytest.mark.parametrize("workspace", [1, 50_000, 400_000, 10**9])
+@pytest.mark.parametrize("m", TRANSFORMS)
+@torch.inference_mode()
+def test_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, m: int, workspace: int) -> None:
+    """One row of tiles at a time, some rows, a whole picture, all pictures."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(winograd, "WORKSPACE", workspace)
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    x = normal(3, 4, 21, 18)
+    assert relative_error(WinogradConv2d(conv, m)(x), expected(conv, x)) <= TOLERANCES[m]
+
+
+@torch.inference_mode()
+def test_points_and_weights() -> None:
+    """Four by four tiles multiply a quarter as often, with four times the weights."""
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    layer = WinogradConv2d(conv, 4)
+    layer(normal(1, 8, 8, 8))
+    assert layer.transformed is not None
+    assert layer.transformed.numel() == 4 * conv.weight.numel()
+    assert list(layer.parameters()) == [conv.bias]  # the originals are let go
+    assert (TRANSFORMS[4].points / 4**2) * 4 == 9
