@@ -229,7 +229,8 @@ def test_guidance_embedding(
     forward = UNet2DConditionModel.forward
 
     def noting(self: Any, sample: Tensor, *args: Any, **options: Any) -> Tensor:
-        batches.append(len(sample))
+        if not sample.is_meta:  # shapes are looked at before the first evaluation
+            batches.append(len(sample))
         return forward(self, sample, *args, **options)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)

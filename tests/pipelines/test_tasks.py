@@ -125,7 +125,8 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, float]]
         self: Any, sample: Tensor, timestep: Tensor, context: Tensor, **residuals: Any
     ) -> Tensor:
         assert len(context) == len(sample)
-        seen.append((sample.shape[0], sample.shape[1], float(timestep)))
+        if not sample.is_meta:  # shapes are looked at before the first evaluation
+            seen.append((sample.shape[0], sample.shape[1], float(timestep)))
         return forward(self, sample, timestep, context, **residuals)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
@@ -171,7 +172,8 @@ def test_nine_channels_are_shown_the_mask_and_the_masked_picture(
     def noting(
         self: Any, sample: Tensor, timestep: Tensor, context: Tensor, **residuals: Any
     ) -> Tensor:
-        shown.append(sample)
+        if not sample.is_meta:  # shapes are looked at before the first evaluation
+            shown.append(sample)
         return forward(self, sample, timestep, context, **residuals)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
@@ -242,7 +244,8 @@ def test_inpainting_at_full_strength_begins_with_pure_noise(
     def noting(
         self: Any, sample: Tensor, timestep: Tensor, context: Tensor, **residuals: Any
     ) -> Tensor:
-        shown.append(sample[:1])
+        if not sample.is_meta:  # shapes are looked at before the first evaluation
+            shown.append(sample[:1])
         return forward(self, sample, timestep, context, **residuals)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)

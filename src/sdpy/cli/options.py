@@ -291,6 +291,15 @@ class PlaceOptions:
             rich_help_panel=_PLACE,
         ),
     ] = None
+    fast_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--fast-kernels/--plain-kernels",
+            help="Compute convolutions and others in faster ways on the CPU; the numbers are the "
+            "same but for rounding.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = True
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # at run time these would import torch
 def find_components(options: CommonOptions, default_model: str) -> Components:
     """The models that the options name. Reads no weights; raises what is wrong with the options."""
     from sdpy.devices import place
+    from sdpy.kernels import keep_freed_memory
     from sdpy.pipelines import Components, find_model
 
     given = {
@@ -33,6 +34,8 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         "vae": options.vae_weights,
         "vocabulary": options.vocab_file,
     }
+    if options.fast_kernels:
+        keep_freed_memory()
     placement = place(options.cpu or (), options.device)
     model = default_model if options.model is None else options.model
     found = find_model(model, options.data, given, options.prediction)
@@ -41,6 +44,7 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         placement=placement,
         files=found.files,
         sliced_attention_size=options.sliced_attention_size,
+        fast_kernels=options.fast_kernels,
         notices=found.assumptions,
         textual_inversions=tuple(map(_read_embedding, options.embedding or ())),
         loras=tuple(find_lora(text) for text in options.lora or ()),

@@ -24,7 +24,7 @@ from sdpy.checkpoints import (
 )
 from sdpy.devices import Placement
 from sdpy.errors import WeightsError
-from sdpy.kernels.sliced_attention import slice_attention
+from sdpy.kernels import accelerate_at_first_use, slice_attention
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -100,6 +100,8 @@ class Components:
         sliced_attention_size: heads of a batch computed together; None for all of them.
         notices: what the user should know about the files, a line each.
         textual_inversions: words that prompts may use beside the vocabulary.
+        fast_kernels: compute convolutions and others in faster ways where there are such: on the
+            CPU in float32.
         keep: fields of `ModelFiles` whose models stay loaded, and "controlnet" for all of these.
         loras: merged into the text encoder and the UNet whenever they are loaded, in this order.
     """
@@ -108,6 +110,7 @@ class Components:
     files: ModelFiles
     placement: Placement = field(default_factory=Placement)
     sliced_attention_size: int | None = None
+    fast_kernels: bool = True
     keep: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
@@ -239,6 +242,9 @@ class Components:
             merge_loras(self.loras, name, model)
         if self.sliced_attention_size is not None:
             slice_attention(model, self.sliced_attention_size)
+        if self.fast_kernels and device.type == "cpu":
+            for network in _networks(model):
+                accelerate_at_first_use(network)
         if name in self.keep:
             self._kept[name, path] = model
         try:
@@ -272,6 +278,13 @@ class Components:
         )
         with torch.device("meta"):
             return ControlNetModel(config)
+
+
+def _networks(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that are called as a whole and have convolutions."""
+    if isinstance(model, AutoencoderKL | AutoencoderTiny):
+        return [model.encoder, model.decoder]
+    return [] if isinstance(model, CLIPTextModel) else [model]
 
 
 def _conditioning_widths(path: Path, downsample_factor: int) -> tuple[int, ...]:

@@ -1,0 +1,208 @@
+"""The pass that makes a loaded model faster on a CPU, its numbers the same but for rounding.
+
+Every convolution is replaced by that kind which a cost model finds fastest for the picture's size;
+kinds that need more memory for their weights share a budget, the best bargains first. Feed-forward
+networks and the keys and values of the prompt are replaced where there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpy.kernels.feed_forward import ChunkedFeedForward
+from sdpy.kernels.matmul_conv import MatmulConv2d
+from sdpy.kernels.remembering_linear import RememberingLinear
+from sdpy.kernels.winograd import TRANSFORMS, WinogradConv2d
+from sdpy.models.attention import Attention, FeedForward
+
+# The cost model counts in multiplications and additions at the rate of a large matrix product. Its
+# constants were fitted to layers of Stable Diffusion 1.5 on two cores with AVX-512, where that rate
+# was 320e9 a second. Other processors have other rates, but much the same ratios.
+BYTE = 18.0
+"""Cost of moving a byte of weights or transformed pictures through the caches."""
+DIRECT_WEIGHT_BYTE = 84.0
+"""Of a byte of weights in torch's convolution, which puts them into another order at every call."""
+CALL = 60e6
+"""Of the dozen calls, each of some microseconds, that a convolution outside torch's own takes."""
+FULL_ROWS = 16
+"""Rows of the left matrix at which a matrix product reaches half of its rate."""
+
+THIN = 16
+"""Channels below which only torch's own convolution is considered."""
+
+BUDGET = 600 * 10**6
+"""Bytes that a model's larger weights may take more than the originals did."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of the model, and the shape (B, C, H, W) of what it is given."""
+
+    name: str
+    module: nn.Conv2d
+    input_shape: torch.Size
+
+    @property
+    def positions(self) -> int:
+        """Places of the kernel."""
+        B, _, H, W = self.input_shape
+        return B * (H // self.module.stride[0]) * (W // self.module.stride[0])
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to compute a convolution: its cost, the memory it adds, and how to make it."""
+
+    cost: float
+    extra_bytes: int
+    make: Callable[[nn.Conv2d], nn.Module]
+
+
+def accelerate_at_first_use(model: nn.Module, budget: int = BUDGET) -> None:
+    """Have ``model`` accelerated when it is first called, for the size that it then sees.
+
+    Args:
+        model: a UNet, a ControlNet, or an encoder or decoder; float32 on the CPU.
+        budget: bytes that larger weights may take more than the originals.
+    """
+
+    def first_use(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        handle.remove()
+        accelerate(module, args, kwargs, budget)
+
+    handle = model.register_forward_pre_hook(first_use, with_kwargs=True)
+
+
+def accelerate(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    budget: int = BUDGET,
+) -> None:
+    """Replace layers of ``model`` by faster ones, for arguments of the size of these.
+
+    Args:
+        model: as for `accelerate_at_first_use`.
+        args: arguments of its ``forward``; their values are not looked at.
+        kwargs: likewise, by name.
+        budget: bytes that larger weights may take more than the originals.
+    """
+    convolutions = find_convolutions(model, args, kwargs or {})
+    for convolution, option in choose(convolutions, budget):
+        _replace(model, convolution.name, option.make(convolution.module))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FeedForward):
+            _replace(model, name, ChunkedFeedForward(module))
+        elif isinstance(module, Attention) and module.to_k.in_features != module.to_q.in_features:
+            _replace(module, "to_k", RememberingLinear(module.to_k))
+            _replace(module, "to_v", RememberingLinear(module.to_v))
+
+
+def find_convolutions(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Convolution]:
+    """The convolutions that such a call uses, and the shapes of their inputs; computes nothing."""
+    shapes: dict[str, torch.Size] = {}
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            shapes[name] = inputs[0].shape
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(remember(name)) for name, m in modules.items()]
+    weights = {name: p.to("meta") for name, p in model.named_parameters()}
+    try:
+        torch.func.functional_call(model, weights, _to_meta(args), _to_meta(kwargs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [Convolution(name, modules[name], shape) for name, shape in shapes.items()]
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, tuple | list):
+        return type(value)(_to_meta(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _to_meta(v) for key, v in value.items()}
+    return value
+
+
+def choose(
+    convolutions: list[Convolution], spare_bytes: int
+) -> Iterator[tuple[Convolution, Option]]:
+    """The fastest options whose weights fit together into the memory to spare."""
+    chosen: dict[str, Option] = {}
+    upgrades: list[tuple[float, Convolution, Option]] = []
+    for convolution in convolutions:
+        options = find_options(convolution)
+        free = min((o for o in options if o.extra_bytes <= 0), key=lambda option: option.cost)
+        chosen[convolution.name] = free
+        upgrades += [
+            ((free.cost - option.cost) / option.extra_bytes, convolution, option)
+            for option in options
+            if option.extra_bytes > 0
+        ]
+    for _, convolution, option in sorted(upgrades, key=lambda upgrade: -upgrade[0]):
+        before = chosen[convolution.name]
+        more = option.extra_bytes - before.extra_bytes
+        if option.cost < before.cost and more <= spare_bytes:
+            chosen[convolution.name] = option
+            spare_bytes -= more
+    for convolution in convolutions:
+        yield convolution, chosen[convolution.name]
+
+
+def find_options(convolution: Convolution) -> list[Option]:
+    """The ways to compute a convolution, torch's own first."""
+    conv = convolution.module
+    k = conv.kernel_size[0]
+    weight_bytes = conv.weight.nbytes
+    work = 2.0 * convolution.positions * conv.weight.numel()
+    options = [Option(work + DIRECT_WEIGHT_BYTE * weight_bytes, 0, _in_channels_last)]
+    thin = min(conv.in_channels, conv.out_channels) < THIN
+    if thin or conv.groups > 1 or conv.dilation != (1, 1) or conv.kernel_size != (k, k):
+        return options
+    if k > 1:
+        patches = 4 * convolution.positions * k * k * conv.in_channels
+        cost = _product(convolution.positions, work) + BYTE * (weight_bytes + 3 * patches) + CALL
+        options.append(Option(cost, 0, MatmulConv2d))
+    if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
+        options += [_winograd(convolution, m) for m in TRANSFORMS]
+    return options
+
+
+def _winograd(convolution: Convolution, m: int) -> Option:
+    conv, points = convolution.module, TRANSFORMS[m].points
+    B, _, H, W = convolution.input_shape
+    tiles = B * -(-H // m) * -(-W // m)
+    larger = conv.weight.nbytes * points // 9
+    moved = larger + 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
+    work = 2.0 * points * tiles * conv.in_channels * conv.out_channels
+    cost = _product(tiles, work) + BYTE * moved + CALL
+    return Option(cost, larger - conv.weight.nbytes, partial(WinogradConv2d, m=m))
+
+
+def _product(rows: int, work: float) -> float:
+    """Cost of a matrix product: full rate with many rows only."""
+    return work * (1 + FULL_ROWS / rows)
+
+
+def _in_channels_last(conv: nn.Conv2d) -> nn.Module:
+    """The same, so that its result is in channels-last memory, as all the others' are."""
+    conv.weight.data = conv.weight.contiguous(memory_format=torch.channels_last)
+    return conv
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
