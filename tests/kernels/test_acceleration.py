@@ -142,3 +142,22 @@ def test_leaves_other_convolutions_alone() -> None:
     for conv in (nn.Conv2d(32, 32, 3, groups=2), nn.Conv2d(32, 32, 3, dilation=2)):
         options = find_options(Convolution("x", conv, torch.Size((1, 32, 32, 32))))
         assert [option.extra_bytes for option in options] == [0]
+
+
+@pytest.mark.parametrize("same_time", [True, False])
+@torch.inference_mode()
+def test_equal_halves_are_computed_once(same_time: bool) -> None:
+    """Only while they are equal: with other times they differ from the first ResNet on."""
+    plain, fast = tiny_model("unet"), tiny_model("unet")
+    assert isinstance(fast, UNet2DConditionModel)
+    sample = normal(1, 4, 12, 10).expand(2, -1, -1, -1)
+    timestep = torch.tensor(981) if same_time else torch.tensor([981, 11])
+    inputs = (sample, timestep, UNET_INPUTS[2])
+    accelerate(fast, inputs)
+    batches: list[int] = []
+    attention = fast.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    attention.original.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    assert relative_error(fast(*inputs), plain(*inputs)) <= TOLERANCE
+    different = (normal(2, 4, 12, 10), *inputs[1:])
+    assert relative_error(fast(*different), plain(*different)) <= TOLERANCE
+    assert batches == [1 if same_time else 2, 2]

@@ -2,7 +2,8 @@
 
 Every convolution is replaced by that kind which a cost model finds fastest for the picture's size;
 kinds that need more memory for their weights share a budget, the best bargains first. Feed-forward
-networks and the keys and values of the prompt are replaced where there are any.
+networks, the keys and values of the prompt, and what a UNet does before it looks at the prompt are
+replaced where there are any.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdpy.kernels.equal_halves import compute_equal_halves_once
 from sdpy.kernels.feed_forward import ChunkedFeedForward
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
+from sdpy.kernels.replacing import replace_module
 from sdpy.kernels.winograd import TRANSFORMS, WinogradConv2d
+from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention, FeedForward
 
 # The cost model counts in multiplications and additions at the rate of a large matrix product. Its
@@ -95,13 +99,15 @@ def accelerate(
     """
     convolutions = find_convolutions(model, args, kwargs or {})
     for convolution, option in choose(convolutions, budget):
-        _replace(model, convolution.name, option.make(convolution.module))
+        replace_module(model, convolution.name, option.make(convolution.module))
+    if isinstance(model, UNet2DConditionModel):
+        compute_equal_halves_once(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, FeedForward):
-            _replace(model, name, ChunkedFeedForward(module))
+            replace_module(model, name, ChunkedFeedForward(module))
         elif isinstance(module, Attention) and module.to_k.in_features != module.to_q.in_features:
-            _replace(module, "to_k", RememberingLinear(module.to_k))
-            _replace(module, "to_v", RememberingLinear(module.to_v))
+            replace_module(module, "to_k", RememberingLinear(module.to_k))
+            replace_module(module, "to_v", RememberingLinear(module.to_v))
 
 
 def find_convolutions(
@@ -201,8 +207,3 @@ def _in_channels_last(conv: nn.Conv2d) -> nn.Module:
     """The same, so that its result is in channels-last memory, as all the others' are."""
     conv.weight.data = conv.weight.contiguous(memory_format=torch.channels_last)
     return conv
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

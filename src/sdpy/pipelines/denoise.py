@@ -78,13 +78,13 @@ def denoise(
     for i, timestep in enumerate(timesteps):
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
-            sample = sample.expand(len(context), -1, -1, -1)
             t = timestep.to(weight.device)
-            down_residuals, mid_residual = steer(controls, i, len(timesteps), sample, t, context)
+            noisy = sample.expand(len(context), -1, -1, -1)
+            down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
             if conditioning is not None:
-                sample = torch.cat([sample, conditioning.expand(len(context), -1, -1, -1)], dim=1)
+                sample = torch.cat([sample, conditioning], dim=1)
             prediction = unet(
-                sample,
+                sample.expand(len(context), -1, -1, -1),
                 t,
                 context,
                 timestep_cond=timestep_cond,
