@@ -705,15 +705,18 @@ def decoder(options: Options) -> None:
 
 
 def export(options: Options) -> None:
-    """Write the averaged weights and the merges into the package."""
+    """Write the averaged weights, as float16, and the merges into the package."""
     from sdpy.checkpoints import write_checkpoint
 
     models = load_denoiser(options)
     folder = DEMO.bundled
     assert folder is not None
-    write_checkpoint(folder / DEMO.files.unet[0], models["unet"].state_dict())
-    write_checkpoint(folder / DEMO.files.text_encoder[0], models["text"].state_dict())
-    write_checkpoint(folder / DEMO.files.vae[0], load_autoencoder(options).state_dict())
+    for (name,), model in (
+        (DEMO.files.unet, models["unet"]),
+        (DEMO.files.text_encoder, models["text"]),
+        (DEMO.files.vae, load_autoencoder(options)),
+    ):
+        write_checkpoint(folder / name, model.half().state_dict())
     (folder / MERGES_FILE).write_text((options.run / MERGES_FILE).read_text())
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     Log(options, "export")(f"{size / 1e6:.1f} MB in {folder.name}/")
