@@ -145,7 +145,6 @@ GAP = 18  # between tables
 def draw(
     groups: Mapping[str, Sequence[Row]],
     titles: Sequence[tuple[str, str]],
-    near: float,
     notes: Sequence[str],
 ) -> Chart:
     """Draw the picture.
@@ -153,7 +152,6 @@ def draw(
     Args:
         groups: rows under their headings, in the order of the tables.
         titles: of the tables, and a line below each.
-        near: distance from which on a picture counts as near the solution.
         notes: lines below the panels.
     """
     rows = [row for group in groups.values() for row in group]
@@ -166,7 +164,7 @@ def draw(
         right = lefts[0] - GAP
     names = lefts[0] - NAMES
     plot = Box(MARGIN + 38, HEADING + 8, names - 135, bottom - 34)
-    points = _draw_lines(canvas, plot, [row for row in rows if row.distances], near)
+    points = _draw_lines(canvas, plot, [row for row in rows if row.distances])
     tops = _draw_names(canvas, names, groups)
     cells: dict[tuple[int, str, int], Box] = {}
     for i, (left, title) in enumerate(zip(lefts, titles, strict=True)):
@@ -178,12 +176,12 @@ def draw(
     return Chart(canvas.finished(), points, cells)
 
 
-def _draw_lines(
-    canvas: Canvas, plot: Box, rows: Sequence[Row], near: float
-) -> dict[tuple[str, int], Point]:
+def _draw_lines(canvas: Canvas, plot: Box, rows: Sequence[Row]) -> dict[tuple[str, int], Point]:
     """The panel of distances; returns where its points are."""
     canvas.text(MARGIN, 24, "Distance to the solution", 17)
-    canvas.text(MARGIN, 44, "of samplers that add no noise, % of the latents", 12.5, SOFT)
+    canvas.text(
+        MARGIN, 44, "of samplers that add no noise, % of the latents; lower is nearer", 12.5, SOFT
+    )
     evaluations = sorted({n for row in rows for n in row.distances})
     distances = [d for row in rows for d in row.distances.values()]
     x = LogAxis(evaluations[0], evaluations[-1], plot.left, plot.right)
@@ -197,8 +195,6 @@ def _draw_lines(
         canvas.text(x(n), plot.bottom + 15, str(n), 12, SOFT, "ms")
     middle = (plot.left + plot.right) / 2
     canvas.text(middle, plot.bottom + 32, "evaluations of the UNet", 12.5, SOFT, "ms")
-    if y.low < near < y.high:
-        canvas.line([(plot.left, y(near)), (plot.right, y(near))], SOFT, 1.25)
 
     places = {
         (row.name, n): (x(n), y(distance)) for row in rows for n, distance in row.distances.items()
@@ -225,6 +221,7 @@ def _draw_names(
     """The headings of the groups and the samplers' names; returns the top of each row."""
     tops = {}
     top: float = HEADING + ROW
+    canvas.text(left, top - 6, "evaluations", 12, SOFT)
     for heading, rows in groups.items():
         canvas.text(left, top + ROW - 6, heading, 12.5, SOFT)
         top += ROW
@@ -261,12 +258,12 @@ def _draw_cell(canvas: Canvas, cell: Box, percent: float) -> None:
         return
     canvas.fill(cell, shade(percent))
     middle = ((cell.left + cell.right) / 2, (cell.top + cell.bottom) / 2)
-    canvas.text(*middle, f"{percent:.0f}", 12, WHITE if percent > 60 else INK, "mm")
+    canvas.text(*middle, f"{percent:.0f}", 12, WHITE if percent > 85 else INK, "mm")
 
 
 def shade(percent: float) -> Colour:
-    """The colour of a cell; above 100 percent as at 100."""
-    share = min(percent / 100, 1)
+    """The colour of a cell; above 100 percent as at 100. Most are high, and differ most there."""
+    share = min(percent / 100, 1) ** 2
     red, green, blue = (round(a + share * (b - a)) for a, b in zip(NONE, ALL, strict=True))
     return red, green, blue
 

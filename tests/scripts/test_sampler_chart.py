@@ -24,7 +24,7 @@ TITLES = [("one", "of"), ("other", "of")]
 
 @pytest.fixture(scope="module")
 def chart() -> sc.Chart:
-    return sc.draw(GROUPS, TITLES, 0.1, ["a note", "another"])
+    return sc.draw(GROUPS, TITLES, ["a note", "another"])
 
 
 def pixel(chart: sc.Chart, x: float, y: float) -> sc.Colour:
@@ -75,7 +75,7 @@ def test_cells_have_the_colours_of_their_percentages(chart: sc.Chart) -> None:
     assert colours[0, "near", 5] == sc.NONE
     assert colours[0, "near", 20] == colours[1, "near", 5] == colours[1, "far", 5] == sc.ALL
     assert colours[0, "noisy", 20] == sc.WHITE
-    assert colours[1, "noisy", 5] == colours[0, "far", 5]
+    assert colours[1, "noisy", 5] == colours[0, "far", 5]  # both are 50
     darkness = [-sum(colours[0, name, n]) for name, n in (("noisy", 5), ("far", 5), ("far", 20))]
     assert -sum(sc.NONE) < darkness[0] < darkness[1] < darkness[2] < -sum(sc.ALL)
 
