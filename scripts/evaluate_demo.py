@@ -172,9 +172,14 @@ def through_jpeg(picture: Tensor) -> Tensor:
 
 
 def load_reader(run: Path) -> Reader:
-    """The trained reader."""
+    """The reader that was trained in the folder."""
+    return open_reader(run / READER_FILE)
+
+
+def open_reader(file: Path) -> Reader:
+    """The trained reader in a file."""
     reader = Reader()
-    reader.load_state_dict(torch.load(run / READER_FILE, weights_only=True))
+    reader.load_state_dict(torch.load(file, weights_only=True))
     return reader.to(memory_format=torch.channels_last).eval()
 
 
