@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parity.compare import normal, randomise, relative_error
 from sdpy.approximations import DeepCache, TokenMerging, approximate
-from sdpy.approximations.token_merging import MergingAttention, destinations, match
+from sdpy.approximations.token_merging import MergingForward, destinations, match
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention
@@ -115,25 +115,30 @@ def test_one_destination_in_each_whole_tile(size: tuple[int, int]) -> None:
 # --- the attention ---------------------------------------------------------------------------
 
 
-def merging_attention(ratio: float, size: tuple[int, int], seed: int = 0) -> MergingAttention:
-    attention = randomise(Attention(12, heads=3), seed=5)
-    generator = torch.Generator().manual_seed(seed)
-    merging = MergingAttention(attention, ratio, generator)
+def merging_forward(
+    attention: nn.Module, ratio: float, size: tuple[int, int], seed: int = 0
+) -> MergingForward:
+    merging = MergingForward(attention.forward, ratio, torch.Generator().manual_seed(seed))
     merging.size = size
     return merging
 
 
+@pytest.fixture
+def attention() -> nn.Module:
+    return randomise(Attention(12, heads=3), seed=5)
+
+
 @torch.no_grad()
-def test_attention_of_merged_tokens_beside_loops() -> None:
+def test_attention_of_merged_tokens_beside_loops(attention: nn.Module) -> None:
     """Merge, attend, copy back, in float64 loops but for the attention itself."""
     H, W, ratio = 6, 8, 0.4
-    merging = merging_attention(ratio, (H, W), seed=3).double()
+    merging = merging_forward(attention.double(), ratio, (H, W), seed=3)
     chosen = destinations(choices(3, 4, seed=3), W).tolist()
     x = normal(2, H * W, 12, seed=6).double()
     expected = []
     for picture in x:
         means, place = merged_by_loops(picture.tolist(), chosen, int(ratio * H * W))
-        attended = merging.attention(torch.tensor([means], dtype=torch.float64))[0]
+        attended = attention(torch.tensor([means], dtype=torch.float64))[0]
         expected.append(attended[place])
     torch.testing.assert_close(merging(x), torch.stack(expected))
 
@@ -152,15 +157,16 @@ def test_attention_of_merged_tokens_beside_loops() -> None:
     ],
 )
 @torch.no_grad()
-def test_tokens_that_attend(ratio: float, size: tuple[int, int], seen: int) -> None:
-    merging = merging_attention(ratio, size)
+def test_tokens_that_attend(
+    attention: nn.Module, ratio: float, size: tuple[int, int], seen: int
+) -> None:
     counts: list[int] = []
-    merging.attention.register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[1]))
+    attention.to_q.register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[1]))
     x = normal(2, size[0] * size[1], 12)
-    result = merging(x)
+    result = merging_forward(attention, ratio, size)(x)
     assert counts == [seen]
     assert result.shape == x.shape
-    assert torch.equal(result, merging.attention(x)) == (seen == x.shape[1])
+    assert torch.equal(result, attention(x)) == (seen == x.shape[1])
 
 
 # --- the UNet --------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ def test_only_the_highest_level_that_attends_merges(unet: Any, ratio: float) -> 
             lambda _, inputs, __, name=name: seen.update({name: inputs[0].shape[1]})
         )
         for name, module in unet.named_modules()
-        if name.endswith("attn1")
+        if name.endswith("attn1.to_q")
     ]
     plain = unet(SAMPLE, TIME, CONTEXT)
     all_tokens = dict(seen)
@@ -235,19 +241,42 @@ class Doubled(nn.Module):
 
 
 @torch.no_grad()
-def test_any_attention_may_be_there_and_is_there_afterwards(unet: Any) -> None:
+def test_any_attention_may_be_there(unet: Any) -> None:
     block = unet.down_blocks[1].attentions[0].transformer_blocks[0]
     before = block.attn1
-    names = [name for name, _ in unet.named_modules()]
     with approximate(unet, [TokenMerging(0.5)], seed=1):
         plain = unet(SAMPLE, TIME, CONTEXT)
-    block.attn1 = doubled = Doubled(before)
+    block.attn1 = Doubled(before)
     with approximate(unet, [TokenMerging(0.5)], seed=1):
         assert relative_error(unet(SAMPLE, TIME, CONTEXT), plain) > 1e-4
-    assert block.attn1 is doubled
     block.attn1 = before
-    assert [name for name, _ in unet.named_modules()] == names
+
+
+@torch.no_grad()
+def test_nothing_is_left_behind(unet: Any) -> None:
+    plain = unet(SAMPLE, TIME, CONTEXT)
+    with approximate(unet, [TokenMerging(0.5)], seed=1):
+        assert not torch.equal(unet(SAMPLE, TIME, CONTEXT), plain)
+    with pytest.raises(RuntimeError), approximate(unet, [TokenMerging(0.5)], seed=1):
+        unet(SAMPLE[:, :3], TIME, CONTEXT)
+    assert torch.equal(unet(SAMPLE, TIME, CONTEXT), plain)
     assert not any(module._forward_pre_hooks for module in unet.modules())
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
+@torch.no_grad()
+def test_asking_for_shapes_draws_no_numbers(unet: Any) -> None:
+    """The meta device's tensors have none; the next evaluation is as without the question."""
+    approximations = [TokenMerging(0.5), DeepCache(2)]
+    inputs = SAMPLE, TIME, CONTEXT
+    with approximate(unet, approximations, seed=1):
+        expected = [unet(*inputs) for _ in range(3)]
+    weights = {name: value.to("meta") for name, value in unet.named_parameters()}
+    with approximate(unet, approximations, seed=1):
+        for prediction in expected:
+            asked = [value.to("meta") for value in inputs]
+            assert torch.func.functional_call(unet, weights, tuple(asked)).shape == SAMPLE.shape
+            assert torch.equal(unet(*inputs), prediction)
 
 
 @torch.no_grad()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
 
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
 
@@ -27,3 +30,26 @@ class Approximation(Protocol):
 
     def facts(self) -> dict[str, str]:
         """What is to be written into the picture's file, by name."""
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Have ``module`` compute ``forward`` for the duration of the block.
+
+    The module itself stays where it is, with its hooks and for others to wrap. Where only shapes
+    are asked for, by tensors on the meta device, it computes what it did.
+    """
+    attributes = vars(module)
+    before = attributes.get("forward")  # the class's, unless another one was put here
+    plain = module.forward
+
+    def replacement(x: Tensor, *inputs: Any, **options: Any) -> Tensor:
+        return (plain if x.is_meta else forward)(x, *inputs, **options)
+
+    attributes["forward"] = replacement
+    try:
+        yield
+    finally:
+        del attributes["forward"]
+        if before is not None:
+            attributes["forward"] = before

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.approximations.base import replaced_forward
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
 from sdpy.models.unet import skip_channels
@@ -53,15 +54,8 @@ class DeepCache:
     @contextmanager
     def applied(self, unet: UNet2DConditionModel, seed: int) -> Iterator[None]:
         """Put a `CachedForward` in the place of the UNet's; see `Approximation.applied`."""
-        attributes = vars(unet)
-        before = attributes.get("forward")  # the class's, unless another wrapper put one here
-        attributes["forward"] = CachedForward(unet, self)
-        try:
+        with replaced_forward(unet, CachedForward(unet, self)):
             yield
-        finally:
-            del attributes["forward"]
-            if before is not None:
-                attributes["forward"] = before
 
     def facts(self) -> dict[str, str]:
         """Interval and branch; see `Approximation.facts`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.approximations.base import replaced_forward
 from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
@@ -51,7 +52,7 @@ class TokenMerging:
 
     @contextmanager
     def applied(self, unet: UNet2DConditionModel, seed: int) -> Iterator[None]:
-        """Put a `MergingAttention` around each such attention; see `Approximation.applied`."""
+        """Put a `MergingForward` in the place of each such attention's; see `Approximation`."""
         generator = seeded_generator(seed)
         level = unet.config.cross_attention.index(True)
         with ExitStack() as stack:
@@ -70,43 +71,40 @@ def _merging(
     transformer: Transformer2DModel, ratio: float, generator: torch.Generator
 ) -> Iterator[None]:
     """Let its self-attentions merge for the duration of the block."""
-    blocks = cast(list[BasicTransformerBlock], list(transformer.transformer_blocks))
-    before = [block.attn1 for block in blocks]
-    merging = [MergingAttention(attention, ratio, generator) for attention in before]
+    blocks = cast(list[BasicTransformerBlock], transformer.transformer_blocks)
+    attentions = [block.attn1 for block in blocks]
+    merging = [MergingForward(attention.forward, ratio, generator) for attention in attentions]
 
     def tell_size(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        for attention in merging:
-            attention.size = inputs[0].shape[-2:]  # the tokens alone do not tell
+        for one in merging:
+            one.size = inputs[0].shape[-2:]  # the tokens alone do not tell
 
-    handle = transformer.register_forward_pre_hook(tell_size)
-    for block, attention in zip(blocks, merging, strict=True):
-        block.attn1 = attention  # type: ignore[assignment]
-    try:
+    with ExitStack() as stack:
+        stack.callback(transformer.register_forward_pre_hook(tell_size).remove)
+        for attention, forward in zip(attentions, merging, strict=True):
+            stack.enter_context(replaced_forward(attention, forward))
         yield
-    finally:
-        handle.remove()
-        for block, plain in zip(blocks, before, strict=True):
-            block.attn1 = plain
 
 
-class MergingAttention(nn.Module):
-    """Self-attention of any kind, of merged tokens."""
+class MergingForward:
+    """Stands in for a self-attention's ``forward``, and gives it merged tokens."""
 
-    def __init__(self, attention: nn.Module, ratio: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.attention, self.ratio, self.generator = attention, ratio, generator
+    def __init__(
+        self, plain: Callable[[Tensor], Tensor], ratio: float, generator: torch.Generator
+    ) -> None:
+        self.plain, self.ratio, self.generator = plain, ratio, generator
         self.size: tuple[int, ...] = (0, 0)
         """Rows and columns of the tokens, set before each call."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         H, W = self.size
         choice = torch.randint(TILE**2, (H // TILE, W // TILE), generator=self.generator)
         count = min(int(self.ratio * H * W), H * W - choice.numel())
-        if count <= 0 or choice.numel() == 0:
-            return self.attention(x)
+        if count == 0 or choice.numel() == 0:
+            return self.plain(x)
         matching = match(x, destinations(choice, W), count)
-        return matching.unmerge(self.attention(matching.merge(x)))
+        return matching.unmerge(self.plain(matching.merge(x)))
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,13 @@ def denoise(
         timestep_cond = guidance_scale_embedding(guidance_scale, unet.config.time_cond_proj_dim)
         timestep_cond = timestep_cond.to(weight)
         guidance_scale = 1.0
-    whole_context = guidance_context(embeddings, guidance_scale).to(weight)
+    both_prompts = guidance_context(embeddings, guidance_scale).to(weight)
+    prompt_alone = both_prompts[-1:]
     conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
     timesteps = scheduler.timesteps
     for i, timestep in enumerate(timesteps):
         guided = within(*guidance_interval, i, len(timesteps))
-        context = whole_context if guided else whole_context[-1:]  # the prompt's
+        context = both_prompts if guided else prompt_alone
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
             t = timestep.to(weight.device)
