@@ -16,6 +16,7 @@ of Stable Diffusion 1.5's UNet, and of its decoder, with random weights at 512x5
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import math
 import re
@@ -35,6 +36,7 @@ import evaluate_demo as ev
 from distil_demo import CONSISTENCY_FILE, TINY_VAE_FILE
 from sdpy import pipelines
 from sdpy.approximations import Approximation, DeepCache, TokenMerging, approximate
+from sdpy.kernels import accelerate_at_first_use, keep_freed_memory
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from sdpy.pipelines import Components, Settings, find_files
 from sdpy.variants import DEMO, SD15
@@ -168,56 +170,50 @@ def measure_full_size(rounds: int, log: Callable[[str], None]) -> str:
     """Time the parts of Stable Diffusion 1.5 in turn, and tell of them in a Markdown table."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(SD15.unet).eval()
-    autoencoder, tiny = AutoencoderKL(SD15.vae).eval(), AutoencoderTiny(SD15.tiny_vae).eval()
+    decoder = AutoencoderKL(SD15.vae).eval().decoder
+    tiny_decoder = AutoencoderTiny(SD15.tiny_vae).eval().decoder
+    for network in (unet, decoder, tiny_decoder):
+        accelerate_at_first_use(network)
     side = SD15.sample_size // SD15.vae.downsample_factor
-    latents = torch.randn(2, SD15.unet.in_channels, side, side)
+    latents = torch.randn(1, SD15.unet.in_channels, side, side)
     context = torch.randn(2, 77, SD15.unet.cross_attention_dim)
+    prompt_alone = context[1:]
 
-    def evaluate(batch: int = 2) -> None:
-        unet(latents[-batch:], torch.tensor(500), context[-batch:])
+    def evaluate(context: Tensor = context) -> None:
+        unet(latents.expand(len(context), -1, -1, -1), torch.tensor(500), context)
 
-    def merging(ratio: float) -> Callable[[], None]:
-        def evaluate_merged() -> None:
+    seconds: dict[str, list[float]] = collections.defaultdict(list)
+
+    def measure(name: str, work: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        work()
+        seconds[name].append(time.perf_counter() - started)
+
+    def measure_all() -> None:
+        with approximate(unet, [DeepCache(sys.maxsize)], seed=0):
+            measure("whole", evaluate)
+            measure("reused", evaluate)
+        for ratio in MERGING_RATIOS:
             with approximate(unet, [TokenMerging(ratio)], seed=0):
-                evaluate()
+                measure(f"merging {ratio:g}", evaluate)
+        measure("unguided", lambda: evaluate(prompt_alone))
+        measure("decoder", lambda: decoder(latents))
+        measure("tiny decoder", lambda: tiny_decoder(latents))
 
-        return evaluate_merged
-
-    cache = DeepCache(sys.maxsize)
-    parts: dict[str, Callable[[], None]] = {
-        "whole, guided": evaluate,
-        "unguided": lambda: evaluate(1),
-        **{f"merging {ratio:g}": merging(ratio) for ratio in MERGING_RATIOS},
-        "decoder": lambda: autoencoder.decode(latents[:1]),
-        "tiny decoder": lambda: tiny.decode(latents[:1]),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in [*parts, "reused"]}
     with torch.inference_mode():
-        evaluate()  # warms up
-        for i in range(1, rounds + 1):
-            for name, part in parts.items():
-                seconds[name].append(timed(part))
-            with approximate(unet, [cache], seed=0):
-                evaluate()
-                seconds["reused"].append(timed(evaluate))
-            log(f"{i} of {rounds} rounds, {sum(times[-1] for times in seconds.values()):.0f} s")
-    return full_size_table({name: statistics.median(times) for name, times in seconds.items()})
+        for i in range(rounds + 1):  # the first warms up
+            measure_all()
+            log(f"round {i} of {rounds}, {sum(times[-1] for times in seconds.values()):.0f} s")
+    return full_size_table({name: statistics.median(t[1:]) for name, t in seconds.items()})
 
 
 MERGING_RATIOS = (0.25, 0.5, 0.75)
 INTERVALS = (2, 3, 5)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def full_size_table(seconds: dict[str, float]) -> str:
     """Means of a step over a long walk, from the medians of what was timed."""
-    whole, decoder = seconds["whole, guided"], seconds["decoder"]
+    whole, decoder = seconds["whole"], seconds["decoder"]
     steps = {EXACT: whole}
     for n in INTERVALS:
         steps[f"`--deepcache {n}`"] = (whole + (n - 1) * seconds["reused"]) / n
@@ -265,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", choices=["demo", "full-size"], nargs="+")
     parser.add_argument("--run", type=Path, help="folder of the reader and of distilled models")
     parser.add_argument("--files", type=Path, help="folder of other weights than the bundled ones")
-    parser.add_argument("--prompts", type=int, default=24, help="of the demo model")
+    parser.add_argument("--prompts", type=int, default=36, help="of the demo model")
     parser.add_argument("--rounds", type=int, default=3, help="at full size")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--write", type=Path, help="Markdown file to put the tables into")
@@ -274,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("demo needs --run")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     for part in options.parts:
         if part == "demo":
             text = measure_demo(options.run, options.files, options.prompts, ev.tell)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from parity.compare import normal, randomise, relative_error
 from sdpy.approximations import DeepCache, approximate
@@ -195,6 +196,31 @@ def test_the_embedded_guidance_scale_reaches_the_outermost_layers() -> None:
         other = unet(sample(0), time(0), CONTEXT, timestep_cond=high)
     assert relative_error(same, unet(sample(0), time(0), CONTEXT, timestep_cond=low)) <= 1e-6
     assert relative_error(other, same) > 1e-4
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@torch.no_grad()
+def test_modules_are_called_with_their_hooks(unet: UNet2DConditionModel, branch: int) -> None:
+    """As streaming of weights needs it: none is used while those around it are not called."""
+    active: set[str] = set()
+    handles = []
+    names = {name: module for name, module in unet.named_modules() if name}
+
+    def enter(module: nn.Module, inputs: object, name: str) -> None:
+        containers = [name[:i] for i, letter in enumerate(name) if letter == "."]
+        for around in containers:
+            assert isinstance(names[around], nn.ModuleList) or around in active
+        active.add(name)
+
+    for name, module in names.items():
+        handles.append(module.register_forward_pre_hook(partial(enter, name=name)))
+        handles.append(module.register_forward_hook(lambda *_, name=name: active.discard(name)))
+    with approximate(unet, [DeepCache(2, branch)], seed=0):
+        for i in range(2):
+            unet(sample(i), time(i), CONTEXT)
+    assert not active
+    for handle in handles:
+        handle.remove()
 
 
 @torch.no_grad()

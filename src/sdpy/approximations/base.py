@@ -33,7 +33,7 @@ class Approximation(Protocol):
 
 
 @contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Have ``module`` compute ``forward`` for the duration of the block.
 
     The module itself stays where it is, with its hooks and for others to wrap. Where only shapes
@@ -43,7 +43,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Itera
     before = attributes.get("forward")  # the class's, unless another one was put here
     plain = module.forward
 
-    def replacement(x: Tensor, *inputs: Any, **options: Any) -> Tensor:
+    def replacement(x: Tensor, *inputs: Any, **options: Any) -> Any:
         return (plain if x.is_meta else forward)(x, *inputs, **options)
 
     attributes["forward"] = replacement

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -129,33 +130,57 @@ class CachedForward:
     ) -> Tensor:
         """The outermost layers alone, given ``x`` from below; otherwise as the UNet's."""
         unet, count = self.unet, self.branch + 1
-        skips = list(islice(_skips(unet, sample, time_emb, context), count))
+        skips = [unet.conv_in(sample)]
+        down = skips[0]
+        for down_block in cast(list[DownBlock2D], unet.down_blocks):
+            if len(skips) < count:
+                go_down = partial(_go_down, down_block, count - len(skips))
+                down, level_skips = _call_as(down_block, go_down, down, time_emb, context)
+                skips += level_skips
         if residuals:
             skips = [skip + r for skip, r in zip(skips, residuals[:count], strict=True)]
-        for block, i in _up_layers(unet)[-count:]:
-            x = block.resnets[i](torch.cat([x, skips.pop()], dim=1), time_emb)
-            if block.attentions is not None:
-                x = block.attentions[i](x, context)
-            if block.upsamplers is not None and i == len(block.resnets) - 1:
-                x = block.upsamplers[0](x, size=skips[-1].shape[-2:])
+        following = len(_up_layers(unet))
+        for up_block in cast(list[UpBlock2D], unet.up_blocks):
+            following -= len(up_block.resnets)
+            if following < count:
+                go_up = partial(_go_up, up_block, count - following)
+                x = _call_as(up_block, go_up, x, skips, time_emb, context)
         return unet.conv_out(F.silu(unet.conv_norm_out(x)))
 
 
-def _skips(
-    unet: UNet2DConditionModel, sample: Tensor, time_emb: Tensor, context: Tensor
-) -> Iterator[Tensor]:
-    """What the way down leaves for the way up, computed as far as it is asked for."""
-    x = unet.conv_in(sample)
-    yield x
-    for block in cast(list[DownBlock2D], unet.down_blocks):
-        for i, resnet in enumerate(block.resnets):
-            x = resnet(x, time_emb)
-            if block.attentions is not None:
-                x = block.attentions[i](x, context)
-            yield x
-        if block.downsamplers is not None:
-            x = block.downsamplers[0](x)
-            yield x
+def _call_as(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """``forward`` called as the block's own, with the hooks that may be on it."""
+    with replaced_forward(block, forward):
+        return block(*inputs)
+
+
+def _go_down(
+    block: DownBlock2D, count: int, x: Tensor, time_emb: Tensor, context: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """As `DownBlock2D.forward`, but for its first ``count`` skips alone; the result is the last."""
+    skips = []
+    for i, resnet in enumerate(islice(block.resnets, count)):
+        x = resnet(x, time_emb)
+        if block.attentions is not None:
+            x = block.attentions[i](x, context)
+        skips.append(x)
+    if block.downsamplers is not None and len(skips) < count:
+        x = block.downsamplers[0](x)
+        skips.append(x)
+    return x, skips
+
+
+def _go_up(
+    block: UpBlock2D, count: int, x: Tensor, skips: list[Tensor], time_emb: Tensor, context: Tensor
+) -> Tensor:
+    """As `UpBlock2D.forward`, but for its last ``count`` layers alone."""
+    for i in range(max(len(block.resnets) - count, 0), len(block.resnets)):
+        x = block.resnets[i](torch.cat([x, skips.pop()], dim=1), time_emb)
+        if block.attentions is not None:
+            x = block.attentions[i](x, context)
+    if block.upsamplers is not None:
+        x = block.upsamplers[0](x, size=skips[-1].shape[-2:])
+    return x
 
 
 def _up_layers(unet: UNet2DConditionModel) -> list[tuple[UpBlock2D, int]]:
