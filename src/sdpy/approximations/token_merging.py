@@ -112,8 +112,9 @@ class Matching:
     """Which tokens are merged.
 
     Attributes:
-        place: (B, T) int64, where each token goes; those with the same place are merged.
-        places: number of places.
+        place: (B * T,) int64, where each token goes, counted through the whole batch; those with
+            the same place are merged.
+        places: for each sample of the batch.
     """
 
     place: Tensor
@@ -122,13 +123,14 @@ class Matching:
     def merge(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, places, D), the mean of the tokens of each place."""
         B, _, D = x.shape
-        merged = x.new_zeros(B, self.places, D)
-        index = self.place[:, :, None].expand_as(x)
-        return merged.scatter_reduce(1, index, x, "mean", include_self=False)
+        tokens = x.flatten(0, 1)
+        total = x.new_zeros(B * self.places, D).index_add_(0, self.place, tokens)
+        count = x.new_zeros(B * self.places).index_add_(0, self.place, x.new_ones(len(tokens)))
+        return (total / count[:, None]).view(B, self.places, D)
 
     def unmerge(self, x: Tensor) -> Tensor:
         """(B, places, D) -> (B, T, D), to each token what has become of its place."""
-        return x.gather(1, self.place[:, :, None].expand(-1, -1, x.shape[-1]))
+        return x.flatten(0, 1)[self.place].view(len(x), -1, x.shape[-1])
 
 
 def destinations(choice: Tensor, width: int) -> Tensor:
@@ -172,4 +174,5 @@ def match(x: Tensor, destinations: Tensor, count: int) -> Matching:
     place = torch.empty(B, T, dtype=torch.int64, device=x.device)
     place[:, destinations] = torch.arange(N, device=x.device)
     place[:, sources] = torch.where(rank < count, into, N + rank - count)
-    return Matching(place, T - count)
+    places = T - count
+    return Matching((place + places * torch.arange(B, device=x.device)[:, None]).flatten(), places)
