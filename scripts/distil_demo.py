@@ -9,7 +9,7 @@ write what the options of ``sdpy generate --model demo`` take:
     tiny-vae      ``RUN/tiny_vae.safetensors`` for --vae-weights
     consistency   ``RUN/unet_lcm.safetensors`` for --unet-weights, with --scheduler lcm --steps 4
 
-They are not bundled: the second is as large as the UNet.
+Both are float16, as the bundled weights are, and not bundled themselves.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def distil_autoencoder(options: Options) -> None:
             )
     average = training.averages["vae"]
     train_demo.report_reconstruction(options, average, training.log)
-    write_checkpoint(options.run / TINY_VAE_FILE, average.state_dict())
+    write_checkpoint(options.run / TINY_VAE_FILE, average.half().state_dict())
 
 
 # --- consistency ----------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def distil_consistency(options: Options) -> None:
             losses = []
     if worker() == 0:
         path = options.run / CONSISTENCY_FILE
-        write_checkpoint(path, training.averages["unet"].state_dict())
+        write_checkpoint(path, training.averages["unet"].half().state_dict())
 
 
 @dataclass(frozen=True)
