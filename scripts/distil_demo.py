@@ -55,9 +55,9 @@ TINY_VAE_FILE, CONSISTENCY_FILE = "tiny_vae.safetensors", "unet_lcm.safetensors"
 class Options(train_demo.Options):
     """How much to distil."""
 
-    tiny_vae_pictures: int = 8_000
+    tiny_vae_pictures: int = 24_000
     tiny_vae_learning_rate: float = 1e-3
-    consistency_samples: int = 24_000
+    consistency_samples: int = 32_000
     consistency_learning_rate: float = 2e-4
 
 
