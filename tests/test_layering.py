@@ -24,7 +24,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         *("devices", "hub", "images", "models", "preprocessors", "prompt_syntax", "tokenizer"),
         *("checkpoints", "schedulers"),
     ),
-    ("kernels", "variants", "prompts"),
+    ("kernels", "approximations", "variants", "prompts"),
     ("pipelines",),
     ("jobs",),
     ("cli",),

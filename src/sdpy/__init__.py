@@ -22,6 +22,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdpy.approximations import DeepCache as DeepCache
+    from sdpy.approximations import TokenMerging as TokenMerging
     from sdpy.checkpoints import Lora as Lora
     from sdpy.checkpoints import read_textual_inversion as read_textual_inversion
     from sdpy.devices import Placement as Placement
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Components": "sdpy.pipelines",
     "Control": "sdpy.pipelines",
+    "DeepCache": "sdpy.approximations",
     "Lora": "sdpy.checkpoints",
     "Notice": "sdpy.pipelines",
     "Painted": "sdpy.pipelines",
@@ -53,6 +56,7 @@ _HOMES = {
     "PromptRead": "sdpy.pipelines",
     "SdpyError": "sdpy.errors",
     "Settings": "sdpy.pipelines",
+    "TokenMerging": "sdpy.approximations",
     "find_files": "sdpy.pipelines",
     "find_variant": "sdpy.variants",
     "generate": "sdpy.pipelines",

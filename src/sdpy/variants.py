@@ -150,6 +150,7 @@ DEMO = ModelVariant(
         norm_num_groups=8,
         scaling_factor=1.0,
     ),
+    tiny_vae=AutoencoderTinyConfig(channels=32, encoder_blocks=(1, 1, 2), decoder_blocks=(2, 2, 1)),
     noise=NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True),
     timestep_spacing="trailing",
     guidance_scale=4.0,

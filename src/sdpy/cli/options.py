@@ -76,6 +76,7 @@ Strength = Annotated[
 
 _PAINTING = "Painting"
 _PROMPT = "Prompts"
+_FASTER = "Faster, approximately"
 _MODEL = "Model and weights"
 _PLACE = "Where to compute"
 _OUTPUT = "Output"
@@ -203,6 +204,55 @@ class PaintingOptions:
 
 
 @dataclass(frozen=True)
+class ApproximationOptions:
+    """What may be computed less exactly. By default nothing is."""
+
+    deepcache: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            show_default="off",
+            help="DeepCache: evaluate the whole UNet every N-th time, and only its outermost "
+            "layers in between; 2 to 5.",
+            rich_help_panel=_FASTER,
+        ),
+    ] = None
+    deepcache_branch: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            show_default="0",
+            help="How many layers of the way down count as outermost; more are slower and nearer "
+            "to exact.",
+            rich_help_panel=_FASTER,
+        ),
+    ] = None
+    token_merging: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO",
+            min=0.0,
+            max=0.75,
+            callback=_finite,
+            show_default="off",
+            help="Share of the tokens that self-attention merges, at the highest resolution.",
+            rich_help_panel=_FASTER,
+        ),
+    ] = None
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LO,HI",
+            show_default="0,1",
+            help="Shares of the steps between which there is guidance; the other steps take half "
+            "the work. 0.2,0.8 leaves out the first and the last fifth.",
+            rich_help_panel=_FASTER,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Which weights to use."""
 
@@ -325,5 +375,7 @@ class OutputOptions:
 
 # Fields are collected from the last base to the first.
 @dataclass(frozen=True)
-class CommonOptions(OutputOptions, PlaceOptions, ModelOptions, PaintingOptions):
+class CommonOptions(
+    OutputOptions, PlaceOptions, ModelOptions, ApproximationOptions, PaintingOptions
+):
     """What every painting command takes."""

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdpy.cli.options import CommonOptions
+from sdpy.cli.options import ApproximationOptions, CommonOptions
 from sdpy.cli.progress import follow
 from sdpy.errors import UsageError
 from sdpy.samplers import find_sampler
@@ -17,6 +17,7 @@ from sdpy.samplers import find_sampler
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
 
+    from sdpy.approximations import Approximation
     from sdpy.checkpoints import Lora, TextualInversion
     from sdpy.images import Frame
     from sdpy.pipelines import Components, Control, Event, Settings
@@ -91,6 +92,7 @@ def painting_settings(
         steps=options.n_steps,
         guidance_scale=options.guidance_scale,
         guidance_rescale=options.guidance_rescale,
+        guidance_interval=read_interval(options.guidance_interval),
         seed=options.seed,
         num_samples=options.num_samples,
         scheduler=options.scheduler,
@@ -102,7 +104,44 @@ def painting_settings(
         long_prompt=options.long_prompt,
         clip_skip=options.clip_skip,
         controls=tuple(controls),
+        approximations=find_approximations(options),
     )
+
+
+def find_approximations(options: ApproximationOptions) -> tuple[Approximation, ...]:
+    """The approximations that the options name.
+
+    Raises:
+        UsageError: an option that says nothing without another.
+    """
+    from sdpy.approximations import DeepCache, TokenMerging
+
+    chosen: list[Approximation] = []
+    if options.deepcache is not None:
+        branch = 0 if options.deepcache_branch is None else options.deepcache_branch
+        chosen.append(DeepCache(options.deepcache, branch))
+    elif options.deepcache_branch is not None:
+        raise UsageError("--deepcache-branch says nothing without --deepcache")
+    if options.token_merging is not None:
+        chosen.append(TokenMerging(options.token_merging))
+    return tuple(chosen)
+
+
+def read_interval(text: str | None) -> tuple[float, float]:
+    """The two shares that ``LO,HI`` names; all of it where nothing is said.
+
+    Raises:
+        UsageError: they are no two numbers.
+    """
+    if text is None:
+        return (0.0, 1.0)
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--guidance-interval {text}: give two numbers with a comma, such as 0.2,0.8"
+        ) from None
+    return (low, high)
 
 
 def fit_picture(
@@ -187,6 +226,10 @@ def describe(components: Components, settings: Settings, seed: int, size: tuple[
     for i, control in enumerate(settings.controls):
         name, span = control.weights.name, f"{control.start:g}-{control.end:g}"
         facts[f"ControlNet {i}"] = f"{name}:{control.scale:g} {span}"
+    if settings.guidance_interval != (0.0, 1.0):
+        facts["Guidance interval"] = "{:g}-{:g}".format(*settings.guidance_interval)
+    for approximation in settings.approximations:
+        facts |= approximation.facts()
     facts["Version"] = f"sdpy {__version__}"
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
     return "\n".join(lines)

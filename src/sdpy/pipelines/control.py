@@ -15,6 +15,11 @@ from sdpy.models import ControlNetModel
 from sdpy.pipelines.components import Components
 
 
+def within(start: float, end: float, step: int, steps: int) -> bool:
+    """Whether step ``step`` (from 0) of ``steps`` begins and ends between two shares of them."""
+    return step / steps >= start and (step + 1) / steps <= end
+
+
 @dataclass(frozen=True, eq=False)
 class Control:
     """A ControlNet, what it is shown, and how much it counts.
@@ -34,8 +39,8 @@ class Control:
     end: float = 1.0
 
     def counts(self, step: int, steps: int) -> bool:
-        """Whether it counts in step ``step`` (from 0) of ``steps``, begun and ended within."""
-        return step / steps >= self.start and (step + 1) / steps <= self.end
+        """Whether it counts in step ``step`` (from 0) of ``steps``."""
+        return within(self.start, self.end, step, steps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
-from sdpy.pipelines.control import LoadedControl, steer
+from sdpy.pipelines.control import LoadedControl, steer, within
 from sdpy.prompts import PromptEmbeddings
 from sdpy.schedulers import Scheduler
 
@@ -49,6 +49,7 @@ def denoise(
     *,
     guidance_scale: float,
     guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator,
     controls: Sequence[LoadedControl] = (),
 ) -> Iterator[Step]:
@@ -62,6 +63,12 @@ def denoise(
         guidance_scale: of classifier-free guidance; 1 needs half of the work. A UNet that takes
             the scale as an embedding needs half of the work at any.
         guidance_rescale: see `classifier_free_guidance`.
+        guidance_interval: shares of the evaluations between which there is guidance; those before
+            and after do without, as at scale 1. In terms of noise, as in the paper, it depends on
+            the schedule: with Stable Diffusion's and evenly spaced timesteps sigma is 8.3, 5.1,
+            3.3, 1.6, 0.83, 0.57 and 0.34 at 0.1, 0.2, 0.3, 0.5, 0.7, 0.8 and 0.9. Source:
+            "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
+            Diffusion Models" (Kynkäänniemi et al., 2024).
         generator: of the noise that some schedulers add.
         controls: ControlNets that steer the UNet.
     """
@@ -72,10 +79,13 @@ def denoise(
         timestep_cond = guidance_scale_embedding(guidance_scale, unet.config.time_cond_proj_dim)
         timestep_cond = timestep_cond.to(weight)
         guidance_scale = 1.0
-    context = guidance_context(embeddings, guidance_scale).to(weight)
+    both_prompts = guidance_context(embeddings, guidance_scale).to(weight)
+    prompt_alone = both_prompts[-1:]
     conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
     timesteps = scheduler.timesteps
     for i, timestep in enumerate(timesteps):
+        guided = within(*guidance_interval, i, len(timesteps))
+        context = both_prompts if guided else prompt_alone
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
             t = timestep.to(weight.device)

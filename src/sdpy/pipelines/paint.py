@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sdpy.approximations import Approximation, approximate
 from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError, WeightsError
 from sdpy.pipelines.components import Components
@@ -24,7 +25,8 @@ class Settings:
     ``timestep_spacing``, ``guidance_scale`` and ``prediction_type`` of None are the variant's own,
     ``sigmas`` and ``eta`` the scheduler's. ``prompt_syntax`` and ``long_prompt`` are those of
     `sdpy.prompts.tokenize_prompt`. ``clip_skip`` 1 uses all layers of the text encoder, 2 all but
-    the last, and so on.
+    the last, and so on. ``guidance_interval`` is that of `sdpy.pipelines.denoise.denoise`; pictures
+    are exact where it is (0, 1) and ``approximations`` is empty.
     """
 
     prompt: str
@@ -32,6 +34,7 @@ class Settings:
     steps: int = 30
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 32
     num_samples: int = 1
     scheduler: str = "ddim"
@@ -43,6 +46,7 @@ class Settings:
     long_prompt: str = "chunk"
     clip_skip: int = 1
     controls: tuple[Control, ...] = ()
+    approximations: tuple[Approximation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def paint(
         with (
             components.unet() as unet,
             load_controls(components, settings.controls) as controls,
+            approximate(unet, settings.approximations, seed),
         ):
             for step in denoise(
                 unet,
@@ -121,6 +126,7 @@ def paint(
                 embeddings,
                 guidance_scale=guidance_scale,
                 guidance_rescale=settings.guidance_rescale,
+                guidance_interval=settings.guidance_interval,
                 generator=generator,
                 controls=controls,
             ):
@@ -155,6 +161,12 @@ def check(
             raise UsageError(f"the {name} is not Unicode text: type it in the terminal's encoding")
     if not 0.0 <= settings.guidance_rescale <= 1.0:
         raise UsageError(f"guidance rescale {settings.guidance_rescale:g}: use 0 (off) to 1")
+    low, high = settings.guidance_interval
+    if not 0.0 <= low < high <= 1.0:
+        raise UsageError(
+            f"guidance from {low:g} to {high:g} of the steps: begin at 0 or later, end later than "
+            "that and at 1 at the latest"
+        )
     plan(components, settings)
     components.check()
     tokenize(components, settings)
@@ -164,6 +176,8 @@ def check(
             f"cannot do this, {' or '.join(map(str, unet_in_channels))} are needed; "
             "9 are for inpainting alone"
         )
+    for approximation in settings.approximations:
+        approximation.check(components.unet_config)
     factor = components.variant.vae.downsample_factor
     width, height = factor * shape[-1], factor * shape[-2]
     check_controls(components, settings.controls, width=width, height=height)
@@ -306,6 +320,11 @@ def _tell(
         yield Notice(
             "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
             "scale itself"
+        )
+    if settings.guidance_interval != (0.0, 1.0) and not sees_negative_prompt(components, settings):
+        yield Notice(
+            "the guidance interval changes nothing: the guidance scale is 1, or this UNet takes "
+            "the scale itself"
         )
     for what, one in (("prompt", prompt), ("negative prompt", negative)):
         if one.dropped:
