@@ -41,21 +41,23 @@ def test_the_demo_model_is_measured_at_once_and_the_table_has_every_phase(sdpy: 
     assert lines[1] == "This machine's matrix product: 50.0 GFLOP/s"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
     assert rows[0] == ["phase", "median", "spread", "GFLOP/s", "of the product", "peak memory"]
-    assert [row[0] for row in rows[2:]] == ["load", *PHASES]
-    for row in rows[3:]:
+    assert [row[0] for row in rows[2:7]] == ["load", *PHASES]
+    for row in rows[3:7]:
         assert re.fullmatch(r"[\d.]+ (us|ms|s)", row[1])
         assert re.fullmatch(r"[\d.]+", row[3])
         assert re.fullmatch(r"\d+ %", row[4])
         assert re.fullmatch(r"([\d,]+ MB)?", row[5])
-    assert lines[-2] == "Fastest here: cpu, 1 thread, which is what runs use by themselves."
+    assert [row[0] for row in rows[9:]] == ["cpu, 1 thread", "cpu, 1 thread, plain kernels"]
+    assert lines[-2].startswith("Fastest here: cpu, 1 thread")
     assert re.fullmatch(r"A picture of 30 steps takes about .* with cpu, 1 thread\.", lines[-1])
     assert result.err.splitlines() == [
-        f"{what}, cpu, 1 thread" for what in ("matrix product", *PHASES)
+        *(f"{what}, cpu, 1 thread" for what in ("matrix product", *PHASES)),
+        "UNet step, cpu, 1 thread, plain kernels",
     ]
 
 
 def test_a_variant_gets_random_weights_that_are_gone_afterwards(sdpy: Any, temporary: Path) -> None:
-    """With two numbers of threads, of which the second has only its UNet measured."""
+    """With other settings than the first only the UNet is measured."""
     before = torch.get_num_threads()
     result = sdpy(
         *("bench", "--model", "sd15-inpaint", "--width", 32, "--height", 32, "--json"),
@@ -64,10 +66,12 @@ def test_a_variant_gets_random_weights_that_are_gone_afterwards(sdpy: Any, tempo
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out)
     assert (found["model"], found["width"], found["height"]) == ("sd15-inpaint", 32, 32)
-    assert found["matrix_product"] == {"device": "cpu", "threads": 1, "flops_per_second": 50e9}
-    assert [(one["phase"], one["threads"]) for one in found["phases"]] == [
-        *(("text", 1), ("unet", 1), ("decode", 1), ("encode", 1)),
-        ("unet", 2),
+    product = found["matrix_product"]
+    assert (product["threads"], product["flops_per_second"]) == (1, 50e9)
+    settings = [(one["phase"], one["threads"], one["fast_kernels"]) for one in found["phases"]]
+    assert settings == [
+        *((phase, 1, True) for phase in ("text", "unet", "decode", "encode")),
+        *(("unet", 2, True), ("unet", 1, False)),
     ]
     for one in found["phases"]:
         assert len(one["seconds"]) == 2
@@ -111,7 +115,8 @@ def test_settings_begin_with_those_that_a_run_has_by_itself() -> None:
 
 
 def test_settings_that_the_user_names() -> None:
-    assert setups("cpu", [4, 2, 4]) == [Setup("cpu", 4), Setup("cpu", 2)]
+    plain = Setup("cpu", 4, fast_kernels=False)
+    assert setups("cpu", [4, 2, 4]) == [Setup("cpu", 4), Setup("cpu", 2), plain]
     with pytest.raises(UsageError, match="--threads 2,-1"):
         setups("cpu", [2, -1])
 
@@ -132,6 +137,8 @@ def test_advice_tells_how_to_ask_for_what_is_faster() -> None:
     assert _advice(usual, {usual: times(2), gpu: times(0.1), four: times(1.6)}) == (
         "Fastest here: cuda, 20 times as fast as cpu, 8 threads; ask for it with --device cuda."
     )
+    plain = Setup("cpu", 8, fast_kernels=False)
+    assert "--plain-kernels." in _advice(usual, {usual: times(2), plain: times(1.9)})
     assert _advice(usual, {four: times(1.6)}) == (
         "Fastest here: cpu, 4 threads; ask for it with OMP_NUM_THREADS=4."
     )

@@ -16,6 +16,7 @@ from sdpy.benchmark import inputs
 from sdpy.benchmark.arithmetic import count_flops
 from sdpy.benchmark.timing import Evaluate, Phase
 from sdpy.devices import Placement, seeded_generator
+from sdpy.models import UNet2DConditionModel
 from sdpy.pipelines import Components, Recognised, Settings
 from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.img2img import encode
@@ -31,6 +32,7 @@ class Subject:
         model: variant and files.
         width, height: of the picture, in pixels.
         placement: devices of the models.
+        fast_kernels: see `Components`.
         timestep_spacing: None for the variant's own.
     """
 
@@ -38,6 +40,7 @@ class Subject:
     width: int
     height: int
     placement: Placement = field(default_factory=Placement)
+    fast_kernels: bool = True
     timestep_spacing: str | None = None
 
     def components(self, *keep: str) -> Components:
@@ -46,6 +49,7 @@ class Subject:
             variant=self.model.variant,
             files=self.model.files,
             placement=self.placement,
+            fast_kernels=self.fast_kernels,
             keep=frozenset(keep),
         )
 
@@ -127,7 +131,12 @@ def unet_step(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
     )
     predictions: list[Tensor] = []
     with components.unet() as unet:
-        unet.register_forward_hook(lambda _module, _args, output: predictions.append(output))
+
+        def remember(_module: UNet2DConditionModel, _args: object, output: Tensor) -> None:
+            if not output.is_meta:  # of a call that only asks for shapes
+                predictions.append(output)
+
+        unet.register_forward_hook(remember)
         steps = denoise(
             unet,
             scheduler,

@@ -27,16 +27,19 @@ class Setup:
     Attributes:
         device: as ``--device`` takes it.
         threads: on the CPU.
+        fast_kernels: as ``--fast-kernels`` takes it; only the CPU has them.
     """
 
     device: str
     threads: int
+    fast_kernels: bool = True
 
     def __str__(self) -> str:
         """As in ``cpu, 2 threads``."""
         if torch.device(self.device).type != "cpu":
             return self.device
-        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}"
+        kernels = "" if self.fast_kernels else ", plain kernels"
+        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}{kernels}"
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,12 @@ def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup
         devices = [usual.device, str(CPU)]
     else:
         devices = [str(place(device=device).unet)]
-    found = [
-        Setup(name, count if torch.device(name).type == "cpu" else counts[0])
-        for name in devices
-        for count in counts
-    ]
+    found: list[Setup] = []
+    for name in devices:
+        on_cpu = torch.device(name).type == "cpu"
+        found += [Setup(name, count) for count in (counts if on_cpu else counts[:1])]
+        if on_cpu:
+            found.append(Setup(name, counts[0], fast_kernels=False))
     return list(dict.fromkeys(found))
 
 
@@ -129,7 +133,9 @@ def survey(subject: Subject, choices: Sequence[Setup], *, repeats: int = 3) -> I
         rate = matrix_product_rate(device=first.device)
     yield Yardstick(first, rate)
     for setup in choices:
-        placed = replace(subject, placement=place(device=setup.device))
+        placed = replace(
+            subject, placement=place(device=setup.device), fast_kernels=setup.fast_kernels
+        )
         for phase in PHASES if setup == first else ("unet",):
             yield Begun(f"{TITLES[phase]}, {setup}")
             with _threads(setup.threads):

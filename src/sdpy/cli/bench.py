@@ -82,7 +82,9 @@ def bench(
     comparing. Nothing is downloaded and nothing is left on the disk.
     """
     from sdpy.benchmark.survey import setups, survey
+    from sdpy.kernels import keep_freed_memory
 
+    keep_freed_memory()  # as the painting commands do
     choices = setups(device, _numbers(threads))
     with _subject(model, data, width, height, quiet) as subject:
         yardstick, measured = _follow(survey(subject, choices, repeats=repeats), quiet)
@@ -200,6 +202,7 @@ def _advice(usual: Setup, step_times: Mapping[Setup, Spread]) -> str:
         return f"Fastest here: {fastest}, which is what runs use by themselves."
     flags = [] if fastest.device == usual.device else [f"--device {fastest.device}"]
     flags += [] if fastest.threads == usual.threads else [f"OMP_NUM_THREADS={fastest.threads}"]
+    flags += ["--plain-kernels"] if usual.fast_kernels and not fastest.fast_kernels else []
     gain = ""
     if usual in step_times:
         ratio = step_times[usual].median / step_times[fastest].median
