@@ -248,7 +248,7 @@ def run_process(command: Sequence[str], environment: dict[str, str]) -> tuple[fl
     """
     with tempfile.TemporaryFile() as said:
         started = workers.now()
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
         try:
             if hasattr(os, "wait4"):
                 _, status, usage = os.wait4(process.pid, 0)
@@ -318,6 +318,7 @@ class Bench:
             evaluations=options.evaluations,
             dtype=options.dtype,
             device=options.device,
+            fast_kernels=not options.plain_kernels,
             formats=self.formats,
             result=str(self.scratch / "result.json"),
         )
@@ -335,8 +336,8 @@ class Bench:
         """Who takes part in a phase."""
         if phase == "help":
             return {
-                SDPY: self._command("-m", "sdpy", "--help"),
-                PLAIN: self._command("-c", TYPER_ALONE, "--help"),
+                SDPY: self._help("-m", "sdpy"),
+                PLAIN: self._help("-c", TYPER_ALONE),
             }
         if phase == "load":
             return {SDPY: self._loading("sdpy"), DIFFUSERS: self._loading("diffusers")}
@@ -363,6 +364,11 @@ class Bench:
             return Outcome([seconds], peak)
 
         return run
+
+    def _help(self, *arguments: str) -> Run:
+        run = self._command(*arguments, "--help")
+        # Smaller than this process, so that its peak cannot be told.
+        return lambda output: replace(run(output), peak=None)
 
     def _loading(self, program: str) -> Run:
         def run(output: Path | None) -> Outcome:
@@ -416,7 +422,8 @@ def run_phase(
         for name, run in contestants.items():
             outcome = run(outputs[name] if turn == 1 else None)
             outcomes[name].append(outcome)
-            tell(f"{phase} {turn}/{repeats}, {name}: {figures.seconds(outcome.seconds)}")
+            peak = "" if outcome.peak is None else f", {figures.megabytes(outcome.peak)}"
+            tell(f"{phase} {turn}/{repeats}, {name}: {figures.seconds(outcome.seconds)}{peak}")
     theirs = read_output(outputs[DIFFUSERS]) if DIFFUSERS in outputs else None
     errors = {}
     for name, output in outputs.items():
@@ -634,6 +641,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--evaluations", type=positive, default=3, help="timed ones in each process (3)")
     add("--format", choices=("auto", *FORMATS), default="auto", help="diffusers' memory format")
     add("--compile", action="store_true", help="measure diffusers with torch.compile, too")
+    add("--plain-kernels", action="store_true", help="measure sdpy without its fast kernels")
     add("--ot", action="store_true", help="let sdpy read .ot files instead of .safetensors")
     add("--weights", type=Path, metavar="FOLDER", help="of the weights (runs/bench/SIZE)")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")

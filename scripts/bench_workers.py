@@ -43,6 +43,7 @@ class Job:
         dtype: a name of torch's.
         device: of all models.
         formats: one of `FORMATS` for diffusers' ``unet`` and ``vae`` each.
+        fast_kernels: of sdpy.
         options: more arguments of sdpy's command line.
         started: by the clock of `now`, before the process began.
         output: NumPy file or picture to write; None for none.
@@ -61,6 +62,7 @@ class Job:
     dtype: str = "float32"
     device: str = "cpu"
     formats: dict[str, str] = field(default_factory=dict)
+    fast_kernels: bool = True
     options: list[str] = field(default_factory=list)
     started: float = 0.0
     output: str | None = None
@@ -182,6 +184,7 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
     """One phase, on models that sdpy's `Components` have loaded."""
     from sdpy.benchmark.phases import PHASES, Subject
     from sdpy.devices import place
+    from sdpy.kernels import keep_freed_memory
     from sdpy.pipelines import find_model
 
     subject = Subject(
@@ -189,8 +192,11 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
         job.width,
         job.height,
         placement=place(device=job.device),
+        fast_kernels=job.fast_kernels,
         timestep_spacing=TIMESTEP_SPACING,
     )
+    if job.fast_kernels:
+        keep_freed_memory()  # as the command does
     return _measured(job, lambda evaluations: PHASES[job.phase](subject, evaluations))
 
 
@@ -201,6 +207,7 @@ def sdpy_arguments(job: Job, output: str) -> list[str]:
         *("--model", job.model, "--seed", str(inputs.SEED), "--n-steps", str(job.steps)),
         *("--width", str(job.width), "--height", str(job.height), "--device", job.device),
         *("--guidance-scale", str(GUIDANCE_SCALE), "--timestep-spacing", TIMESTEP_SPACING),
+        "--fast-kernels" if job.fast_kernels else "--plain-kernels",
         *("-o", output, "--quiet", *job.options),
     ]
 
@@ -265,7 +272,7 @@ def _paint_with_diffusers(job: Job) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(job.folder, torch_dtype=_dtype(job))
+    pipeline = StableDiffusionPipeline.from_pretrained(job.folder, **_dtype_option(job))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(job.device)
     for name, one in job.formats.items():
@@ -303,14 +310,14 @@ def _load_text_encoder(job: Job) -> Any:
 def _load_unet(job: Job) -> Any:
     from diffusers import UNet2DConditionModel
 
-    model = UNet2DConditionModel.from_pretrained(f"{job.folder}/unet", torch_dtype=_dtype(job))
+    model = UNet2DConditionModel.from_pretrained(f"{job.folder}/unet", **_dtype_option(job))
     return model.eval().to(job.device)
 
 
 def _load_vae(job: Job) -> Any:
     from diffusers import AutoencoderKL
 
-    model = AutoencoderKL.from_pretrained(f"{job.folder}/vae", torch_dtype=_dtype(job))
+    model = AutoencoderKL.from_pretrained(f"{job.folder}/vae", **_dtype_option(job))
     return model.eval().to(job.device)
 
 
@@ -419,22 +426,34 @@ def _dtype(job: Job) -> Any:
     return getattr(torch, job.dtype)
 
 
+def _dtype_option(job: Job) -> dict[str, Any]:
+    """For ``from_pretrained``; newer versions warn of its name, and float32 is the default."""
+    return {} if job.dtype == "float32" else {"torch_dtype": _dtype(job)}
+
+
 # --- both -----------------------------------------------------------------------------------------
 
 
 class FirstStep(BaseException):
-    """The UNet has been called. Not an `Exception`: the command line would report that."""
+    """The UNet has begun to compute. Not an `Exception`: the command line would report that."""
 
 
 @contextmanager
 def _until_first_step(job: Job) -> Iterator[dict[str, Any]]:
-    """End the block when a UNet is called for the first time, and tell the seconds until then."""
+    """End the block when a UNet computes for the first time, and tell the seconds until then.
+
+    That is when the first layer inside it is called: what is prepared when the UNet itself is
+    called for the first time belongs to loading.
+    """
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     result: dict[str, Any] = {}
+    unets: list[Any] = []
 
-    def stop(module: Any, _args: Any) -> None:
+    def stop(module: Any, args: Any) -> None:
         if type(module).__name__ == "UNet2DConditionModel":  # in both programs
+            unets.append(module)
+        elif unets and not any(getattr(arg, "is_meta", False) for arg in args):
             result["times"] = [now() - job.started]
             raise FirstStep
 
