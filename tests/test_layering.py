@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("kernels", "approximations", "variants", "prompts"),
     ("pipelines",),
-    ("jobs",),
+    ("benchmark", "jobs"),
     ("cli",),
     ("__main__",),
 )

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdpy import __version__
+from sdpy.cli.bench import bench
 from sdpy.cli.convert import convert
 from sdpy.cli.download import download
 from sdpy.cli.generate import generate
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "download": download,
     "inspect": inspect,
     "convert": convert,
+    "bench": bench,
 }
 
 INTERRUPTED = 130

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,9 +211,10 @@ def _into_ot_folder(
         outputs.append(
             plan_output(path, [one.weights], OLD_DIFFUSERS, dtype=dtype, advance=advance)
         )
-    texts, notices = _vocabulary_texts(
-        components, vocabulary, {target / names.vocabulary[0]: "merges"}
-    )
+    vocabulary_files, notices = _vocabulary_files(components, vocabulary)
+    texts = {}
+    if vocabulary_files:
+        texts[target / names.vocabulary[0]] = vocabulary_files[_MERGES]
     return Conversion(tuple(outputs), texts, notices)
 
 
@@ -250,8 +251,8 @@ def _into_diffusers(
     if len(components) == 1:
         return Conversion(tuple(outputs), texts, guesses)
 
-    tokenizer = {target / "tokenizer" / f"{kind}": kind for kind in _TOKENIZER_FILES}
-    more, notices = _vocabulary_texts(components, vocabulary, tokenizer, variant.pad_id)
+    vocabulary_files, notices = _vocabulary_files(components, vocabulary, variant.pad_id)
+    texts |= {target / "tokenizer" / name: text for name, text in vocabulary_files.items()}
     noise = variant.noise
     if prediction is not None:
         rescale = noise.rescale_betas_zero_snr and prediction != "epsilon"
@@ -262,11 +263,10 @@ def _into_diffusers(
         notices = (*source.assumptions, *notices)
     scheduler = scheduler_json(noise, variant.timestep_spacing)
     texts[target / "scheduler" / "scheduler_config.json"] = _json(scheduler)
-    texts |= more
     # Last, so that a folder that was not finished is none.
     names = [str(name) for name in held]
     tiny_vae = any(isinstance(one.config, AutoencoderTinyConfig) for one in components)
-    index = model_index_json(names, has_tokenizer=bool(more), tiny_vae=tiny_vae)
+    index = model_index_json(names, has_tokenizer=bool(vocabulary_files), tiny_vae=tiny_vae)
     texts[target / "model_index.json"] = _json(index)
     return Conversion(tuple(outputs), texts, (*guesses, *notices))
 
@@ -299,44 +299,51 @@ def _json(content: Any) -> str:
 
 # ------------------------------------------------------------------------------- the vocabulary
 
-_TOKENIZER_FILES = (
-    "merges.txt",
-    "vocab.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
+_MERGES = "merges.txt"
 
 
-def _vocabulary_texts(
-    components: list[Component],
-    vocabulary: Path | None,
-    wanted: dict[Path, str],
+def tokenizer_files(
+    tokenizer: CLIPTokenizer,
+    merges: Iterable[tuple[str, str]],
+    *,
+    length: int,
     pad_id: int | None = None,
-) -> tuple[dict[Path, str], tuple[str, ...]]:
-    """The vocabulary in the kinds of files that are ``wanted``, and what is to be said of it."""
-    text = next((one for one in components if one.name == "text_encoder"), None)
-    if text is None or text.config is None:
-        return {}, ()
-    if vocabulary is None:
-        return {}, ("no vocabulary was found to go with it; name one with --vocab-file",)
-    size = text.config.vocab_size
-    tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=size)
-    merges = read_merges(vocabulary, size - 514)
+) -> dict[str, str]:
+    """The files of a diffusers folder's ``tokenizer``, by their names.
+
+    Args:
+        tokenizer: as it is to be written.
+        merges: that it was made of.
+        length: tokens that the text encoder reads, start and end included.
+        pad_id: token that fills up a prompt; None for the end token.
+    """
     start, end = tokenizer.tokens[tokenizer.start_id], tokenizer.tokens[tokenizer.end_id]
     pad = end if pad_id is None else tokenizer.tokens[pad_id]
     specials = {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end}
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     ids = {token: i for i, token in enumerate(tokenizer.tokens)}
-    length = text.config.max_position_embeddings
     options = {"do_lower_case": True, "model_max_length": length}
-    contents = {
-        "merges": "\n".join(lines) + "\n",
-        "merges.txt": "\n".join(lines) + "\n",
+    return {
+        _MERGES: "\n".join(lines) + "\n",
         "vocab.json": json.dumps(ids, ensure_ascii=False),
         "special_tokens_map.json": _json(specials),
         "tokenizer_config.json": _json({**specials, **options, "tokenizer_class": "CLIPTokenizer"}),
     }
-    return {path: contents[kind] for path, kind in wanted.items()}, ()
+
+
+def _vocabulary_files(
+    components: list[Component], vocabulary: Path | None, pad_id: int | None = None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The `tokenizer_files` of what is converted, and what is to be said of them."""
+    text = next((one for one in components if one.name == "text_encoder"), None)
+    if text is None or text.config is None:
+        return {}, ()
+    if vocabulary is None:
+        return {}, ("no vocabulary was found to go with it; name one with --vocab-file",)
+    size, length = text.config.vocab_size, text.config.max_position_embeddings
+    tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=size)
+    merges = read_merges(vocabulary, size - 514)
+    return tokenizer_files(tokenizer, merges, length=length, pad_id=pad_id), ()
 
 
 def _make_folder(folder: Path) -> None:

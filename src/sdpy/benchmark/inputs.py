@@ -1,0 +1,38 @@
+"""What the models are given to work on: the same numbers in every process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROMPT = "a lighthouse at dark, waves, warm light in the windows, oil on canvas"
+NEGATIVE_PROMPT = "blurry"
+SEED = 32
+
+
+def noise(shape: tuple[int, ...]) -> Tensor:
+    """Standard normal latents of this shape."""
+    return _normal(shape, seed=1)
+
+
+def prompt_embeddings(tokens: int, width: int) -> Tensor:
+    """(2, tokens, width), standard normal as a text encoder's are: the negative prompt's first."""
+    return _normal((2, tokens, width), seed=2)
+
+
+def conditioning(shape: tuple[int, ...]) -> Tensor:
+    """What a UNet for inpainting sees beside the latents."""
+    return _normal(shape, seed=3)
+
+
+def picture(width: int, height: int) -> Tensor:
+    """(1, 3, height, width) in [-1, 1]."""
+    return _normal((1, 3, height, width), seed=4).clamp(-1, 1)
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

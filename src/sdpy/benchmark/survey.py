@@ -1,0 +1,156 @@
+"""How fast this machine is with sdpy, and with which settings it is fastest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from sdpy.benchmark.arithmetic import matrix_product_rate
+from sdpy.benchmark.figures import TITLES
+from sdpy.benchmark.phases import PHASES, Subject
+from sdpy.benchmark.timing import Measurement, measure
+from sdpy.devices import CPU, best_device, place
+from sdpy.errors import UsageError
+
+SECONDS_A_PHASE = 10.0
+"""Once the timed evaluations of a phase took so long, no more are begun; see `measure`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a user can choose without changing the picture.
+
+    Attributes:
+        device: as ``--device`` takes it.
+        threads: on the CPU.
+        fast_kernels: as ``--fast-kernels`` takes it; only the CPU has them.
+    """
+
+    device: str
+    threads: int
+    fast_kernels: bool = True
+
+    def __str__(self) -> str:
+        """As in ``cpu, 2 threads``."""
+        if torch.device(self.device).type != "cpu":
+            return self.device
+        kernels = "" if self.fast_kernels else ", plain kernels"
+        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}{kernels}"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Something takes a while from now on."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The best matrix product's FLOP/s with a setup."""
+
+    setup: Setup
+    rate: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One of `sdpy.benchmark.phases.PHASES` with a setup, and its FLOP."""
+
+    phase: str
+    setup: Setup
+    flops: int
+    measurement: Measurement
+
+
+Event = Begun | Yardstick | Measured
+
+
+def usual_setup() -> Setup:
+    """What a run uses where the user says nothing."""
+    return Setup(str(best_device()), torch.get_num_threads())
+
+
+def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup]:
+    """The settings that are worth comparing; the first are those that a run has by itself.
+
+    Args:
+        device: as ``--device`` takes it; None compares the best that there is with the CPU.
+        threads: numbers of threads to compare on the CPU; none: those that torch takes by itself,
+            the cores, half of them, and one.
+
+    Raises:
+        UsageError: no such device, or no thread.
+    """
+    if any(count < 1 for count in threads):
+        raise UsageError(f"--threads {','.join(map(str, threads))}: use numbers from 1 on")
+    usual, cores = usual_setup(), available_cores()
+    counts = threads if threads else (usual.threads, cores, max(cores // 2, 1), 1)
+    if device is None:
+        devices = [usual.device, str(CPU)]
+    else:
+        devices = [str(place(device=device).unet)]
+    found: list[Setup] = []
+    for name in devices:
+        on_cpu = torch.device(name).type == "cpu"
+        found += [Setup(name, count) for count in (counts if on_cpu else counts[:1])]
+        if on_cpu:
+            found.append(Setup(name, counts[0], fast_kernels=False))
+    return list(dict.fromkeys(found))
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def survey(subject: Subject, choices: Sequence[Setup], *, repeats: int = 3) -> Iterator[Event]:
+    """Measure every phase with the first of the setups, and a step of the UNet with the others.
+
+    The generator does the work while it is asked for events.
+
+    Args:
+        subject: what to measure; the setups say where.
+        choices: at least one.
+        repeats: timed evaluations of each phase, fewer where one takes long.
+
+    Raises:
+        UsageError: an unsuitable size.
+        WeightsError: a file is broken or of the wrong kind.
+    """
+    subject.check_size()
+    subject.components().check()
+    flops = subject.count_flops()
+    first = choices[0]
+    yield Begun(f"matrix product, {first}")
+    with _threads(first.threads):
+        rate = matrix_product_rate(device=first.device)
+    yield Yardstick(first, rate)
+    for setup in choices:
+        placed = replace(
+            subject, placement=place(device=setup.device), fast_kernels=setup.fast_kernels
+        )
+        for phase in PHASES if setup == first else ("unet",):
+            yield Begun(f"{TITLES[phase]}, {setup}")
+            with _threads(setup.threads):
+                measurement = measure(
+                    PHASES[phase](placed, 1 + repeats), repeats, seconds=SECONDS_A_PHASE
+                )
+            yield Measured(phase, setup, flops[phase], measurement)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads during the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,149 @@
+"""Random weights of a variant's sizes, as good as trained ones for measuring."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpy.checkpoints import LazyTensors, is_model_folder, write_checkpoint
+from sdpy.errors import OutputError
+from sdpy.files import atomic_write
+from sdpy.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
+from sdpy.pipelines import ModelFiles
+from sdpy.pipelines.configs import (
+    model_index_json,
+    scheduler_json,
+    text_encoder_json,
+    unet_json,
+    vae_json,
+)
+from sdpy.pipelines.conversion import tokenizer_files
+from sdpy.tokenizer import CLIPTokenizer
+from sdpy.variants import ModelVariant
+
+_STEMS = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+
+
+def write_random_model(folder: Path, variant: ModelVariant) -> None:
+    """Write a diffusers folder with random weights, float32, and a made-up vocabulary.
+
+    Each tensor has the scale that keeps activations near unit variance, none is at a value that
+    makes its layer vanish, and the same variant always gets the same numbers. A folder that
+    already holds a whole model is left as it is.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk has too little room.
+    """
+    if is_model_folder(folder):
+        return
+    models = _models(variant)
+    side = variant.sample_size
+    configs = {
+        "text_encoder": text_encoder_json(variant.text_encoder, variant.pad_id),
+        "unet": unet_json(variant.unet, side // variant.vae.downsample_factor),
+        "vae": vae_json(variant.vae, side),
+        "scheduler": scheduler_json(variant.noise, variant.timestep_spacing),
+    }
+    try:
+        for name in (*configs, "tokenizer"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    _check_room(folder, models)
+    for seed, (name, model) in enumerate(models.items()):
+        path = folder / name / f"{_STEMS[name]}.safetensors"
+        write_checkpoint(path, random_weights(model, seed))
+        _write_json(folder / name / "config.json", configs[name])
+    _write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
+    for name, text in _tokenizer_files(variant.text_encoder, variant.pad_id).items():
+        _write(folder / "tokenizer" / name, text)
+    # Last, so that a folder that was not finished is none.
+    _write_json(folder / "model_index.json", model_index_json(_STEMS, has_tokenizer=True))
+
+
+def random_weights(model: nn.Module, seed: int = 0) -> LazyTensors:
+    """Random numbers for every tensor of a model, each drawn when it is asked for."""
+    outline = model.state_dict()
+    makers = {
+        name: partial(_random, name, tensor.shape, (seed << 32) + i)
+        for i, (name, tensor) in enumerate(outline.items())
+    }
+    return LazyTensors(makers, {name: tensor.to("meta") for name, tensor in outline.items()})
+
+
+def made_up_merges(count: int) -> Iterator[tuple[str, str]]:
+    """So many byte-pair merges, each of two single bytes.
+
+    Raises:
+        ValueError: there are only 131,072 of them.
+    """
+    symbols = CLIPTokenizer(()).tokens[:512]  # the bytes, then the same at the end of a word
+    if count > 256 * 512:
+        raise ValueError(f"{count} merges of two bytes: there are only {256 * 512}")
+    return itertools.islice(itertools.product(symbols[:256], symbols), count)
+
+
+def model_files(folder: Path) -> ModelFiles:
+    """The files of a folder that `write_random_model` has written."""
+    weights = {name: folder / name / f"{stem}.safetensors" for name, stem in _STEMS.items()}
+    return ModelFiles(**weights, vocabulary=folder / "tokenizer" / "merges.txt")
+
+
+def _models(variant: ModelVariant) -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        return {
+            "text_encoder": CLIPTextModel(variant.text_encoder),
+            "unet": UNet2DConditionModel(variant.unet),
+            "vae": AutoencoderKL(variant.vae),
+        }
+
+
+def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
+    # Evenly distributed numbers are drawn several times faster than normal ones.
+    unit = torch.empty(shape).uniform_(
+        -math.sqrt(3), math.sqrt(3), generator=torch.Generator().manual_seed(seed)
+    )
+    if name.endswith("bias"):
+        return unit.mul_(0.1)
+    if len(shape) == 1:  # the weight of a norm
+        return unit.mul_(0.2).add_(1.0)
+    return unit.div_(math.sqrt(shape[1:].numel()))
+
+
+def _tokenizer_files(config: CLIPTextConfig, pad_id: int | None) -> dict[str, str]:
+    merges = list(made_up_merges(config.vocab_size - CLIPTokenizer(()).vocab_size))
+    length = config.max_position_embeddings
+    return tokenizer_files(CLIPTokenizer(merges), merges, length=length, pad_id=pad_id)
+
+
+def _check_room(folder: Path, models: dict[str, nn.Module]) -> None:
+    needed = 4 * sum(p.numel() for model in models.values() for p in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"random weights take {needed / 1e9:.1f} GB, but {folder} has room for "
+            f"{free / 1e9:.1f} GB; use a folder on another disk (the environment variable TMPDIR "
+            "names the one of temporary files)"
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

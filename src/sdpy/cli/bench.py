@@ -1,0 +1,236 @@
+"""``sdpy bench``"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdpy.benchmark.figures import (
+    TITLES,
+    Spread,
+    duration,
+    gigaflops,
+    low_to_high,
+    megabytes,
+    percent,
+    seconds,
+    table,
+)
+from sdpy.cli.options import Height, Width
+from sdpy.errors import UsageError
+
+if TYPE_CHECKING:  # at run time these would import torch
+    from sdpy.benchmark.phases import Subject
+    from sdpy.benchmark.survey import Event, Measured, Setup, Yardstick
+    from sdpy.pipelines import Recognised
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A variant, which is given random weights of its sizes in a temporary folder; "
+            "demo, which has its own; or the path of a diffusers folder or a single file.",
+        ),
+    ] = "sd15",
+    data: Annotated[Path, typer.Option(help="Folder of the vocabulary, for a single file.")] = (
+        Path("data")
+    ),
+    width: Width = None,
+    height: Height = None,
+    steps: Annotated[
+        int, typer.Option("--n-steps", "--steps", min=1, help="Steps of the picture to foretell.")
+    ] = 30,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            show_default="as many as usual, all cores, half of them, 1",
+            help="Numbers of threads to compare.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the GPU if there is one, and the CPU",
+            help="Device to measure: cuda, cuda:1, mps, cpu.",
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Times to do each phase, fewer where that takes long.")
+    ] = 3,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything, for programs.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Do not tell what is being measured.")
+    ] = False,
+) -> None:
+    """Measure how fast sdpy is on this machine, and with which settings.
+
+    Every phase of painting is timed: medians and spreads, effective GFLOP/s (the arithmetic of the
+    plain models over the time) and their share of the rate of this machine's own matrix product,
+    and the most memory that is held meanwhile. Only the settings of a quiet machine are worth
+    comparing. Nothing is downloaded and nothing is left on the disk.
+    """
+    from sdpy.benchmark.survey import setups, survey
+    from sdpy.kernels import keep_freed_memory
+
+    keep_freed_memory()  # as the painting commands do
+    choices = setups(device, _numbers(threads))
+    with _subject(model, data, width, height, quiet) as subject:
+        yardstick, measured = _follow(survey(subject, choices, repeats=repeats), quiet)
+    if as_json:
+        print(json.dumps(_as_json(subject, yardstick, measured), indent=2))
+    else:
+        print("\n".join(_lines(subject, steps, yardstick, measured)))
+
+
+def _numbers(text: str | None) -> list[int]:
+    try:
+        return [] if text is None else [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--threads {text}: give numbers, separated by commas") from error
+
+
+@contextmanager
+def _subject(
+    name: str, data: Path, width: int | None, height: int | None, quiet: bool
+) -> Iterator[Subject]:
+    """The model to measure; one of random weights is gone at the end of the block."""
+    import tempfile
+
+    from sdpy.benchmark.phases import Subject
+    from sdpy.benchmark.weights import model_files, write_random_model
+    from sdpy.pipelines import Recognised, find_model
+    from sdpy.variants import VARIANTS
+
+    def of_size(found: Recognised) -> Subject:
+        side = found.variant.sample_size
+        subject = Subject(
+            found, side if width is None else width, side if height is None else height
+        )
+        subject.check_size()
+        return subject
+
+    if name not in VARIANTS or VARIANTS[name].bundled is not None:
+        yield of_size(find_model(name, data))
+        return
+    with tempfile.TemporaryDirectory(prefix="sdpy-bench-") as folder:
+        subject = of_size(Recognised(VARIANTS[name], model_files(Path(folder))))
+        _tell(f"writing random weights to {folder}", quiet)
+        write_random_model(Path(folder), VARIANTS[name])
+        yield subject
+
+
+def _follow(events: Iterator[Event], quiet: bool) -> tuple[Yardstick, list[Measured]]:
+    from sdpy.benchmark.survey import Begun, Measured, Yardstick
+
+    yardstick: Yardstick | None = None
+    measured: list[Measured] = []
+    for event in events:
+        if isinstance(event, Begun):
+            _tell(event.what, quiet)
+        elif isinstance(event, Yardstick):
+            yardstick = event
+        elif isinstance(event, Measured):
+            measured.append(event)
+    assert yardstick is not None, "a survey begins with its yardstick"
+    return yardstick, measured
+
+
+def _tell(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _lines(
+    subject: Subject, steps: int, yardstick: Yardstick, measured: Sequence[Measured]
+) -> Iterator[str]:
+    from sdpy.benchmark.survey import usual_setup
+
+    setup = yardstick.setup
+    phases = {one.phase: one for one in measured if one.setup == setup}
+    load = sum(one.measurement.load for one in phases.values() if one.phase != "encode")
+    name = subject.model.variant.name
+    yield f"{name}, {subject.width}x{subject.height} pixels, float32; {setup}"
+    yield f"This machine's matrix product: {gigaflops(yardstick.rate)} GFLOP/s\n"
+    header = ["phase", "median", "spread", "GFLOP/s", "of the product", "peak memory"]
+    rows = [_row(one, yardstick.rate) for one in phases.values()]
+    yield table(header, [["load", seconds(load), *[""] * 4], *rows])
+
+    step_times = {one.setup: _spread(one) for one in measured if one.phase == "unet"}
+    if len(step_times) > 1:
+        settings = [[str(one), seconds(t.median), low_to_high(t)] for one, t in step_times.items()]
+        yield "\n" + table(["settings", TITLES["unet"], "spread"], settings)
+    yield "\n" + _advice(usual_setup(), step_times)
+    parts = load + sum(_spread(phases[phase]).median for phase in ("text", "decode"))
+    whole = parts + steps * step_times[setup].median
+    yield f"A picture of {steps} steps takes about {duration(whole)} with {setup}."
+
+
+def _row(one: Measured, product_rate: float) -> list[str]:
+    spread = _spread(one)
+    rate = one.flops / spread.median
+    peak = one.measurement.peak.bytes
+    return [
+        TITLES[one.phase],
+        seconds(spread.median),
+        low_to_high(spread),
+        gigaflops(rate),
+        percent(rate / product_rate),
+        "" if peak is None else megabytes(peak),
+    ]
+
+
+def _spread(one: Measured) -> Spread:
+    return Spread.of(one.measurement.times)
+
+
+def _advice(usual: Setup, step_times: Mapping[Setup, Spread]) -> str:
+    """Which settings are fastest, and how to ask for them if they are not the usual ones."""
+    fastest = min(step_times, key=lambda setup: step_times[setup].median)
+    if fastest == usual:
+        return f"Fastest here: {fastest}, which is what runs use by themselves."
+    flags = [] if fastest.device == usual.device else [f"--device {fastest.device}"]
+    flags += [] if fastest.threads == usual.threads else [f"OMP_NUM_THREADS={fastest.threads}"]
+    flags += ["--plain-kernels"] if usual.fast_kernels and not fastest.fast_kernels else []
+    gain = ""
+    if usual in step_times:
+        ratio = step_times[usual].median / step_times[fastest].median
+        gain = f", {ratio:.3g} times as fast as {usual}"
+    return f"Fastest here: {fastest}{gain}; ask for it with {' and '.join(flags)}."
+
+
+def _as_json(
+    subject: Subject, yardstick: Yardstick, measured: Sequence[Measured]
+) -> dict[str, Any]:
+    return {
+        "model": subject.model.variant.name,
+        "width": subject.width,
+        "height": subject.height,
+        "matrix_product": {**vars(yardstick.setup), "flops_per_second": yardstick.rate},
+        "phases": [
+            {
+                "phase": one.phase,
+                **vars(one.setup),
+                "flops": one.flops,
+                "load_seconds": one.measurement.load,
+                "first_seconds": one.measurement.first,
+                "seconds": list(one.measurement.times),
+                "flops_per_second": one.flops / _spread(one).median,
+                "share_of_matrix_product": one.flops / _spread(one).median / yardstick.rate,
+                "peak_bytes": one.measurement.peak.bytes,
+                "peak_method": one.measurement.peak.method,
+            }
+            for one in measured
+        ],
+    }

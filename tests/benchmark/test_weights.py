@@ -1,0 +1,96 @@
+"""Random models: other programs read them, and no layer is left out."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTokenizer as ReferenceTokenizer
+
+from sdpy.benchmark.weights import made_up_merges, model_files, write_random_model
+from sdpy.checkpoints import read_checkpoint
+from sdpy.errors import OutputError
+from sdpy.pipelines import Components, find_model
+from sdpy.tokenizer import CLIPTokenizer
+from sdpy.variants import SD15
+from tiny import TINY
+
+VARIANT = replace(TINY, text_encoder=replace(TINY.text_encoder, vocab_size=600))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("random") / "model"
+    write_random_model(path, VARIANT)
+    return path
+
+
+def test_the_folder_is_recognised_as_what_it_was_made_of(folder: Path) -> None:
+    found = find_model(str(folder), Path("nowhere"))
+    sizes = {name: getattr(VARIANT, name) for name in ("text_encoder", "unet", "vae")}
+    assert found.variant == replace(SD15, **sizes)
+    assert found.files == model_files(folder)
+    assert found.assumptions == ()
+    Components(found.variant, found.files).check()
+
+
+def test_weights_are_random_and_of_a_sane_scale(folder: Path) -> None:
+    seen: set[float] = set()
+    for path in vars(model_files(folder)).values():
+        if path.suffix != ".safetensors":
+            continue
+        for name, tensor in read_checkpoint(path).tensors.items():
+            assert tensor.dtype == torch.float32
+            assert tensor.isfinite().all()
+            assert tensor.std() > 0, name
+            if tensor.ndim > 1:
+                assert 0.6 < tensor.std() * tensor[0].numel() ** 0.5 < 1.4, name
+            seen.add(tensor.flatten()[0].item())
+    assert len(seen) > 100
+
+
+def test_the_same_variant_gets_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    write_random_model(tmp_path / "again", VARIANT)
+    for name, path in vars(model_files(tmp_path / "again")).items():
+        assert path.read_bytes() == getattr(model_files(folder), name).read_bytes()
+
+
+def test_a_whole_folder_is_left_as_it_is(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    unet = model_files(copy).unet
+    unet.write_bytes(b"mine")
+    write_random_model(copy, VARIANT)
+    assert unet.read_bytes() == b"mine"
+    (copy / "model_index.json").unlink()  # as after an interruption
+    write_random_model(copy, VARIANT)
+    assert unet.read_bytes() == model_files(folder).unet.read_bytes()
+
+
+def test_both_tokenizers_read_the_made_up_vocabulary_alike(folder: Path) -> None:
+    reference = ReferenceTokenizer.from_pretrained(folder / "tokenizer")
+    ours = CLIPTokenizer.from_file(model_files(folder).vocabulary, vocab_size=600)
+    for text in ("a lighthouse at dark, waves", "!! !\"# 'tis 42"):
+        assert reference(text).input_ids == [ours.start_id, *ours.encode(text), ours.end_id]
+
+
+def test_merges_enough_for_clip() -> None:
+    tokenizer = CLIPTokenizer(made_up_merges(49408 - 514))
+    assert tokenizer.vocab_size == len(set(tokenizer.tokens)) == 49408
+    assert tokenizer.decode(tokenizer.encode("a lighthouse")) == "a lighthouse"
+    with pytest.raises(ValueError, match="131072"):
+        made_up_merges(131073)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 990, 10))
+    with pytest.raises(OutputError, match=r"has room for 0\.0 GB; use a folder on another"):
+        write_random_model(tmp_path / "model", VARIANT)
+    assert not list(tmp_path.rglob("*.safetensors"))
