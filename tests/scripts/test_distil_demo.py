@@ -30,6 +30,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> distil_demo.Options:
         batch=2,
         tiny_vae_pictures=4,
         consistency_samples=4,
+        consistency_learning_rate=0.5,  # a step is to be seen in float16
     )
     folder = options.run / "files"
     folder.mkdir()
