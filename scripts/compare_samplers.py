@@ -25,7 +25,7 @@ is the matter with that, and there is no distance that could tell.
 
 Adherence. Pictures of prompts whose combinations were withheld from training are read by the
 classifier of `evaluate_demo.py`: the share in which all attributes are as asked. It is trained
-first (twenty minutes) if its file does not exist. It reads soft pictures as well as sharp ones.
+first if its file does not exist. It reads soft pictures as well as sharp ones.
 
 Detail. The root mean square of what a blur of 3x3 pixels takes away from a picture, over that of
 the solution's picture for the same prompt, and the median of these prompts. Below 1 the picture is
@@ -56,6 +56,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import evaluate_demo as ev
@@ -440,7 +441,7 @@ def table(results: Results, names: Sequence[str]) -> str:
     """A Markdown table of these samplers."""
     columns = results.setup.read_at
     heads = [f"within {100 * NEAR:.0f} % from"]
-    heads += [f"as asked / detail at {columns[0]}", *(f"at {n}" for n in columns[1:])]
+    heads += [f"as asked / detail at {columns[0]} evaluations", *(f"at {n}" for n in columns[1:])]
     lines = ["| sampler | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for name in names:
         measured = results.samplers[name]
@@ -498,8 +499,8 @@ def notes(results: Results) -> list[str]:
     ]
     if any(measured.late for measured in results.samplers.values()):
         lines.append(
-            "* cannot begin with pure noise, as this model does, and begins below it: better with "
-            "models that are not zero-terminal-SNR."
+            "* cannot begin with pure noise, as this zero-terminal-SNR model does, and begins "
+            "below it."
         )
     return lines
 
@@ -514,8 +515,8 @@ def readme_lines(results: Results) -> str:
     """What README says of the results: all of its figures are here."""
     setup = results.setup
     default = Settings("").scheduler
-    nearest, noisy = ranked(results.samplers), with_noise(results.samplers)
-    shown = [*nearest[:3], *([default] if default in nearest[3:] else []), *noisy[:2]]
+    nearest = ranked(results.samplers)
+    shown = [*nearest[:3], *([default] if default in nearest[3:] else [])]
     lines = [
         table(results, shown),
         "",
@@ -618,7 +619,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = read_results(options.from_json) if options.from_json else measured_by(options)
         print(table(results, [*ranked(results.samplers), *with_noise(results.samplers)]))
         if options.picture is not None:
-            chart(results).picture.save(options.picture, optimize=True)
+            picture = chart(results).picture
+            # So few colours are enough, and take a third of the bytes.
+            picture.quantize(256, dither=Image.Dither.NONE).save(options.picture, optimize=True)
         if options.readme is not None:
             text = insert(options.readme.read_text(), readme_lines(results))
             options.readme.write_text(text)

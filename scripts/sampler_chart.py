@@ -258,12 +258,15 @@ def _draw_cell(canvas: Canvas, cell: Box, percent: float) -> None:
         return
     canvas.fill(cell, shade(percent))
     middle = ((cell.left + cell.right) / 2, (cell.top + cell.bottom) / 2)
-    canvas.text(*middle, f"{percent:.0f}", 12, WHITE if percent > 85 else INK, "mm")
+    canvas.text(*middle, f"{percent:.0f}", 12, WHITE if 85 < percent < 118 else INK, "mm")
 
 
 def shade(percent: float) -> Colour:
-    """The colour of a cell; above 100 percent as at 100. Most are high, and differ most there."""
-    share = min(percent / 100, 1) ** 2
+    """The colour of a cell: too much is as bad as too little, twice as half.
+
+    Most are near 100 percent, and differ most there.
+    """
+    share = (min(percent, 10_000 / percent) / 100) ** 2 if percent > 0 else 0
     red, green, blue = (round(a + share * (b - a)) for a, b in zip(NONE, ALL, strict=True))
     return red, green, blue
 

@@ -15,7 +15,7 @@ GROUPS = {
             ({5: 0.0, 20: 100.0}, {5: 100.0}),
             sc.HIGHLIGHTS[0],
         ),
-        sc.Row("far", {5: 0.8, 10: 0.4, 20: 0.08}, ({5: 50.0, 20: 75.0}, {5: 120.0}), mark="*"),
+        sc.Row("far", {5: 0.8, 10: 0.4, 20: 0.08}, ({5: 50.0, 20: 75.0}, {5: 200.0}), mark="*"),
     ],
     "with": [sc.Row("noisy", {}, ({5: 25.0, 20: math.nan}, {5: 50.0}))],
 }
@@ -73,9 +73,10 @@ def test_cells_have_the_colours_of_their_percentages(chart: sc.Chart) -> None:
         # Beside the number, which is in the middle.
         colours[key] = pixel(chart, cell.left + 3, (cell.top + cell.bottom) / 2)
     assert colours[0, "near", 5] == sc.NONE
-    assert colours[0, "near", 20] == colours[1, "near", 5] == colours[1, "far", 5] == sc.ALL
+    assert colours[0, "near", 20] == colours[1, "near", 5] == sc.ALL
     assert colours[0, "noisy", 20] == sc.WHITE
     assert colours[1, "noisy", 5] == colours[0, "far", 5]  # both are 50
+    assert colours[1, "far", 5] == colours[0, "far", 5]  # twice too much is as bad
     darkness = [-sum(colours[0, name, n]) for name, n in (("noisy", 5), ("far", 5), ("far", 20))]
     assert -sum(sc.NONE) < darkness[0] < darkness[1] < darkness[2] < -sum(sc.ALL)
 
