@@ -3,7 +3,7 @@
 One module a format, one line each in ``registry.FORMATS``. Nothing in a file is ever executed.
 """
 
-from sdpy.checkpoints.base import Checkpoint, CheckpointFormat, LazyTensors
+from sdpy.checkpoints.base import Checkpoint, CheckpointFormat, LazyTensors, MappedFile
 from sdpy.checkpoints.conversion import DTYPES, Output, Weights, plan_output, write_output
 from sdpy.checkpoints.describe import describe
 from sdpy.checkpoints.dialects import (
@@ -28,7 +28,7 @@ from sdpy.checkpoints.loading import (
     outline_of,
     read_part,
 )
-from sdpy.checkpoints.lora import Lora, check_loras, merge_loras
+from sdpy.checkpoints.lora import Change, Lora, check_loras, lora_changes, merge_loras
 from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
 from sdpy.checkpoints.textual_inversion import TextualInversion, read_textual_inversion
 
@@ -40,10 +40,12 @@ __all__ = [
     "LABELS",
     "OLD_DIFFUSERS",
     "ORIGINAL",
+    "Change",
     "Checkpoint",
     "CheckpointFormat",
     "LazyTensors",
     "Lora",
+    "MappedFile",
     "ModelFolder",
     "Output",
     "Part",
@@ -56,6 +58,7 @@ __all__ = [
     "find_parts",
     "is_model_folder",
     "load_weights",
+    "lora_changes",
     "merge_loras",
     "misfits",
     "outline_of",

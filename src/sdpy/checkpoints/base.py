@@ -19,6 +19,9 @@ from torch import Tensor
 from sdpy.checkpoints.probe import Probe
 from sdpy.errors import WeightsError
 
+READ_AHEAD = 128 * 1024
+"""Bytes; Linux reads at least so many ahead, of a file on any disk."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,8 +37,9 @@ class Checkpoint:
         outline: the same names with tensors of the same shapes and dtypes whose values do not
             count; asking for them reads nothing.
         metadata: the file's own text entries, if its format has any.
-        forget: gives back the memory of what was read so far; used tensors are read again. Values
-            written into mapped tensors are lost.
+        mappings: in which the tensors lie; several where the weights are in several files.
+        is_mapped: whether all tensors lie there. Those of a compressed archive do not, nor those of
+            old files that begin at odd addresses.
     """
 
     path: Path
@@ -43,7 +47,17 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     outline: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    forget: Callable[[], None] = lambda: None
+    mappings: tuple[MappedFile, ...] = ()
+    is_mapped: bool = True
+
+    def forget(self, tensor: Tensor | None = None) -> None:
+        """Give back the memory of what was read so far, or of one tensor; it is read again.
+
+        Values written into mapped tensors are lost.
+        """
+        for mapping in self.mappings:
+            if tensor is None or (tensor.numel() and mapping.holds(tensor)):
+                mapping.forget(tensor)
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -98,10 +112,31 @@ class MappedFile:
     storage: torch.UntypedStorage
     mapping: mmap.mmap
 
-    def forget(self) -> None:
-        """Give the pages back, where the system can; they are read again when touched."""
+    def forget(self, tensor: Tensor | None = None) -> None:
+        """Give back all pages, or a tensor's, where the system can; they are read when touched."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            self.mapping.madvise(mmap.MADV_DONTNEED)
+            pages = range(len(self.mapping)) if tensor is None else self._pages(tensor)
+            self.mapping.madvise(mmap.MADV_DONTNEED, pages.start, len(pages))
+
+    def expect(self, tensor: Tensor) -> None:
+        """Have the system begin to read a tensor's pages, where it can, without waiting."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            # It reads no more of a piece than is its habit, hence the small ones.
+            for start in self._pages(tensor)[::READ_AHEAD]:
+                length = min(READ_AHEAD, len(self.mapping) - start)
+                self.mapping.madvise(mmap.MADV_WILLNEED, start, length)
+
+    def holds(self, *tensors: Tensor) -> bool:
+        """Whether all these tensors lie here."""
+        begin = self.storage.data_ptr()
+        end = begin + self.storage.nbytes()
+        return all(begin <= tensor.data_ptr() < end for tensor in tensors if tensor.numel())
+
+    def _pages(self, tensor: Tensor) -> range:
+        """The bytes of the pages that a tensor, dense and of this mapping, lies on."""
+        start = tensor.data_ptr() - self.storage.data_ptr()
+        end = start + tensor.numel() * tensor.element_size()
+        return range(start - start % mmap.PAGESIZE, end)
 
 
 def map_file(file: BinaryIO) -> MappedFile:

@@ -175,12 +175,15 @@ def read_shards(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
         if unlisted:
             raise ValueError(f"the shards hold {unlisted} more tensors than it lists")
 
-    def forget() -> None:
-        for one in shards.values():
-            one.forget()
-
     makers = {
         name: partial(shards[shard].tensors.__getitem__, name) for name, shard in weight_map.items()
     }
     form = next(iter(shards.values())).format if shards else "safetensors"
-    return Checkpoint(path, form, LazyTensors(makers, outline), outline, forget=forget)
+    return Checkpoint(
+        path,
+        form,
+        LazyTensors(makers, outline),
+        outline,
+        mappings=tuple(mapping for one in shards.values() for mapping in one.mappings),
+        is_mapped=all(one.is_mapped for one in shards.values()),
+    )

@@ -22,9 +22,9 @@ def load_weights(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
-) -> None:
+) -> Checkpoint:
     """Fill a model, built on the meta device, with the tensors of a file.
 
     Every parameter and persistent buffer must be in the file with its shape, and nothing else but
@@ -36,8 +36,11 @@ def load_weights(
         model: any module; its parameters are replaced, their values never read.
         path: a weights file of any known format.
         dtype: of the floating-point parameters and buffers; the stored ones (float32, float16,
-            bfloat16, float64) are converted.
+            bfloat16, float64) are converted. None leaves each as it is stored.
         device: where the parameters go.
+
+    Returns:
+        The file.
 
     Raises:
         WeightsError: the file cannot be read or does not fit; the model is then unchanged.
@@ -45,13 +48,16 @@ def load_weights(
     checkpoint = read_checkpoint(path)
     tensors: dict[str, Tensor] = {}
     for ours, origin in _fitting_part(model, checkpoint).origins.items():
-        tensor = origin.take(ours, checkpoint.tensors)
-        kind = dtype if tensor.is_floating_point() else None
-        tensors[ours] = tensor.to(device=device, dtype=kind)
+        stored = origin.take(ours, checkpoint.tensors)
+        kind = dtype if stored.is_floating_point() else None
+        tensors[ours] = stored.to(device=device, dtype=kind)
+        if tensors[ours] is not stored:
+            checkpoint.forget(stored)
     model.requires_grad_(False)
     model.load_state_dict(tensors, assign=True)
     # No file can fill a buffer that state_dict() leaves out.
     assert not any(buffer.is_meta for buffer in model.buffers()), "a non-persistent buffer is left"
+    return checkpoint
 
 
 def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from sdpy.checkpoints.base import Checkpoint, printable
 from sdpy.checkpoints.registry import read_checkpoint
 from sdpy.errors import WeightsError
+
+Change = Callable[[Tensor], Tensor]
+"""From a weight to what is to be in its place."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +125,31 @@ def merge_loras(loras: Iterable[Lora], part: str, model: nn.Module) -> None:
     Raises:
         WeightsError: a file cannot be read, or a tensor in it does not fit.
     """
+    for name, change in lora_changes(loras, part, model).items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        module.weight = nn.Parameter(change(module.get_parameter("weight")), requires_grad=False)
+
+
+def lora_changes(loras: Iterable[Lora], part: str, model: nn.Module) -> dict[str, Change]:
+    """What `merge_loras` makes of the weights that it changes, by their names in the model.
+
+    The functions take a weight of the model's, on any device, in any floating-point dtype.
+
+    Raises:
+        WeightsError: a file cannot be read, or a tensor in it does not fit.
+    """
+    found: dict[str, list[tuple[float, _Layer]]] = {}
     for lora in loras:
         for name, layer in _LoraFile(lora.path).fit(part, model).items():
-            module = model.get_submodule(name)
-            module.weight = nn.Parameter(
-                _sum(module.get_parameter("weight"), lora.weight, layer), requires_grad=False
-            )
+            found.setdefault(f"{name}.weight", []).append((lora.weight, layer))
+    return {name: partial(_sum, layers=layers) for name, layers in found.items()}
 
 
 @torch.no_grad()
-def _sum(weight: Tensor, share: float, layer: _Layer) -> Tensor:
-    return (weight.float() + share * layer.change(weight)).to(weight.dtype)
+def _sum(weight: Tensor, layers: Iterable[tuple[float, _Layer]]) -> Tensor:
+    for share, layer in layers:
+        weight = (weight.float() + share * layer.change(weight)).to(weight.dtype)
+    return weight
 
 
 @dataclass(frozen=True)

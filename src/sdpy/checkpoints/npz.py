@@ -72,7 +72,8 @@ class NpzFormat:
             for name, array in arrays.items()
         }
         tensors = LazyTensors(makers, outline)
-        return Checkpoint(path, self.name, tensors, outline, forget=mapping.forget)
+        mapped = all(array.is_mapped for array in arrays.values())
+        return Checkpoint(path, self.name, tensors, outline, mappings=(mapping,), is_mapped=mapped)
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -127,6 +128,10 @@ class _Array:
             raise ValueError(f"{member} has an impossible shape")
         end = stream.tell() + math.prod(shape) * dtype.itemsize
         return cls(path, member, start, dtype, shape, fortran_order, stream.tell(), end)
+
+    @property
+    def is_mapped(self) -> bool:
+        return self.start is not None and (self.start + self.offset) % self.dtype.itemsize == 0
 
     def tensor(self, mapping: torch.UntypedStorage) -> Tensor:
         if self.start is None:

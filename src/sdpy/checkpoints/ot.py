@@ -124,8 +124,15 @@ def read_ot(path: Path) -> Checkpoint:
         module = load_inert(read_small(archive, members[root + "data.pkl"]), _is_allowed)
         storages = ArchiveStorages(file, archive, root + "data/")
         tensors = _named_tensors(module, storages)
+        mapping = storages.mapping
+        mapped = mapping.holds(*tensors.values())
         return Checkpoint(
-            path, OtFormat.name, tensors, outline=tensors, forget=storages.mapping.forget
+            path,
+            OtFormat.name,
+            tensors,
+            outline=tensors,
+            mappings=(mapping,),
+            is_mapped=mapped,
         )
 
 

@@ -118,7 +118,8 @@ class TorchFormat:
                 for key, value in root.items()
                 if isinstance(value, (str, int, float))
             }
-            return Checkpoint(path, self.name, tensors, tensors, metadata, mapping.forget)
+            mapped = mapping.holds(*tensors.values())
+            return Checkpoint(path, self.name, tensors, tensors, metadata, (mapping,), mapped)
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None

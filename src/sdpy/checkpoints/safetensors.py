@@ -84,7 +84,10 @@ class SafetensorsFormat:
                 n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in places.items()
             }
             tensors = LazyTensors(makers, outline)
-            return Checkpoint(path, self.name, tensors, outline, metadata, mapping.forget)
+            aligned = all(
+                (8 + header_bytes + p.start) % p.dtype.itemsize == 0 for p in places.values()
+            )
+            return Checkpoint(path, self.name, tensors, outline, metadata, (mapping,), aligned)
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
