@@ -1,0 +1,203 @@
+"""The autoencoder in strips: the same picture in less memory, at any size.
+
+Nearly all of its memory goes to feature maps of the picture's own width and height, of which a
+ResNet needs several at once: normed, activated, and laid out anew for the convolution. Here these
+exist for a strip of rows at a time. A norm's statistics are taken over the whole map before, and a
+strip is convolved together with the rows that border it, so nothing is blended and there is no
+seam: the result differs from the plain one by the rounding of a sum alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from sdpy.models.vae import AutoencoderKL, Decoder, Encoder
+
+STRIP_BYTES = 16 * 2**20
+"""How much of a feature map is normed and convolved at a time."""
+MIN_ROWS = 8
+"""Of a strip, however wide: each is computed with two more rows, which are thrown away."""
+
+Strips = Iterable[tuple[slice, Tensor]]
+"""Rows of a map, and what is in them: (B, C, rows, W); from top to bottom."""
+
+
+def compute_in_strips(model: nn.Module) -> None:
+    """Make an autoencoder compute in strips; any other model stays as it is.
+
+    The convolutions are called as they are, whatever computes them. The layers of the encoder's
+    and the decoder's levels follow one another directly, as a level would hold on to its input;
+    with that, the names of parameters change.
+    """
+    if not isinstance(model, AutoencoderKL):
+        return
+    for module in model.modules():
+        in_strips = _IN_STRIPS.get(type(module))
+        if in_strips is not None:
+            module.__class__ = in_strips
+    model.encoder.down_blocks = _layers(model.encoder.down_blocks)
+    model.decoder.up_blocks = _layers(model.decoder.up_blocks)
+
+
+class ResnetBlock2DInStrips(ResnetBlock2D):
+    """A ResNet of an autoencoder, which knows no time."""
+
+    def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
+        """``x`` (B, C_in, H, W) -> (B, C_out, H, W)."""
+        assert time_emb is None, "this ResNet is not of an autoencoder"
+        shortcut = nn.Identity() if self.conv_shortcut is None else self.conv_shortcut
+        h = _joined(_norm_silu_conv(self.norm1, self.conv1, x), x.shape[-2])
+        second = _norm_silu_conv(self.norm2, self.conv2, h)
+        added = ((rows, strip + shortcut(x[:, :, rows])) for rows, strip in second)
+        return _joined(added, x.shape[-2], over=h)
+
+
+class Upsample2DInStrips(Upsample2D):
+    """Doubles height and width."""
+
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        assert size is None, "only a UNet asks for a size"
+        return _joined(self._strips(x), 2 * x.shape[-2])
+
+    def _strips(self, x: Tensor) -> Strips:
+        for rows in _cut(x.shape[-2], 4 * _row_bytes(x)):
+            strip, above, below = _with_border(x, rows)
+            doubled = F.interpolate(strip, scale_factor=2.0, mode="nearest")
+            inner = _without_border(self.conv(doubled), 2 * above, 2 * below)
+            yield slice(2 * rows.start, 2 * rows.stop), inner
+
+
+class Downsample2DInStrips(Downsample2D):
+    """Halves height and width of an encoder's map, which is padded on the right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H / 2, W / 2), rounded down."""
+        assert self.asymmetric_padding, "this layer is not of an autoencoder"
+        return _joined(self._strips(x), x.shape[-2] // 2)
+
+    def _strips(self, x: Tensor) -> Strips:
+        for rows in _cut(x.shape[-2] // 2, 2 * _row_bytes(x)):
+            strip = x[:, :, 2 * rows.start : 2 * rows.stop + 1]
+            missing = 2 * (rows.stop - rows.start) + 1 - strip.shape[-2]
+            yield rows, self.conv(F.pad(strip, (0, 1, 0, missing)))
+
+
+class EncoderInStrips(Encoder):
+    """Picture -> moments of the latents' distribution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, 2 latent_channels, H / f, W / f)."""
+        x = self.conv_in(x)
+        for layer in self.down_blocks:
+            x = layer(x)
+        x = self.mid_block(x)
+        return _joined(_norm_silu_conv(self.conv_norm_out, self.conv_out, x), x.shape[-2])
+
+
+class DecoderInStrips(Decoder):
+    """Latents -> picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, latent_channels, h, w) -> (B, out_channels, h f, w f)."""
+        x = self.mid_block(self.conv_in(x))
+        for layer in self.up_blocks:
+            x = layer(x)
+        return _joined(_norm_silu_conv(self.conv_norm_out, self.conv_out, x), x.shape[-2])
+
+
+_IN_STRIPS: dict[type[nn.Module], type[nn.Module]] = {
+    ResnetBlock2D: ResnetBlock2DInStrips,
+    Upsample2D: Upsample2DInStrips,
+    Downsample2D: Downsample2DInStrips,
+    Encoder: EncoderInStrips,
+    Decoder: DecoderInStrips,
+}
+
+
+def _layers(levels: nn.ModuleList) -> nn.ModuleList:
+    """The layers of all levels, in the order in which they are run."""
+    parts = ("resnets", "downsamplers", "upsamplers")
+    return nn.ModuleList(
+        layer for level in levels for part in parts for layer in getattr(level, part, None) or ()
+    )
+
+
+def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Strips:
+    """``conv(silu(norm(x)))``, of a 3x3 convolution that pads by one."""
+    scale, shift = _as_affine(norm, x)
+    for rows in _cut(x.shape[-2], _row_bytes(x)):
+        strip, above, below = _with_border(x, rows)
+        strip = F.silu(torch.addcmul(shift, strip, scale), inplace=True)
+        yield rows, _without_border(conv(strip), above, below)
+
+
+def _as_affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``scale`` and ``shift`` (B, C, 1, 1), with which ``norm(x)`` is ``scale x + shift``.
+
+    The statistics are torch's own, of a few groups at a time, since it also returns what it
+    normed.
+    """
+    B, C, H, W = x.shape
+    width = C // norm.num_groups  # channels of a group
+    groups_at_once = max(STRIP_BYTES // (x[:, :width].numel() * x.element_size()), 1)
+    means, rstds = [], []
+    for part in torch.split(x, groups_at_once * width, dim=1):
+        channels = part.shape[1]
+        _, mean, rstd = torch.native_group_norm(
+            part.contiguous(), None, None, B, channels, H * W, channels // width, norm.eps
+        )
+        means.append(mean)
+        rstds.append(rstd)
+    mean, rstd = (
+        torch.cat(parts, dim=1).repeat_interleave(width, dim=1).to(x.dtype)  # (B, C)
+        for parts in (means, rstds)
+    )
+    scale = rstd * norm.weight
+    shift = norm.bias - mean * scale
+    return scale[..., None, None], shift[..., None, None]
+
+
+def _row_bytes(x: Tensor) -> int:
+    return x[:, :, :1].numel() * x.element_size()
+
+
+def _cut(height: int, row_bytes: int) -> Iterator[slice]:
+    """The rows of each strip, where a row takes ``row_bytes``."""
+    rows = max(STRIP_BYTES // row_bytes, MIN_ROWS)
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
+
+
+def _with_border(x: Tensor, rows: slice) -> tuple[Tensor, int, int]:
+    """A strip of ``x`` with its neighbours, and how many there are above and below: 0 or 1."""
+    above, below = int(rows.start > 0), int(rows.stop < x.shape[-2])
+    return x[:, :, rows.start - above : rows.stop + below], above, below
+
+
+def _without_border(strip: Tensor, above: int, below: int) -> Tensor:
+    return strip[:, :, above : strip.shape[-2] - below]
+
+
+def _joined(strips: Strips, height: int, over: Tensor | None = None) -> Tensor:
+    """The map of that height which the strips make up.
+
+    It may be written over the one that they are made of: each strip is written when the next one,
+    which still sees the row above it, is there.
+    """
+    whole: Tensor | None = over
+    last: tuple[slice, Tensor] | None = None
+    for rows, strip in strips:
+        if whole is None:
+            whole = strip.new_empty((*strip.shape[:2], height, strip.shape[-1]))
+        if last is not None:
+            whole[:, :, last[0]] = last[1]
+        last = rows, strip
+    assert whole is not None and last is not None, "a map without rows"
+    whole[:, :, last[0]] = last[1]
+    return whole
