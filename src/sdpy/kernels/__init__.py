@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from sdpy.kernels.acceleration import accelerate_at_first_use
+from sdpy.kernels.acceleration import BUDGET, accelerate_at_first_use
 from sdpy.kernels.allocator import keep_freed_memory
-from sdpy.kernels.sliced_attention import slice_attention
+from sdpy.kernels.sliced_attention import AUTOMATIC, slice_attention
+from sdpy.kernels.streaming import PIECE_BYTES, moved, stream_weights
+from sdpy.kernels.strips import STRIP_BYTES, compute_in_strips
 
-__all__ = ["accelerate_at_first_use", "keep_freed_memory", "slice_attention"]
+__all__ = [
+    "AUTOMATIC",
+    "BUDGET",
+    "PIECE_BYTES",
+    "STRIP_BYTES",
+    "accelerate_at_first_use",
+    "compute_in_strips",
+    "keep_freed_memory",
+    "moved",
+    "slice_attention",
+    "stream_weights",
+]

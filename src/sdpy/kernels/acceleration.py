@@ -68,17 +68,21 @@ class Option:
     make: Callable[[nn.Conv2d], nn.Module]
 
 
-def accelerate_at_first_use(model: nn.Module, budget: int = BUDGET) -> None:
+def accelerate_at_first_use(
+    model: nn.Module, budget: int = BUDGET, *, keep_weights: bool = True
+) -> None:
     """Have ``model`` accelerated when it is first called, for the size that it then sees.
 
     Args:
         model: a UNet, a ControlNet, or an encoder or decoder; float32 on the CPU.
         budget: bytes that larger weights may take more than the originals.
+        keep_weights: whether what was made of the weights may be kept. Otherwise they are read
+            anew at each call, and are float32 only then.
     """
 
     def first_use(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         handle.remove()
-        accelerate(module, args, kwargs, budget)
+        accelerate(module, args, kwargs, budget, keep_weights=keep_weights)
 
     handle = model.register_forward_pre_hook(first_use, with_kwargs=True)
 
@@ -88,6 +92,8 @@ def accelerate(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     budget: int = BUDGET,
+    *,
+    keep_weights: bool = True,
 ) -> None:
     """Replace layers of ``model`` by faster ones, for arguments of the size of these.
 
@@ -96,9 +102,10 @@ def accelerate(
         args: arguments of its ``forward``; their values are not looked at.
         kwargs: likewise, by name.
         budget: bytes that larger weights may take more than the originals.
+        keep_weights: as for `accelerate_at_first_use`.
     """
     convolutions = find_convolutions(model, args, kwargs or {})
-    for convolution, option in choose(convolutions, budget):
+    for convolution, option in choose(convolutions, budget, keep_weights):
         replace_module(model, convolution.name, option.make(convolution.module))
     if isinstance(model, UNet2DConditionModel):
         compute_equal_halves_once(model)
@@ -124,7 +131,7 @@ def find_convolutions(
         return hook
 
     handles = [m.register_forward_pre_hook(remember(name)) for name, m in modules.items()]
-    weights = {name: p.to("meta") for name, p in model.named_parameters()}
+    weights = {name: p.to("meta", torch.float32) for name, p in model.named_parameters()}
     try:
         torch.func.functional_call(model, weights, _to_meta(args), _to_meta(kwargs))
     finally:
@@ -144,13 +151,13 @@ def _to_meta(value: Any) -> Any:
 
 
 def choose(
-    convolutions: list[Convolution], spare_bytes: int
+    convolutions: list[Convolution], spare_bytes: int, keep_weights: bool = True
 ) -> Iterator[tuple[Convolution, Option]]:
     """The fastest options whose weights fit together into the memory to spare."""
     chosen: dict[str, Option] = {}
     upgrades: list[tuple[float, Convolution, Option]] = []
     for convolution in convolutions:
-        options = find_options(convolution)
+        options = find_options(convolution, keep_weights)
         free = min((o for o in options if o.extra_bytes <= 0), key=lambda option: option.cost)
         chosen[convolution.name] = free
         upgrades += [
@@ -168,13 +175,14 @@ def choose(
         yield convolution, chosen[convolution.name]
 
 
-def find_options(convolution: Convolution) -> list[Option]:
+def find_options(convolution: Convolution, keep_weights: bool = True) -> list[Option]:
     """The ways to compute a convolution, torch's own first."""
     conv = convolution.module
     k = conv.kernel_size[0]
     weight_bytes = conv.weight.nbytes
     work = 2.0 * convolution.positions * conv.weight.numel()
-    options = [Option(work + DIRECT_WEIGHT_BYTE * weight_bytes, 0, _in_channels_last)]
+    direct = _in_channels_last if keep_weights else _as_it_is
+    options = [Option(work + DIRECT_WEIGHT_BYTE * weight_bytes, 0, direct)]
     thin = min(conv.in_channels, conv.out_channels) < THIN
     if thin or conv.groups > 1 or conv.dilation != (1, 1) or conv.kernel_size != (k, k):
         return options
@@ -183,11 +191,11 @@ def find_options(convolution: Convolution) -> list[Option]:
         cost = _product(convolution.positions, work) + BYTE * (weight_bytes + 3 * patches) + CALL
         options.append(Option(cost, 0, MatmulConv2d))
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
-        options += [_winograd(convolution, m) for m in TRANSFORMS]
+        options += [_winograd(convolution, m, keep_weights) for m in TRANSFORMS]
     return options
 
 
-def _winograd(convolution: Convolution, m: int) -> Option:
+def _winograd(convolution: Convolution, m: int, keep_weights: bool) -> Option:
     conv, points = convolution.module, TRANSFORMS[m].points
     B, _, H, W = convolution.input_shape
     tiles = B * -(-H // m) * -(-W // m)
@@ -195,6 +203,9 @@ def _winograd(convolution: Convolution, m: int) -> Option:
     moved = larger + 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
     work = 2.0 * points * tiles * conv.in_channels * conv.out_channels
     cost = _product(tiles, work) + BYTE * moved + CALL
+    if not keep_weights:
+        cost += BYTE * (larger + conv.weight.nbytes)  # written once more, and read
+        return Option(cost, 0, partial(WinogradConv2d, m=m, keep_weights=False))
     return Option(cost, larger - conv.weight.nbytes, partial(WinogradConv2d, m=m))
 
 
@@ -206,4 +217,8 @@ def _product(rows: int, work: float) -> float:
 def _in_channels_last(conv: nn.Conv2d) -> nn.Module:
     """The same, so that its result is in channels-last memory, as all the others' are."""
     conv.weight.data = conv.weight.contiguous(memory_format=torch.channels_last)
+    return conv
+
+
+def _as_it_is(conv: nn.Conv2d) -> nn.Module:
     return conv

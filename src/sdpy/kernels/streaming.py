@@ -8,14 +8,16 @@ The result is, bit by bit, that of a model which was loaded as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdpy.checkpoints import Change, MappedFile
+from sdpy.kernels.feed_forward import ChunkedFeedForward
 
 PIECE_BYTES = 128 * 2**20
 """Of a piece, at most, unless a single layer has more."""
@@ -25,44 +27,41 @@ RESIDENT_BYTES = 2**20
 
 def stream_weights(
     model: nn.Module,
+    networks: Iterable[nn.Module],
     mappings: Sequence[MappedFile],
     *,
     dtype: torch.dtype,
     device: torch.device,
-    changes: Mapping[str, Change] | None = None,
+    changes: Mapping[nn.Parameter, Change] | None = None,
 ) -> None:
     """Have the weights of a model come and go, piece by piece.
 
+    A network is cut into pieces when it is first called, so that layers may be replaced until then,
+    if what replaces them holds the same parameters and makes no other use of them than when it is
+    called. There are to be no buffers.
+
     Args:
-        model: on the CPU, its parameters the tensors of its files, without buffers.
-        mappings: of these files. Weights that lie in none of them stay in memory as they are.
+        model: on the CPU, its parameters the tensors of its files.
+        networks: those parts of it that are called as a whole.
+        mappings: of the files. Weights that lie in none of them stay in memory as they are.
         dtype: in which the model is to run.
         device: on which it is to run.
-        changes: what is to be made of some parameters, by their names, once they are in that dtype
-            on that device.
+        changes: what is to be made of some parameters once they are in that dtype on that device.
     """
-    changes = {} if changes is None else changes
-    weights = {
-        name: _Weight.of(model, name, mappings, dtype, device, changes.get(name))
-        for name, _ in model.named_parameters()
-    }
-    order = _Order()
-    for name, module in _cut(model, name="", itemsize=dtype.itemsize):
-        within = f"{name}." if name else ""
-        piece = _Piece([weights.pop(w) for w in list(weights) if w.startswith(within)])
-        order.add(piece)
-        module.register_forward_pre_hook(lambda *_, piece=piece: order.begin(piece))
-        module.register_forward_hook(lambda *_, piece=piece: piece.drop(), always_call=True)
-    for weight in weights.values():
-        weight.fetch()
+    needs = _Needs(dtype, device, {} if changes is None else changes, mappings)
+    networks = list(networks)
+    pieces = [piece for network in networks for piece in _cut(network, dtype.itemsize)]
+    needs.fetch_others(model, pieces)
+    for network in networks:
+        _cut_at_first_use(network, needs)
 
 
 @contextmanager
 def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The parameters of a model are on another device for the duration of the block."""
     weights = [
-        _Weight.of(model, name, (), parameter.dtype, device)
-        for name, parameter in model.named_parameters()
+        _Weight(owner, attribute, stored, lambda tensor: tensor.to(device))
+        for owner, attribute, stored in _parameters(model)
     ]
     try:
         for weight in weights:
@@ -71,6 +70,10 @@ def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.drop()
+
+
+# What takes the weights of the layers within it without calling these.
+_INDIVISIBLE = (ChunkedFeedForward,)
 
 
 @dataclass(frozen=True)
@@ -82,36 +85,14 @@ class _Weight:
         attribute: its name there.
         stored: as it is while its layer does not run.
         prepare: makes of it what the layer computes with; None if that is the same.
-        mapping: the file in which it lies; None if it does not.
+        mapping: in which it lies; None for none.
     """
 
     owner: nn.Module
     attribute: str
     stored: nn.Parameter
     prepare: Change | None
-    mapping: MappedFile | None
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        name: str,
-        mappings: Sequence[MappedFile],
-        dtype: torch.dtype,
-        device: torch.device,
-        change: Change | None = None,
-    ) -> _Weight:
-        path, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(path)
-        stored = owner.get_parameter(attribute)
-
-        def prepare(stored: Tensor) -> Tensor:
-            tensor = stored.to(device, dtype)
-            return tensor if change is None else change(tensor)
-
-        is_ready = (stored.device, stored.dtype, change) == (device, dtype, None)
-        mapping = next((one for one in mappings if one.holds(stored)), None)
-        return cls(owner, attribute, stored, None if is_ready else prepare, mapping)
+    mapping: MappedFile | None = None
 
     def expect(self) -> None:
         """It will soon be needed."""
@@ -132,26 +113,55 @@ class _Weight:
             self.mapping.forget(self.stored)
 
 
-class _Piece:
-    """What comes and goes together."""
+@dataclass(frozen=True)
+class _Needs:
+    """What is to be made of the weights of a model; see `stream_weights`."""
 
-    def __init__(self, weights: Sequence[_Weight]) -> None:
-        self.weights = weights
-        self.next: _Piece | None = None
+    dtype: torch.dtype
+    device: torch.device
+    changes: Mapping[nn.Parameter, Change]
+    mappings: Sequence[MappedFile]
+
+    def weights(self, module: nn.Module) -> list[_Weight]:
+        """All that a module has."""
+        return [self._weight(*place) for place in _parameters(module)]
+
+    def fetch_others(self, module: nn.Module, pieces: Iterable[nn.Module]) -> None:
+        """Fetch for good what is in none of the pieces."""
+        come_and_go = {id(parameter) for piece in pieces for parameter in piece.parameters()}
+        for weight in self.weights(module):
+            if id(weight.stored) not in come_and_go:
+                weight.fetch()
+
+    def _weight(self, owner: nn.Module, attribute: str, stored: nn.Parameter) -> _Weight:
+        change = self.changes.get(stored)
+
+        def prepare(stored: Tensor) -> Tensor:
+            tensor = stored.to(self.device, self.dtype)
+            return tensor if change is None else change(tensor)
+
+        is_ready = (stored.device, stored.dtype, change) == (self.device, self.dtype, None)
+        mapping = next((one for one in self.mappings if one.holds(stored)), None)
+        return _Weight(owner, attribute, stored, None if is_ready else prepare, mapping)
+
+
+@dataclass
+class _Piece:
+    """What comes and goes together, and what is expected to run next."""
+
+    weights: list[_Weight]
+    next: _Piece | None = None
 
     def drop(self) -> None:
         for weight in self.weights:
             weight.drop()
 
 
+@dataclass
 class _Order:
-    """The pieces in the order in which they were last run, to know which comes next.
+    """The pieces of a network in the order in which they last ran; at first, as they are in it."""
 
-    At first it is the order in which they are in the model.
-    """
-
-    def __init__(self) -> None:
-        self.last: _Piece | None = None
+    last: _Piece | None = field(default=None)
 
     def add(self, piece: _Piece) -> None:
         if self.last is not None:
@@ -163,19 +173,47 @@ class _Order:
         self.add(piece)
         for weight in piece.weights:
             weight.fetch()
-        for weight in [] if piece.next is None else piece.next.weights:
-            weight.expect()
+        if piece.next is not None:
+            for weight in piece.next.weights:
+                weight.expect()
 
 
-def _cut(module: nn.Module, name: str, itemsize: int) -> Iterator[tuple[str, nn.Module]]:
-    """The largest modules of no more than `PIECE_BYTES`, with their names."""
-    size = itemsize * sum(parameter.numel() for parameter in module.parameters())
-    if size < RESIDENT_BYTES:
-        return
-    children = list(module.named_children())
-    # A list of modules is never run itself.
-    if not isinstance(module, nn.ModuleList) and (size <= PIECE_BYTES or not children):
-        yield name, module
-        return
-    for child_name, child in children:
-        yield from _cut(child, f"{name}.{child_name}" if name else child_name, itemsize)
+def _cut_at_first_use(network: nn.Module, needs: _Needs) -> None:
+    def first_use(*_: Any) -> None:
+        if all(parameter.is_meta for parameter in network.parameters()):
+            return  # somebody only looks at the shapes that come out
+        handle.remove()
+        modules = list(_cut(network, needs.dtype.itemsize))
+        needs.fetch_others(network, modules)
+        order = _Order()
+        for module in modules:
+            _add_piece(module, _Piece(needs.weights(module)), order)
+
+    handle = network.register_forward_pre_hook(first_use)
+
+
+def _add_piece(module: nn.Module, piece: _Piece, order: _Order) -> None:
+    order.add(piece)
+    module.register_forward_pre_hook(lambda *_: order.begin(piece))
+    module.register_forward_hook(lambda *_: piece.drop(), always_call=True)
+
+
+def _cut(network: nn.Module, itemsize: int) -> Iterator[nn.Module]:
+    """The largest modules below a network of no more than `PIECE_BYTES`."""
+    for module in network.children():
+        size = itemsize * sum(parameter.numel() for parameter in module.parameters())
+        if size < RESIDENT_BYTES:
+            continue
+        if isinstance(module, nn.ModuleList):  # which is never called itself
+            yield from _cut(module, itemsize)
+        elif size <= PIECE_BYTES or isinstance(module, _INDIVISIBLE) or not [*module.children()]:
+            yield module
+        else:
+            yield from _cut(module, itemsize)
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Each parameter with the layer that owns it and its name there."""
+    for owner in model.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            yield owner, name, parameter

@@ -104,11 +104,12 @@ class WinogradConv2d(nn.Module):
     Args:
         conv: the convolution to replace, its weights float32 on the CPU.
         m: 2 or 4. Rounding errors grow with it: about 1e-6 and 4e-6 of the result.
+        keep_weights: False transforms the weights anew at each use, and keeps the originals.
     """
 
-    def __init__(self, conv: nn.Conv2d, m: int) -> None:
+    def __init__(self, conv: nn.Conv2d, m: int, *, keep_weights: bool = True) -> None:
         super().__init__()
-        self.transforms = TRANSFORMS[m]
+        self.transforms, self.keep_weights = TRANSFORMS[m], keep_weights
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.weight: Tensor | None = conv.weight
         self.bias = conv.bias
@@ -121,9 +122,10 @@ class WinogradConv2d(nn.Module):
         m = self.transforms.m
         rows, columns = -(-H // m), -(-W // m)  # of tiles
         pixels = x.permute(0, 2, 3, 1)
+        weights = self._weights()
         result = x.new_empty(B, rows * m, columns * m, self.out_channels)
         for images, band in self._parts(B, rows, columns):
-            tiles = self._convolve(_cut(pixels[images], band, columns, m))
+            tiles = self._convolve(_cut(pixels[images], band, columns, m), weights)
             place = result[images, band.start * m : band.stop * m].view(tiles.shape)
             if self.bias is None:
                 place.copy_(tiles)
@@ -131,25 +133,27 @@ class WinogradConv2d(nn.Module):
                 torch.add(tiles, self.bias, out=place)
         return result[:, :H, :W].permute(0, 3, 1, 2)
 
-    def _convolve(self, part: Tensor) -> Tensor:
-        """(b, r m + 2, c m + 2, C) -> tiles (b, r, m, c, m, O), not contiguous."""
+    def _convolve(self, part: Tensor, weights: Tensor) -> Tensor:
+        """(b, r m + 2, c m + 2, C), weights as they are multiplied -> (b, r, m, c, m, O)."""
         m, points = self.transforms.m, self.transforms.points
         tiles = part.unfold(1, m + 2, m).unfold(2, m + 2, m)  # (b, r, c, C, m + 2, m + 2)
         b, r, c, C = tiles.shape[:4]
         tiles = tiles.permute(4, 5, 0, 1, 2, 3).reshape(points, b * r * c * C)
         tiles = (self.transforms.input @ tiles).view(points, b * r * c, C)
-        products = tiles @ self._weights()  # (points, tiles, O)
+        products = tiles @ weights  # (points, tiles, O)
         tiles = self.transforms.output @ products.view(points, -1)
         return tiles.view(m, m, b, r, c, -1).permute(2, 3, 0, 4, 1, 5)
 
     def _weights(self) -> Tensor:
         """Transformed, (points, C, O)."""
-        if self.transformed is None:
-            assert self.weight is not None
-            points = self.transforms.weight @ self.weight.flatten(2).flatten(0, 1).t()
-            self.transformed = points.view(-1, self.out_channels, self.in_channels)
-            self.weight = None
-        return self.transformed.mT
+        if self.transformed is not None:
+            return self.transformed.mT
+        assert self.weight is not None
+        points = self.transforms.weight @ self.weight.flatten(2).flatten(0, 1).t()
+        transformed = points.view(-1, self.out_channels, self.in_channels)
+        if self.keep_weights:
+            self.transformed, self.weight = transformed, None
+        return transformed.mT
 
     def _parts(self, images: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
         """Slices of the images and of the rows of tiles that are worked on together."""
