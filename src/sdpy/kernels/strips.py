@@ -168,10 +168,11 @@ def _row_bytes(x: Tensor) -> int:
 
 
 def _cut(height: int, row_bytes: int) -> Iterator[slice]:
-    """The rows of each strip, where a row takes ``row_bytes``."""
+    """The rows of each strip, where a row takes ``row_bytes``; about as many in each."""
     rows = max(STRIP_BYTES // row_bytes, MIN_ROWS)
-    for start in range(0, height, rows):
-        yield slice(start, min(start + rows, height))
+    count = -(-height // rows)
+    for i in range(count):
+        yield slice(height * i // count, height * (i + 1) // count)
 
 
 def _with_border(x: Tensor, rows: slice) -> tuple[Tensor, int, int]:
@@ -184,6 +185,14 @@ def _without_border(strip: Tensor, above: int, below: int) -> Tensor:
     return strip[:, :, above : strip.shape[-2] - below]
 
 
+def _empty_like(strip: Tensor, height: int) -> Tensor:
+    """A map of another height, its numbers in the order in memory that a strip's have."""
+    B, C, _, W = strip.shape
+    order = torch.channels_last if strip.stride(1) == 1 else torch.contiguous_format
+    shape = (B, C, height, W)
+    return torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=order)
+
+
 def _joined(strips: Strips, height: int, over: Tensor | None = None) -> Tensor:
     """The map of that height which the strips make up.
 
@@ -194,7 +203,7 @@ def _joined(strips: Strips, height: int, over: Tensor | None = None) -> Tensor:
     last: tuple[slice, Tensor] | None = None
     for rows, strip in strips:
         if whole is None:
-            whole = strip.new_empty((*strip.shape[:2], height, strip.shape[-1]))
+            whole = _empty_like(strip, height)
         if last is not None:
             whole[:, :, last[0]] = last[1]
         last = rows, strip
