@@ -18,8 +18,8 @@ SOURCE = Path(sdpy.__file__).parent
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__",),  # the version; what else it offers is imported when it is asked for
     ("errors",),
-    # Writing whole files, for pictures and weights; tables that cli reads without torch.
-    ("files", "outputs", "samplers"),
+    # Writing whole files, for pictures and weights; what cli needs without torch.
+    ("files", "memory", "outputs", "samplers"),
     (
         *("devices", "hub", "images", "models", "preprocessors", "prompt_syntax", "tokenizer"),
         *("checkpoints", "schedulers"),

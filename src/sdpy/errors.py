@@ -7,7 +7,9 @@
     ├── WeightsError     3   a checkpoint or vocabulary is missing, broken or of the wrong kind
     ├── ImageError       4   an input picture or mask cannot be used
     ├── OutputError      5   a result could not be written after the work had started
-    └── HubError         6   a model hub cannot be reached, or does not give what was asked for
+    ├── HubError         6   a model hub cannot be reached, or does not give what was asked for
+    ├── ShortageError    7   there is not enough memory
+    └── PaintingError    8   what was painted is no picture
 
 Every message is one line: what is wrong, where, and what to do next.
 """
@@ -49,3 +51,15 @@ class HubError(SdpyError):
     """A model hub cannot be reached, or does not give what was asked for."""
 
     exit_code = 6
+
+
+class ShortageError(SdpyError):
+    """There is not enough memory, or would not be."""
+
+    exit_code = 7
+
+
+class PaintingError(SdpyError):
+    """What was painted is no picture: not numbers, or one colour."""
+
+    exit_code = 8

@@ -63,9 +63,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load_weights = components_module.load_weights
 
-    def noting(model: Any, path: Path, **options: Any) -> None:
+    def noting(model: Any, path: Path, **options: Any) -> Any:
         names.append(Path(path).name)
-        load_weights(model, path, **options)
+        return load_weights(model, path, **options)
 
     monkeypatch.setattr(components_module, "load_weights", noting)
     return names

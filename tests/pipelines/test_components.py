@@ -91,19 +91,20 @@ def test_a_bundled_variant_has_its_own_folder(tiny_data: Path, tmp_path: Path) -
 class Spy:
     """Notes what is loaded, and that nothing else is in memory at that time."""
 
-    def __init__(self, load_weights: Callable[..., None]) -> None:
+    def __init__(self, load_weights: Callable[..., Any]) -> None:
         self.load_weights = load_weights
         self.models: list[nn.Module] = []
         self.log: list[str] = []
         self.keep: set[str] = set()
 
-    def __call__(self, model: nn.Module, path: Path, **options: Any) -> None:
+    def __call__(self, model: nn.Module, path: Path, **options: Any) -> Any:
         for log, earlier in zip(self.log, self.models, strict=True):
             assert log in self.keep or is_empty(earlier), f"{log} is there while {path} is loaded"
-        self.load_weights(model, path, **options)
+        file = self.load_weights(model, path, **options)
         assert not any(tensor.is_meta for tensor in model.state_dict().values())
         self.models.append(model)
         self.log.append(Path(path).stem)
+        return file
 
 
 def is_empty(model: nn.Module) -> bool:
@@ -207,9 +208,11 @@ def test_the_models_go_where_they_are_placed(
 ) -> None:
     devices: list[torch.device] = []
 
-    def note(model: nn.Module, path: Path, *, device: torch.device) -> None:
+    def note(model: nn.Module, path: Path, *, device: torch.device, **_: Any) -> Any:
         devices.append(device)
+        return load_weights(model, path)
 
+    load_weights = components_module.load_weights
     monkeypatch.setattr(components_module, "load_weights", note)
     places = [torch.device("cuda", i) for i in range(3)]
     components = tiny_components(tiny_data, placement=Placement(*places))

@@ -19,7 +19,7 @@ from sdpy.cli.inpaint import inpaint
 from sdpy.cli.inspect import inspect
 from sdpy.cli.options import flatten
 from sdpy.cli.schedulers import schedulers
-from sdpy.errors import SdpyError
+from sdpy.errors import SdpyError, ShortageError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
@@ -103,9 +103,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         if _is_out_of_memory(error):
             return _fail(
-                "out of memory: use a smaller --width and --height, --sliced-attention-size 0, or "
-                "--cpu for models that do not fit on the GPU",
-                SdpyError.exit_code,
+                "out of memory: use a smaller --width and --height, --memory low, or --cpu for "
+                "models that do not fit on the GPU",
+                ShortageError.exit_code,
             )
         if isinstance(error, OSError):
             return _fail(f"{error} (SDPY_DEBUG=1 shows where)", SdpyError.exit_code)

@@ -332,6 +332,36 @@ class PlaceOptions:
             rich_help_panel=_PLACE,
         ),
     ] = None
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="fp32|fp16|bf16|auto",
+            help="Numbers that the models compute in. fp16 is for GPUs, bf16 for processors and "
+            "GPUs that have it; both take half of the memory and change the picture a little. "
+            "auto: fp16 on a GPU.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = "fp32"
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            show_default="one a core",
+            help="Threads to compute with on the CPU.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = None
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|low|SIZE",
+            help="Memory to take. auto: what is free, of the machine, of a container, of the GPU; "
+            "where that is too little, the decoder works in strips and weights are read anew at "
+            "each step, as is said. low: as little as possible. SIZE: so much, such as 4G.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = "auto"
     sliced_attention_size: Annotated[
         int | None,
         typer.Option(
@@ -341,6 +371,14 @@ class PlaceOptions:
             rich_help_panel=_PLACE,
         ),
     ] = None
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="Keep models in main memory, and on the GPU only while they run.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = False
     fast_kernels: Annotated[
         bool,
         typer.Option(

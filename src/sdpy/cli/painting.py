@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sdpy.cli.options import ApproximationOptions, CommonOptions
 from sdpy.cli.progress import follow
 from sdpy.errors import UsageError
+from sdpy.memory import parse_size
 from sdpy.samplers import find_sampler
 
 if TYPE_CHECKING:  # at run time these would import torch
@@ -19,14 +20,14 @@ if TYPE_CHECKING:  # at run time these would import torch
 
     from sdpy.approximations import Approximation
     from sdpy.checkpoints import Lora, TextualInversion
+    from sdpy.devices import Placement
     from sdpy.images import Frame
-    from sdpy.pipelines import Components, Control, Event, Settings
+    from sdpy.pipelines import Components, Control, Event, Execution, Settings
 
 
 def find_components(options: CommonOptions, default_model: str) -> Components:
     """The models that the options name. Reads no weights; raises what is wrong with the options."""
     from sdpy.devices import place
-    from sdpy.kernels import keep_freed_memory
     from sdpy.pipelines import Components, find_model
 
     given = {
@@ -35,21 +36,44 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         "vae": options.vae_weights,
         "vocabulary": options.vocab_file,
     }
-    if options.fast_kernels:
-        keep_freed_memory()
     placement = place(options.cpu or (), options.device)
+    execution = find_execution(options, placement)
     model = default_model if options.model is None else options.model
     found = find_model(model, options.data, given, options.prediction)
     return Components(
         variant=found.variant,
         placement=placement,
         files=found.files,
-        sliced_attention_size=options.sliced_attention_size,
-        fast_kernels=options.fast_kernels,
+        execution=execution,
         notices=found.assumptions,
         textual_inversions=tuple(map(_read_embedding, options.embedding or ())),
         loras=tuple(find_lora(text) for text in options.lora or ()),
     )
+
+
+def find_execution(options: CommonOptions, placement: Placement) -> Execution:
+    """How the options say to compute. Sets what holds for the whole process."""
+    import torch
+
+    from sdpy.devices import find_dtype
+    from sdpy.kernels import keep_freed_memory
+    from sdpy.pipelines import Execution
+
+    memory = options.memory.strip().lower()
+    execution = Execution(
+        dtype=find_dtype(options.dtype, placement),
+        memory=memory if memory in ("auto", "low") else parse_size(memory),
+        fast_kernels=options.fast_kernels,
+        sliced_attention_size=options.sliced_attention_size,
+        offload=options.offload,
+    )
+    if options.offload and not placement.gpus:
+        raise UsageError("--offload is for GPUs, but all models run on the CPU: leave it out")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.fast_kernels and execution.memory == "auto":
+        keep_freed_memory()
+    return execution
 
 
 def _read_embedding(value: str) -> TextualInversion:

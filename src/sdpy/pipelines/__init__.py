@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from sdpy.pipelines.components import Components, ModelFiles, find_files
 from sdpy.pipelines.control import Control
+from sdpy.pipelines.events import Event, Notice, Painted, Progress, PromptRead
+from sdpy.pipelines.execution import Execution
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.img2img import img2img
 from sdpy.pipelines.inpaint import inpaint
-from sdpy.pipelines.paint import Event, Notice, Painted, Progress, PromptRead, Settings
+from sdpy.pipelines.paint import Settings
 from sdpy.pipelines.recognition import Recognised, find_model, recognise
 
 __all__ = [
     "Components",
     "Control",
     "Event",
+    "Execution",
     "ModelFiles",
     "Notice",
     "Painted",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -19,12 +20,13 @@ from sdpy.checkpoints import (
     check_loras,
     check_weights,
     load_weights,
+    lora_changes,
     merge_loras,
     outline_of,
 )
-from sdpy.devices import Placement
+from sdpy.devices import CPU, Placement
 from sdpy.errors import WeightsError
-from sdpy.kernels import accelerate_at_first_use, slice_attention
+from sdpy.kernels import moved, stream_weights
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -37,10 +39,12 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.pipelines.configs import COND_PROJ, is_tiny_vae
+from sdpy.pipelines.execution import Execution
 from sdpy.tokenizer import CLIPTokenizer
 from sdpy.variants import ModelVariant
 
 Model = TypeVar("Model", bound=nn.Module)
+_Key = tuple[str, Path, torch.device, Execution]
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,9 @@ class Components:
         variant: sizes, noise and defaults.
         files: what to load.
         placement: where to.
-        sliced_attention_size: heads of a batch computed together; None for all of them.
+        execution: how they compute.
         notices: what the user should know about the files, a line each.
         textual_inversions: words that prompts may use beside the vocabulary.
-        fast_kernels: compute convolutions and others in faster ways where there are such: on the
-            CPU in float32.
         keep: fields of `ModelFiles` whose models stay loaded, and "controlnet" for all of these.
         loras: merged into the text encoder and the UNet whenever they are loaded, in this order.
     """
@@ -109,13 +111,27 @@ class Components:
     variant: ModelVariant
     files: ModelFiles
     placement: Placement = field(default_factory=Placement)
-    sliced_attention_size: int | None = None
-    fast_kernels: bool = True
+    execution: Execution = Execution()
     keep: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
     loras: tuple[Lora, ...] = ()
-    _kept: dict[tuple[str, Path], nn.Module] = field(default_factory=dict)
+    _kept: dict[_Key, nn.Module] = field(default_factory=dict)
+
+    def changed(self, **fields: Any) -> Components:
+        """The same models, with those that are kept loaded, and some fields changed."""
+        twin = copy(self)
+        for name, value in fields.items():
+            setattr(twin, name, value)
+        return twin
+
+    def has_loaded(self, name: str, path: Path) -> bool:
+        """Whether the model in that file is loaded, and kept."""
+        return any(key[:2] == (name, path) for key in self._kept)
+
+    def computing(self, **changes: Any) -> Components:
+        """The same models, `changed` in some fields of `Execution`."""
+        return self.changed(execution=replace(self.execution, **changes))
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -168,6 +184,11 @@ class Components:
         """
         tiny = is_tiny_vae(outline_of(self.files.vae, "vae"))
         return self.variant.tiny_vae if tiny else self.variant.vae
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """In what the autoencoder computes."""
+        return self.execution.dtype_on(self.placement.vae)
 
     def check(self) -> None:
         """Read the vocabulary and the names and shapes of all weights but ControlNets', no weights.
@@ -233,26 +254,44 @@ class Components:
         self, empty: Model, name: str, device: torch.device, path: Path | None = None
     ) -> Iterator[Model]:
         path = getattr(self.files, name) if path is None else path
-        if (name, path) in self._kept:
-            yield cast(Model, self._kept[name, path])
-            return
-        model = empty.eval()
-        load_weights(model, path, device=device)
-        if name in ("text_encoder", "unet"):
-            merge_loras(self.loras, name, model)
-        if self.sliced_attention_size is not None:
-            slice_attention(model, self.sliced_attention_size)
-        if self.fast_kernels and device.type == "cpu":
-            for network in _networks(model):
-                accelerate_at_first_use(network)
-        if name in self.keep:
-            self._kept[name, path] = model
+        execution = self.execution
+        offload = execution.offload and not execution.streamed and device.type != "cpu"
+        key = (name, path, device, replace(execution, weight_budget=None))
+        model = cast(Model, self._kept.get(key, empty))
+        if key not in self._kept:
+            self._load(model.eval(), name, path, device, offload=offload)
+        if name in self.keep or offload:
+            self._kept[key] = model
         try:
-            yield model
+            with moved(model, device) if offload else nullcontext():
+                yield model
         finally:
-            if name not in self.keep:
+            if key not in self._kept:
                 # Lets go of the weights even where somebody still holds the model.
                 model.to("meta")
+
+    def _load(
+        self, model: nn.Module, name: str, path: Path, device: torch.device, *, offload: bool
+    ) -> None:
+        """Give a model its weights, or the means to get them when it runs."""
+        execution = self.execution
+        dtype = execution.dtype_on(device)
+        loras = self.loras if name in ("text_encoder", "unet") else ()
+        if not execution.streamed:
+            file = load_weights(model, path, dtype=dtype, device=CPU if offload else device)
+            merge_loras(loras, name, model)
+            file.forget()  # what was read of it to merge something
+            execution.apply_to(model, _networks(model), device)
+            return
+        file = load_weights(model, path, dtype=None)
+        changes = {
+            model.get_parameter(parameter): change
+            for parameter, change in lora_changes(loras, name, model).items()
+        }
+        execution.apply_to(model, _networks(model), device)
+        stream_weights(
+            model, _networks(model), file.mappings, dtype=dtype, device=device, changes=changes
+        )
 
     def _empty_text_encoder(self) -> CLIPTextModel:
         with torch.device("meta"):
@@ -281,10 +320,10 @@ class Components:
 
 
 def _networks(model: nn.Module) -> list[nn.Module]:
-    """The parts of a model that are called as a whole and have convolutions."""
+    """The parts of a model that are called as a whole."""
     if isinstance(model, AutoencoderKL | AutoencoderTiny):
         return [model.encoder, model.decoder]
-    return [] if isinstance(model, CLIPTextModel) else [model]
+    return [model]
 
 
 def _conditioning_widths(path: Path, downsample_factor: int) -> tuple[int, ...]:

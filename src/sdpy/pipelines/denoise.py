@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from sdpy.errors import PaintingError
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
 from sdpy.pipelines.control import LoadedControl, steer, within
+from sdpy.pipelines.events import Notice
+from sdpy.pipelines.recovery import Resort, attempt
 from sdpy.prompts import PromptEmbeddings
 from sdpy.schedulers import Scheduler
 
@@ -52,7 +56,8 @@ def denoise(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator,
     controls: Sequence[LoadedControl] = (),
-) -> Iterator[Step]:
+    resorts: Sequence[Resort] = (),
+) -> Iterator[Step | Notice]:
     """Walk from noise to clean latents, one evaluation of the UNet a step.
 
     Args:
@@ -71,6 +76,11 @@ def denoise(
             Diffusion Models" (Kynkäänniemi et al., 2024).
         generator: of the noise that some schedulers add.
         controls: ControlNets that steer the UNet.
+        resorts: what can be done where memory runs out; a notice tells of each that is taken.
+
+    Raises:
+        ShortageError: there is not enough memory.
+        PaintingError: the latents are not finite any more.
     """
     weight = unet.conv_in.weight
     latents = walk.latents.to(weight.device)
@@ -83,29 +93,42 @@ def denoise(
     prompt_alone = both_prompts[-1:]
     conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
     timesteps = scheduler.timesteps
+
+    @torch.inference_mode()
+    def predict(i: int, sample: Tensor, context: Tensor) -> Tensor:
+        t = timesteps[i].to(weight.device)
+        noisy = sample.expand(len(context), -1, -1, -1)
+        down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
+        if conditioning is not None:
+            sample = torch.cat([sample, conditioning], dim=1)
+        return unet(
+            sample.expand(len(context), -1, -1, -1),
+            t,
+            context,
+            timestep_cond=timestep_cond,
+            down_residuals=down_residuals,
+            mid_residual=mid_residual,
+        ).float()
+
+    left = list(resorts)
     for i, timestep in enumerate(timesteps):
         guided = within(*guidance_interval, i, len(timesteps))
         context = both_prompts if guided else prompt_alone
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
-            t = timestep.to(weight.device)
-            noisy = sample.expand(len(context), -1, -1, -1)
-            down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
-            if conditioning is not None:
-                sample = torch.cat([sample, conditioning], dim=1)
-            prediction = unet(
-                sample.expand(len(context), -1, -1, -1),
-                t,
-                context,
-                timestep_cond=timestep_cond,
-                down_residuals=down_residuals,
-                mid_residual=mid_residual,
-            ).float()
+        prediction = yield from attempt(partial(predict, i, sample, context), left, "the UNet")
+        with torch.inference_mode():
             prediction = classifier_free_guidance(prediction, guidance_scale, guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, generator)
             if walk.after_step is not None:
                 upcoming = timesteps[i + 1] if i + 1 < len(timesteps) else None
                 latents = walk.after_step(latents, upcoming)
+            if not latents.isfinite().all():
+                instead = "--dtype fp32" if weight.dtype != torch.float32 else "other weights"
+                raise PaintingError(
+                    f"step {i + 1} of {len(timesteps)} gave latents that are not finite: try "
+                    f"another --scheduler, a lower --guidance-scale, or {instead}"
+                )
         yield Step(i + 1, len(timesteps), latents)
 
 

@@ -8,7 +8,9 @@ import torch
 
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.paint import Event, Settings, check, latent_shape, paint
+from sdpy.pipelines.events import Event
+from sdpy.pipelines.memory import fit_memory
+from sdpy.pipelines.paint import Settings, check, latent_shape, paint
 from sdpy.schedulers import Scheduler
 
 
@@ -25,9 +27,12 @@ def generate(
     Raises:
         UsageError: an unsuitable size or setting.
         WeightsError: a file is broken or of the wrong kind.
+        ShortageError: there is not enough memory.
+        PaintingError: numbers went wrong.
     """
     shape = latent_shape(components, width, height)
     check(components, settings, shape, (components.variant.vae.latent_channels,))
+    components = yield from fit_memory(components, settings, shape)
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         return Walk(torch.randn(shape, generator=generator) * scheduler.init_noise_sigma)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from sdpy.models import DiagonalGaussian
+from sdpy.pipelines.autoencoding import encode
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.paint import Event, Settings, check, latent_shape, paint, skipped_steps
+from sdpy.pipelines.events import Event
+from sdpy.pipelines.memory import fit_memory
+from sdpy.pipelines.paint import Settings, check, latent_shape, paint, skipped_steps
 from sdpy.schedulers import Scheduler
 
 
@@ -29,6 +32,8 @@ def img2img(
     Raises:
         UsageError: an unsuitable size or setting.
         WeightsError: a file is broken or of the wrong kind.
+        ShortageError: there is not enough memory.
+        PaintingError: numbers went wrong.
 
     Source: "SDEdit" (Meng et al., 2022); draws in the order of the OCaml program, the posterior's
     sample before the noise.
@@ -36,7 +41,8 @@ def img2img(
     shape = latent_shape(components, picture.shape[-1], picture.shape[-2])
     skip = skipped_steps(settings.steps, strength)
     check(components, settings, shape, (components.variant.vae.latent_channels,))
-    encoded = encode(components, picture)
+    components = yield from fit_memory(components, settings, shape, encodes=True)
+    encoded = yield from encode(components, picture)
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         latents = sample_latents(components, encoded, generator)
@@ -44,19 +50,6 @@ def img2img(
         return Walk(noisy(scheduler, latents, noise))
 
     yield from paint(components, settings, begin, skip)
-
-
-@torch.inference_mode()
-def encode(components: Components, picture: Tensor) -> DiagonalGaussian:
-    """The distribution of a picture's latents, float32 on the CPU.
-
-    Args:
-        components: the models.
-        picture: (1, 3, H, W) in [-1, 1].
-    """
-    with components.vae() as vae:
-        encoded = vae.encode(picture.to(next(vae.parameters())))
-        return DiagonalGaussian(encoded.mean.float().cpu(), encoded.std.float().cpu())
 
 
 def sample_latents(

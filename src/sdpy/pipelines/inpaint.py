@@ -10,19 +10,13 @@ from torch import Tensor
 
 from sdpy.errors import ImageError
 from sdpy.models import DiagonalGaussian
+from sdpy.pipelines.autoencoding import encode
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.img2img import encode, noisy, sample_latents
-from sdpy.pipelines.paint import (
-    Begin,
-    Event,
-    Notice,
-    Settings,
-    check,
-    latent_shape,
-    paint,
-    skipped_steps,
-)
+from sdpy.pipelines.events import Event, Notice
+from sdpy.pipelines.img2img import noisy, sample_latents
+from sdpy.pipelines.memory import fit_memory
+from sdpy.pipelines.paint import Begin, Settings, check, latent_shape, paint, skipped_steps
 from sdpy.schedulers import Scheduler
 
 
@@ -52,6 +46,8 @@ def inpaint(
         UsageError: an unsuitable size or setting.
         ImageError: the mask vanishes at the resolution of the latents.
         WeightsError: a file is broken or of the wrong kind.
+        ShortageError: there is not enough memory.
+        PaintingError: numbers went wrong.
     """
     shape = latent_shape(components, picture.shape[-1], picture.shape[-2])
     latent_mask = F.interpolate(mask, size=shape[-2:], mode="nearest")
@@ -64,17 +60,19 @@ def inpaint(
     skip = skipped_steps(settings.steps, strength)
     latent_channels = components.variant.vae.latent_channels
     check(components, settings, shape, (latent_channels, 2 * latent_channels + 1))
+    components = yield from fit_memory(components, settings, shape, encodes=True)
     if components.unet_in_channels == latent_channels:
         if components.variant.unet.in_channels != latent_channels:
             yield Notice(
                 f"{components.files.unet} is not made for inpainting: blending the latents instead"
             )
-        begin = _blending(components, encode(components, picture), latent_mask, skip)
+        encoded = yield from encode(components, picture)
+        begin = _blending(components, encoded, latent_mask, skip)
     else:
-        masked = encode(components, picture * (1 - mask))
+        masked = yield from encode(components, picture * (1 - mask))
         # From pure noise, the picture itself is not needed.
-        encoded = None if skip == 0 else encode(components, picture)
-        begin = _conditioned(components, encoded, masked, latent_mask, skip)
+        whole = None if skip == 0 else (yield from encode(components, picture))
+        begin = _conditioned(components, whole, masked, latent_mask, skip)
     yield from paint(components, settings, begin, skip)
 
 

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from sdpy.approximations import Approximation, approximate
 from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError, WeightsError
+from sdpy.kernels import AUTOMATIC, slice_attention
+from sdpy.models import UNet2DConditionModel
+from sdpy.pipelines.autoencoding import decode
 from sdpy.pipelines.components import Components
-from sdpy.pipelines.control import Control, check_controls, load_controls
-from sdpy.pipelines.denoise import Walk, denoise
+from sdpy.pipelines.control import Control, LoadedControl, check_controls, load_controls
+from sdpy.pipelines.denoise import Step, Walk, denoise
+from sdpy.pipelines.events import Event, Notice, Painted, Progress, PromptRead
+from sdpy.pipelines.recovery import Resort
 from sdpy.prompts import PromptEmbeddings, TokenizedPrompt, encode_prompt, tokenize_prompt
 from sdpy.schedulers import Scheduler, make_scheduler
 
@@ -49,42 +53,6 @@ class Settings:
     approximations: tuple[Approximation, ...] = ()
 
 
-@dataclass(frozen=True)
-class Notice:
-    """Something that the user should know."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class PromptRead:
-    """The tokens of a prompt are known; ``what`` is "prompt" or "negative prompt"."""
-
-    what: str
-    prompt: TokenizedPrompt
-
-
-@dataclass(frozen=True)
-class Progress:
-    """``step`` of ``steps`` is done, of sample ``sample`` (from 1) of ``samples``."""
-
-    sample: int
-    samples: int
-    step: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A finished picture: (1, 3, H, W) float32 on the CPU, about [-1, 1]; samples count from 1."""
-
-    sample: int
-    seed: int
-    picture: Tensor
-
-
-Event = Notice | PromptRead | Progress | Painted
-
 Begin = Callable[[Scheduler, torch.Generator], Walk]
 """Makes a sample's beginning; all its noise comes from the generator."""
 
@@ -101,6 +69,10 @@ def paint(
         settings: what to paint and how.
         begin: makes the beginning of each.
         skip: number of steps that are left out at the start of each walk.
+
+    Raises:
+        ShortageError: there is not enough memory.
+        PaintingError: numbers went wrong.
     """
     yield from (Notice(text) for text in components.notices)
     guidance_scale = effective_guidance_scale(components, settings)
@@ -129,10 +101,29 @@ def paint(
                 guidance_interval=settings.guidance_interval,
                 generator=generator,
                 controls=controls,
+                resorts=_resorts(components, unet, controls),
             ):
-                latents = step.latents
-                yield Progress(sample, settings.num_samples, step.index, step.total)
-        yield Painted(sample, seed, decode(components, latents))
+                if isinstance(step, Step):
+                    latents = step.latents
+                    yield Progress(sample, settings.num_samples, step.index, step.total)
+                else:
+                    yield step
+        picture = yield from decode(components, latents)
+        yield Painted(sample, seed, picture)
+
+
+def _resorts(
+    components: Components, unet: UNet2DConditionModel, controls: list[LoadedControl]
+) -> list[Resort]:
+    """What can be done when memory runs out in the midst of a walk."""
+
+    def slice_all() -> None:
+        for model in (unet, *(control.model for control in controls)):
+            slice_attention(model, AUTOMATIC)
+
+    if components.execution.sliced_attention_size is not None:
+        return []
+    return [Resort("computing its attention in slices from here on", slice_all)]
 
 
 def check(
@@ -296,14 +287,6 @@ def skipped_steps(steps: int, strength: float) -> int:
     if not 0.0 <= strength <= 1.0:
         raise UsageError(f"strength {strength:g}: use 0 (change nothing) to 1 (paint anew)")
     return steps - int(steps * strength)
-
-
-@torch.inference_mode()
-def decode(components: Components, latents: Tensor) -> Tensor:
-    """Clean latents (1, C, h, w) to a picture (1, 3, H, W), float32 on the CPU."""
-    with components.vae() as vae:
-        latents = latents / vae.config.scaling_factor
-        return vae.decode(latents.to(next(vae.parameters()))).float().cpu()
 
 
 def _tell(

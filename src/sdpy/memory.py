@@ -1,0 +1,126 @@
+"""How much memory this process may take, and sizes as people write them. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdpy.errors import UsageError
+
+ROOT = Path("/")
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``4G``, ``3500M``, ``1.5GiB``, ``2gb`` or ``4294967296``; K to T are powers of 1024.
+
+    Raises:
+        UsageError: no such size, or none at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise UsageError(f"--memory {text}: use auto, low, or a size such as 4G, 3500M or 2.5G")
+    return size
+
+
+def show_size(size: int) -> str:
+    """A number of bytes for people, as `parse_size` takes it."""
+    for unit in "KMGT":
+        size_in_unit = size / _UNITS[unit]
+        if size_in_unit < 999.5 or unit == "T":
+            return f"{size_in_unit:.3g}{unit}"
+    raise AssertionError("there is no larger unit")
+
+
+def free_memory(root: Path = ROOT) -> int | None:
+    """Bytes that this process may take beyond what it has; None where nobody says.
+
+    That is what the system has left, or less where a container's limit is nearer: Linux control
+    groups of both versions, with all their ancestors. Mapped files and the file cache count as
+    free, for they are given up when memory is needed. Elsewhere than on Linux it is all the memory
+    that the machine has.
+
+    Args:
+        root: folder in which ``proc`` and ``sys`` are.
+    """
+    kernel = _numbers(root / "proc/meminfo")
+    if "MemAvailable" not in kernel:
+        return _physical_memory() if root == ROOT else None
+    return max(0, min([1024 * kernel["MemAvailable"], *_left_in_groups(root)]))
+
+
+def resident_memory(root: Path = ROOT) -> int:
+    """Bytes of this process that are in memory now; 0 where nobody says."""
+    return 1024 * _numbers(root / "proc/self/status").get("VmRSS", 0)
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """What is left in each control group of this process that has a limit."""
+    for version, folder in _groups(root):
+        limit_file, usage_file, cache = (
+            ("memory.max", "memory.current", ("active_file", "inactive_file"))
+            if version == 2
+            else (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                ("total_active_file", "total_inactive_file"),
+            )
+        )
+        limit, usage = _number(folder / limit_file), _number(folder / usage_file)
+        if limit is not None and usage is not None:
+            stat = _numbers(folder / "memory.stat")
+            yield limit - usage + sum(stat.get(name, 0) for name in cache)
+
+
+def _groups(root: Path) -> Iterator[tuple[int, Path]]:
+    """Version and folder of this process's control groups and of their ancestors.
+
+    In a container the paths may be those outside of it; then only the topmost group is seen.
+    """
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        mount = root / "sys/fs/cgroup"
+        if controllers == "":
+            version = 2
+        elif "memory" in controllers.split(","):
+            version, mount = 1, mount / "memory"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for folder in (group, *group.parents):
+            yield version, mount / folder
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of each line ``name: 123 kB`` or ``name 123``, by its name."""
+    found = {}
+    for line in _lines(path):
+        words = line.replace(":", " ").split()
+        if len(words) >= 2 and words[1].isdecimal():
+            found[words[0]] = int(words[1])
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None if it holds none, as where there is no limit."""
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].strip().isdecimal() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,76 @@
+"""How to compute: in what numbers, how fast, and in how much memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from sdpy.devices import cpu_has_bfloat16
+from sdpy.kernels import BUDGET, accelerate_at_first_use, compute_in_strips, slice_attention
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to compute. But for ``dtype``, the picture is the same up to rounding.
+
+    Attributes:
+        dtype: of the models; see `dtype_on`. Latents and schedulers are in float32 always.
+        memory: "auto" to need no more than there is, "low" to need as little as possible, or how
+            many bytes this process may take. `sdpy.pipelines.memory` then sets ``strips``,
+            ``streamed``, ``sliced_attention_size`` and ``weight_budget`` before anything is loaded.
+        fast_kernels: compute convolutions and others in faster ways where there are such: on the
+            CPU in float32.
+        sliced_attention_size: heads of a batch computed together; None for all of them.
+        strips: run the autoencoder in strips.
+        streamed: have weights in memory, or on the GPU, only while their layer runs.
+        offload: keep models that are for a GPU in main memory while they do not run.
+        weight_budget: bytes that may be spent on faster forms of the weights; None for any number.
+    """
+
+    dtype: torch.dtype = torch.float32
+    memory: str | int = "auto"
+    fast_kernels: bool = True
+    sliced_attention_size: int | None = None
+    strips: bool = False
+    streamed: bool = False
+    offload: bool = False
+    weight_budget: int | None = None
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """In what the models there compute.
+
+        On the CPU it is float32, unless bfloat16 is asked for and the processor has it: without
+        instructions of its own, a shorter dtype is no faster there.
+        """
+        if device.type != "cpu" or (self.dtype == torch.bfloat16 and cpu_has_bfloat16()):
+            return self.dtype
+        return torch.float32
+
+    def within(self, budget: float) -> Execution:
+        """The same with that `weight_budget`, which may be infinite."""
+        return replace(self, weight_budget=None if math.isinf(budget) else int(budget))
+
+    def apply_to(
+        self, model: nn.Module, networks: Iterable[nn.Module], device: torch.device
+    ) -> None:
+        """Have a loaded model compute in this way.
+
+        Args:
+            model: any.
+            networks: those parts of it that are called as a whole.
+            device: where it is to run.
+        """
+        if self.strips:
+            compute_in_strips(model)
+        if self.sliced_attention_size is not None:
+            slice_attention(model, self.sliced_attention_size)
+        if not self.fast_kernels or device.type != "cpu" or self.dtype_on(device) != torch.float32:
+            return
+        budget = BUDGET if self.weight_budget is None else min(self.weight_budget, BUDGET)
+        for network in networks:
+            if any(isinstance(module, nn.Conv2d) for module in network.modules()):
+                accelerate_at_first_use(network, budget, keep_weights=not self.streamed)
