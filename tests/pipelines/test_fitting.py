@@ -1,0 +1,366 @@
+"""How much a picture takes is known before anything is loaded, and less is taken where need be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sdpy.pipelines.fitting as fitting_module
+from sdpy.checkpoints import Lora, write_checkpoint
+from sdpy.devices import Placement
+from sdpy.errors import ShortageError
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CLIPTextModel,
+    ControlNetConfig,
+    ControlNetModel,
+    UNet2DConditionModel,
+)
+from sdpy.pipelines import Components, Control, Execution, ModelFiles, Notice, Settings
+from sdpy.pipelines.fitting import Memory, Painting, find_room, fit_memory
+from sdpy.variants import SD15
+from tiny import tiny_components
+
+MIB, GIB = 2**20, 2**30
+SHAPE = (1, 4, 64, 64)
+CUDA = torch.device("cuda")
+
+
+# --- the sizes of Stable Diffusion, in files without numbers -------------------------------------
+
+
+def sparse_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> Path:
+    """A .safetensors file of a model's names and shapes, whose numbers are a hole in it."""
+    import json
+    import struct
+
+    names = {torch.float32: "F32", torch.float16: "F16"}
+    header, end = {}, 0
+    for name, tensor in model.state_dict().items():
+        start, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = {
+            "dtype": names[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    folder = tmp_path_factory.mktemp("sd15")
+    with torch.device("meta"):
+        models = {
+            "text_encoder": CLIPTextModel(SD15.text_encoder),
+            "unet": UNet2DConditionModel(SD15.unet),
+            "vae": AutoencoderKL(SD15.vae),
+        }
+        others = {
+            "tiny": AutoencoderTiny(SD15.tiny_vae),
+            "control": ControlNetModel(ControlNetConfig(unet=SD15.unet)),
+        }
+    for name, model in {**models, **others}.items():
+        sparse_weights(folder / f"{name}.safetensors", model, torch.float32)
+    sparse_weights(folder / "unet16.safetensors", models["unet"], torch.float16)
+    return ModelFiles(
+        **{name: folder / f"{name}.safetensors" for name in models},
+        vocabulary=folder / "none",
+    )
+
+
+def components_of(files: ModelFiles, **options: Any) -> Components:
+    return Components(SD15, files, **options)
+
+
+def need(
+    files: ModelFiles,
+    settings: Settings | None = None,
+    shape: tuple[int, int, int, int] = SHAPE,
+    *,
+    encodes: bool = False,
+    placement: Placement | None = None,
+    loras: tuple[Lora, ...] = (),
+    **execution: Any,
+) -> Memory:
+    placement = Placement() if placement is None else placement
+    components = components_of(files, placement=placement, loras=loras)
+    settings = Settings("x") if settings is None else settings
+    painting = Painting.of(components, settings, shape, encodes=encodes)
+    return painting.need(Execution(**execution))
+
+
+UNET, VAE = 859_520_964 * 4, 83_653_863 * 4
+
+
+def test_the_weights_of_the_largest_model_count(sd15: ModelFiles) -> None:
+    """Next to what it computes with, half a GB to be generous; models are never there together."""
+    assert UNET < need(sd15).main < UNET + 700 * MIB
+
+
+def test_streamed_weights_count_little(sd15: ModelFiles) -> None:
+    assert need(sd15, streamed=True, strips=True).main < 1.5 * GIB
+    assert need(sd15, streamed=True).main > need(sd15, streamed=True, strips=True).main
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_larger_picture_takes_more(sd15: ModelFiles, streamed: bool) -> None:
+    needs = [
+        need(sd15, shape=(1, 4, side, side), streamed=streamed, strips=True).main
+        for side in (32, 64, 96, 128, 256)
+    ]
+    assert needs == sorted(needs)
+    assert needs[-1] > needs[0] + 5 * GIB
+
+
+def test_guidance_takes_twice_the_maps(sd15: ModelFiles) -> None:
+    place = Placement(unet=CUDA)
+    guided, alone = (
+        need(sd15, Settings("x", guidance_scale=scale), (1, 4, 128, 128), placement=place).gpu
+        for scale in (7.5, 1)
+    )
+    assert guided - alone > 0.4 * (guided - UNET) > 500 * MIB
+
+
+def test_beginning_with_a_picture_takes_no_less(sd15: ModelFiles) -> None:
+    for strips in (False, True):
+        options = {"strips": strips, "streamed": True}
+        assert need(sd15, encodes=True, **options).main >= need(sd15, **options).main
+
+
+def test_shorter_numbers_take_half(sd15: ModelFiles) -> None:
+    on_gpu = Placement(CUDA, CUDA, CUDA)
+    long = need(sd15, placement=on_gpu)
+    short = need(sd15, placement=on_gpu, dtype=torch.float16)
+    assert UNET < long.gpu < UNET + GIB
+    assert UNET / 2 < short.gpu < 0.55 * long.gpu
+    assert long.main < GIB and short.main < GIB
+    streamed = need(sd15, placement=on_gpu, dtype=torch.float16, streamed=True, strips=True)
+    assert streamed.gpu < GIB
+
+
+def test_offloaded_models_stay_in_main_memory(sd15: ModelFiles) -> None:
+    on_gpu = Placement(CUDA, CUDA, CUDA)
+    assert need(sd15, placement=on_gpu, offload=True).main >= UNET
+    assert need(sd15, placement=on_gpu, offload=True).gpu == need(sd15, placement=on_gpu).gpu
+
+
+def test_each_device_has_its_own_models(sd15: ModelFiles) -> None:
+    both = need(sd15, placement=Placement(unet=CUDA))
+    assert both.gpu > UNET
+    assert VAE < both.main < VAE + 2 * GIB
+
+
+def test_controlnets_are_there_beside_the_unet(sd15: ModelFiles) -> None:
+    control = Control(sd15.unet.with_name("control.safetensors"), torch.zeros(1, 3, 512, 512))
+    counts = [
+        need(sd15, Settings("x", controls=(control,) * n), streamed=streamed).main
+        for streamed in (False, True)
+        for n in (0, 1, 2)
+    ]
+    network = 361_279_120 * 4
+    assert counts[1] - counts[0] > network and counts[2] - counts[1] > network
+    assert counts[5] < counts[3] + GIB
+
+
+def test_a_tiny_autoencoder_takes_less(sd15: ModelFiles) -> None:
+    tiny = replace(sd15, vae=sd15.vae.with_name("tiny.safetensors"))
+    large = (1, 4, 256, 256)
+    assert need(tiny, shape=large, streamed=True).main < need(sd15, shape=large, streamed=True).main
+
+
+def test_what_cannot_be_mapped_stays(tmp_path: Path, sd15: ModelFiles, tiny_data: Path) -> None:
+    """Though it comes and goes: an archive that is compressed is unpacked as a whole."""
+    import numpy as np
+
+    from tiny import tiny_weights
+
+    values = {name: tensor.numpy() for name, tensor in tiny_weights("unet").items()}
+    np.savez_compressed(tmp_path / "unet.npz", **values)
+    write_checkpoint(tmp_path / "plain.npz", tiny_weights("unet"))
+    size = sum(value.nbytes for value in values.values())
+    found = {}
+    for name in ("unet", "plain"):
+        components = tiny_components(tiny_data)
+        components.files = replace(components.files, unet=tmp_path / f"{name}.npz")
+        painting = Painting.of(components, Settings("x"), (1, 4, 16, 16), encodes=False)
+        found[name] = painting.models[1].unmapped
+    assert found == {"unet": size, "plain": 0}
+
+
+# --- choosing ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
+    """What there is, for the tests to change."""
+    sizes = {"main": float("inf"), "gpu": float("inf")}
+    monkeypatch.setattr(fitting_module, "find_room", lambda *_: Memory(**sizes))
+    yield sizes
+
+
+def fitted(
+    components: Components,
+    settings: Settings | None = None,
+    shape: tuple[int, int, int, int] = SHAPE,
+) -> tuple[Execution, list[str]]:
+    """What is chosen, and the notices."""
+    settings = Settings("x") if settings is None else settings
+    told = []
+    events = fit_memory(components, settings, shape)
+    while True:
+        try:
+            notice = next(events)
+        except StopIteration as stop:
+            return stop.value.execution, told
+        assert isinstance(notice, Notice)
+        told.append(notice.text)
+
+
+def test_where_there_is_enough_nothing_changes(sd15: ModelFiles, room: dict[str, float]) -> None:
+    assert fitted(components_of(sd15)) == (Execution(), [])
+    room["main"] = 100 * GIB
+    execution, told = fitted(components_of(sd15))
+    assert replace(execution, weight_budget=None) == Execution()
+    assert execution.weight_budget == pytest.approx(100 * GIB - need(sd15).main)
+    assert told == []
+
+
+def test_the_cheapest_that_suffices_is_chosen(sd15: ModelFiles, room: dict[str, float]) -> None:
+    """At this size, the decoder takes more than the UNet, until it works in strips."""
+    large = (1, 4, 192, 192)
+    plain = need(sd15, shape=large).main
+    in_strips = need(sd15, shape=large, strips=True).main
+    streamed = need(sd15, shape=large, strips=True, streamed=True).main
+    assert streamed < in_strips < plain
+    chosen = []
+    for room["main"] in (plain, plain - 1, in_strips, in_strips - 1, streamed):
+        execution, told = fitted(components_of(sd15), shape=large)
+        chosen.append((execution.strips, execution.streamed, len(told)))
+    assert chosen == [
+        (False, False, 0),
+        (True, False, 1),
+        (True, False, 1),
+        (True, True, 1),
+        (True, True, 1),
+    ]
+
+
+def test_what_is_chosen_is_said(sd15: ModelFiles, room: dict[str, float]) -> None:
+    room["main"] = 2 * GIB
+    _, (told,) = fitted(components_of(sd15))
+    assert told.startswith("512x512 pixels would take about ")
+    assert "G of memory, of 2." in told
+    assert told.endswith(": reading the weights anew at each step")
+
+
+def test_what_does_not_help_is_not_done(sd15: ModelFiles, room: dict[str, float]) -> None:
+    """Strips do not help a UNet, nor a tiny autoencoder."""
+    room["main"] = 2 * GIB
+    execution, _ = fitted(components_of(sd15))
+    assert (execution.strips, execution.streamed) == (False, True)
+    assert execution.weight_budget == 0
+    tiny = replace(sd15, vae=sd15.vae.with_name("tiny.safetensors"))
+    room["main"] = 1.2 * GIB
+    execution, _ = fitted(components_of(tiny))
+    assert (execution.strips, execution.streamed) == (False, True)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(sd15: ModelFiles, room: dict[str, float]) -> None:
+    room["main"] = 100 * MIB
+    for memory in ("auto", "low"):
+        with pytest.raises(ShortageError) as caught:
+            fitted(components_of(sd15, execution=Execution(memory=memory)))
+        line = str(caught.value)
+        assert line.startswith("512x512 pixels would take about ")
+        for words in ("thriftiest", "--width", "--height", "--memory"):
+            assert words in line
+        assert "\n" not in line
+    assert caught.value.exit_code == 7
+
+
+def test_low_takes_as_little_as_it_can(sd15: ModelFiles, room: dict[str, float]) -> None:
+    execution, told = fitted(components_of(sd15, execution=Execution(memory="low")))
+    assert (execution.strips, execution.streamed, execution.weight_budget) == (True, True, 0)
+    assert execution.sliced_attention_size is None  # which saves nothing on the CPU
+    assert told == []
+
+
+def test_a_gpu_has_its_own_memory(sd15: ModelFiles, room: dict[str, float]) -> None:
+    components = components_of(sd15, placement=Placement(CUDA, CUDA, CUDA))
+    room["gpu"] = 2 * GIB
+    execution, (told,) = fitted(components)
+    assert execution.streamed
+    assert "of the GPU's memory, of 2G that are free" in told
+    execution, _ = fitted(components.computing(memory="low"))
+    assert (execution.strips, execution.streamed) == (True, True)
+    assert execution.sliced_attention_size == 0
+    room["gpu"] = 10 * MIB
+    with pytest.raises(ShortageError, match="of the GPU's memory"):
+        fitted(components)
+
+
+def test_slices_of_one_s_own_stay(sd15: ModelFiles, room: dict[str, float]) -> None:
+    components = components_of(
+        sd15,
+        placement=Placement(CUDA, CUDA, CUDA),
+        execution=Execution(memory="low", sliced_attention_size=3),
+    )
+    assert fitted(components)[0].sliced_attention_size == 3
+
+
+def test_the_rest_of_the_execution_stays(sd15: ModelFiles, room: dict[str, float]) -> None:
+    room["main"] = 2 * GIB
+    given = Execution(fast_kernels=False, sliced_attention_size=2, offload=True)
+    execution, _ = fitted(components_of(sd15, execution=given))
+    assert execution == replace(given, streamed=True, weight_budget=0)
+
+
+def test_kept_models_count_until_they_are_there(tiny_data: Path, room: dict[str, float]) -> None:
+    components = tiny_components(tiny_data, keep=frozenset({"unet"}))
+    sizes = []
+    for _ in range(2):
+        painting = Painting.of(components, Settings("x"), (1, 4, 16, 16), encodes=False)
+        sizes.append([model.weights(components.execution).main for model in painting.models])
+        with components.unet():
+            pass
+    assert [size > 0 for size in sizes[0]] == [True, True, True]
+    assert [size > 0 for size in sizes[1]] == [True, False, True]
+
+
+# --- what there is -----------------------------------------------------------------------------
+
+
+def test_the_room_is_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting_module, "free_memory", lambda: 5 * GIB)
+    assert find_room(Execution(), ()) == Memory(5 * GIB, float("inf"))
+    assert find_room(Execution(memory="low"), ()) == Memory(5 * GIB, float("inf"))
+    monkeypatch.setattr(fitting_module, "free_memory", lambda: None)
+    assert find_room(Execution(), ()).main == float("inf")
+
+
+def test_a_size_is_for_the_whole_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is believed, whatever is free."""
+    monkeypatch.setattr(fitting_module, "free_memory", lambda: 1)
+    monkeypatch.setattr(fitting_module, "resident_memory", lambda: GIB)
+    assert find_room(Execution(memory=4 * GIB), ()).main == 3 * GIB
+
+
+def test_the_fullest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    free = {"cuda:0": 8 * GIB, "cuda:1": 6 * GIB}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (free[str(d)], 16 * GIB))
+    devices = [torch.device(name) for name in free]
+    assert find_room(Execution(), devices).gpu == 6 * GIB
+    assert find_room(Execution(), [torch.device("mps")]).gpu == float("inf")

@@ -1,0 +1,361 @@
+"""What happens when memory runs out or numbers go wrong in the midst of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sdpy.pipelines.execution as execution_module
+from parity.compare import relative_error
+from sdpy.devices import Placement
+from sdpy.errors import PaintingError, ShortageError
+from sdpy.models import AutoencoderKL, UNet2DConditionModel
+from sdpy.models.attention import Attention
+from sdpy.models.vae import Decoder, Encoder
+from sdpy.pipelines import (
+    Components,
+    Event,
+    Execution,
+    Notice,
+    Painted,
+    Progress,
+    Settings,
+    generate,
+    img2img,
+)
+from sdpy.pipelines.recovery import Resort, attempt, is_out_of_memory
+from tiny import random_picture, tiny_components
+
+SETTINGS = Settings("x", steps=3)
+ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8 GB, max allowed: 9 GB)"),
+]
+
+
+def paint(components: Components, settings: Settings = SETTINGS) -> tuple[Tensor, list[str]]:
+    """A picture and the notices before it."""
+    return outcome(generate(components, settings, width=32, height=32))
+
+
+def outcome(events: Iterator[Event]) -> tuple[Tensor, list[str]]:
+    told, pictures = [], []
+    for event in events:
+        if isinstance(event, Notice):
+            told.append(event.text)
+        elif isinstance(event, Painted):
+            pictures.append(event.picture)
+    (picture,) = pictures
+    return picture, told
+
+
+Failing = Callable[..., list[int]]
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    """Makes calls of a class's forward, counted from 0, raise an error; returns those that did."""
+
+    def failing(cls: type, calls: set[int], error: Exception) -> list[int]:
+        forward = cls.forward  # type: ignore[attr-defined]
+        count, raised = 0, []
+
+        def fail(self: Any, *args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count - 1 in calls:
+                raised.append(count - 1)
+                raise error
+            return forward(self, *args, **options)
+
+        monkeypatch.setattr(cls, "forward", fail)
+        return raised
+
+    return failing
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def test_the_allocator_s_own_words_are_known() -> None:
+    """As this version of torch has them."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_shortages_are_known(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("memory"), RuntimeError("mat1 and mat2"), OSError()])
+def test_other_errors_are_not_shortages(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    events = attempt(lambda: (_ for _ in ()).throw(error), [Resort("x", lambda: None)], "it")
+    with pytest.raises(type(error)):
+        next(events)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_the_decoder_is_run_in_strips(tiny_data: Path, failing: Failing, error: Exception) -> None:
+    expected, told = paint(tiny_components(tiny_data))
+    assert told == []
+    assert failing(Decoder, {0}, error) == []
+    picture, told = paint(tiny_components(tiny_data))
+    assert told == ["not enough memory for the autoencoder: running it in strips"]
+    assert relative_error(picture, expected) <= 1e-5
+
+
+def test_what_works_stays_for_the_next_picture_only_in_the_same_run(
+    tiny_data: Path, failing: Failing
+) -> None:
+    """Each picture begins anew, since memory may be there again."""
+    failing(Decoder, {0}, MemoryError())
+    events = list(
+        generate(tiny_components(tiny_data), replace(SETTINGS, num_samples=2), width=32, height=32)
+    )
+    assert [type(e) for e in events if isinstance(e, Notice | Painted)] == [
+        Notice,
+        Painted,
+        Painted,
+    ]
+
+
+def test_strips_are_not_tried_twice(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shortage(*_: Any) -> Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoencoderKL, "decode", shortage)
+    components = tiny_components(tiny_data, execution=Execution(strips=True))
+    with pytest.raises(ShortageError, match="not enough memory for the autoencoder: use a sm"):
+        paint(components)
+
+
+def test_a_gpu_s_decoder_is_run_on_the_cpu_at_last(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, failing: Failing
+) -> None:
+    """Another number of the CPU stands in for a GPU."""
+    expected, _ = paint(tiny_components(tiny_data))
+    placement = Placement(vae=torch.device("cpu", 0))
+    assert placement.vae != Placement().vae
+    decode, count = AutoencoderKL.decode, 0
+
+    def short_twice(self: AutoencoderKL, latents: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        if count < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, latents)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", short_twice)
+    picture, told = paint(tiny_components(tiny_data, placement=placement))
+    assert told == [
+        "not enough memory for the autoencoder: running it in strips",
+        "not enough memory for the autoencoder: running it on the CPU",
+    ]
+    assert relative_error(picture, expected) <= 1e-5
+
+
+def test_the_encoder_likewise(tiny_data: Path, failing: Failing) -> None:
+    def run() -> tuple[Tensor, list[str]]:
+        picture = random_picture(32, 32)
+        return outcome(img2img(tiny_components(tiny_data), SETTINGS, picture, strength=0.7))
+
+    expected, _ = run()
+    failing(Encoder, {0}, MemoryError())
+    picture, told = run()
+    assert told == ["not enough memory for the autoencoder: running it in strips"]
+    assert relative_error(picture, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "euler_a", "pndm"])
+def test_a_step_is_done_again_with_sliced_attention(
+    tiny_data: Path, failing: Failing, scheduler: str
+) -> None:
+    """Once, without a trace in samplers that remember or draw noise."""
+    settings = Settings("x", steps=4, scheduler=scheduler)
+    expected, _ = paint(tiny_components(tiny_data), settings)
+    assert failing(UNet2DConditionModel, {2}, MemoryError()) == []
+    picture, told = paint(tiny_components(tiny_data, execution=Execution()), settings)
+    assert told == [
+        "not enough memory for the UNet: computing its attention in slices from here on"
+    ]
+    assert relative_error(picture, expected) <= 1e-4
+
+
+def test_it_is_said_when_it_happens(tiny_data: Path, failing: Failing) -> None:
+    failing(UNet2DConditionModel, {1}, MemoryError())
+    plain = tiny_components(tiny_data, execution=Execution(fast_kernels=False))
+    events = list(generate(plain, SETTINGS, width=32, height=32))
+    steps = [e.step if isinstance(e, Progress) else type(e).__name__ for e in events]
+    assert steps == ["PromptRead", 0, 1, "Notice", 2, 3, "Painted"]
+
+
+def test_the_attention_is_sliced(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, failing: Failing
+) -> None:
+    sliced: list[bool] = []
+    forward = Attention.forward
+
+    def look(self: Attention, *args: Any) -> Tensor:
+        sliced.append("in_slices" in str(self.attend))
+        return forward(self, *args)
+
+    monkeypatch.setattr(Attention, "forward", look)
+    failing(UNet2DConditionModel, {1}, MemoryError())
+    paint(tiny_components(tiny_data, execution=Execution(fast_kernels=False)))
+    third = len(sliced) // 3
+    assert sliced == [False] * third + [True] * 2 * third
+
+
+def test_slices_that_are_there_are_no_resort(tiny_data: Path, failing: Failing) -> None:
+    failing(UNet2DConditionModel, {1}, MemoryError())
+    components = tiny_components(
+        tiny_data, execution=Execution(sliced_attention_size=1, fast_kernels=False)
+    )
+    with pytest.raises(ShortageError, match="not enough memory for the UNet: use a smaller"):
+        paint(components)
+
+
+def test_twice_is_too_often(tiny_data: Path, failing: Failing) -> None:
+    failing(UNet2DConditionModel, {1, 3}, MemoryError())
+    with pytest.raises(ShortageError) as caught:
+        paint(tiny_components(tiny_data, execution=Execution(fast_kernels=False)))
+    assert caught.value.exit_code == 7
+    assert "\n" not in str(caught.value)
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def changing(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+    """Changes what the decoder gives."""
+    decode = AutoencoderKL.decode
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, x: change(decode(self, x)))
+
+
+def one_bad(bad: float) -> Callable[[Tensor], Tensor]:
+    def change(picture: Tensor) -> Tensor:
+        picture = picture.clone()
+        picture[0, 1, 3, 4] = bad
+        return picture
+
+    return change
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_pixel_that_is_no_number_is_an_error(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    changing(monkeypatch, one_bad(bad))
+    with pytest.raises(PaintingError, match="pixels that are not finite.*vae.ot") as caught:
+        paint(tiny_components(tiny_data))
+    assert caught.value.exit_code == 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda picture: torch.full_like(picture, -1),
+        lambda picture: picture - 100,  # black, once it is cut to what a file can hold
+        lambda picture: picture + 100,
+        lambda picture: picture[..., :1, :1].clamp(-1, 1).expand_as(picture) + 1e-4 * picture,
+    ],
+    ids=["black", "below black", "above white", "some colour"],
+)
+def test_one_colour_is_an_error(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]
+) -> None:
+    changing(monkeypatch, change)
+    with pytest.raises(PaintingError, match="one colour"):
+        paint(tiny_components(tiny_data))
+
+
+def test_a_single_other_pixel_is_a_picture(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing(monkeypatch, lambda picture: one_bad(0.5)(torch.full_like(picture, -1)))
+    assert paint(tiny_components(tiny_data))[1] == []
+
+
+def has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution_module, "cpu_has_bfloat16", lambda: True)
+
+
+def test_the_decoder_is_tried_once_more_in_fp32(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_bfloat16(monkeypatch)
+    decode, dtypes = AutoencoderKL.decode, []
+
+    def overflowing(self: AutoencoderKL, latents: Tensor) -> Tensor:
+        dtypes.append(latents.dtype)
+        picture = decode(self, latents)
+        return picture if latents.dtype == torch.float32 else picture * torch.nan
+
+    monkeypatch.setattr(AutoencoderKL, "decode", overflowing)
+    components = tiny_components(tiny_data, execution=Execution(dtype=torch.bfloat16))
+    picture, told = paint(components)
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert told == ["the decoder gave pixels that are not finite: doing it again in fp32"]
+    assert picture.isfinite().all()
+
+
+def test_once_more_is_once(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_bfloat16(monkeypatch)
+    changing(monkeypatch, lambda picture: picture * torch.nan)
+    components = tiny_components(tiny_data, execution=Execution(dtype=torch.bfloat16))
+    with pytest.raises(PaintingError, match="not finite"):
+        paint(components)
+
+
+def test_latents_of_a_picture_that_are_not_finite(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PaintingError, match="became latents that are not finite"):
+        outcome(
+            img2img(
+                tiny_components(tiny_data),
+                SETTINGS,
+                torch.full((1, 3, 32, 32), torch.nan),
+                strength=0.5,
+            )
+        )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [(torch.float32, "other weights"), (torch.bfloat16, "--dtype fp32")]
+)
+def test_the_step_is_named_at_which_latents_go_wrong(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, bad: float, dtype: torch.dtype, hint: str
+) -> None:
+    has_bfloat16(monkeypatch)
+    forward, count = UNet2DConditionModel.forward, 0
+
+    def bad_at_last(self: Any, *args: Any, **options: Any) -> Tensor:
+        nonlocal count
+        count += 1
+        prediction = forward(self, *args, **options).clone()
+        if count == 2:
+            prediction[:, 1, 2, 3] = bad
+        return prediction
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", bad_at_last)
+    execution = Execution(dtype=dtype, fast_kernels=False)
+    with pytest.raises(PaintingError, match="step 2 of 3 gave latents") as caught:
+        paint(tiny_components(tiny_data, execution=execution))
+    for words in ("--scheduler", "--guidance-scale", hint):
+        assert words in str(caught.value)
