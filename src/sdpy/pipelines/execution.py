@@ -20,7 +20,7 @@ class Execution:
     Attributes:
         dtype: of the models; see `dtype_on`. Latents and schedulers are in float32 always.
         memory: "auto" to need no more than there is, "low" to need as little as possible, or how
-            many bytes this process may take. `sdpy.pipelines.memory` then sets ``strips``,
+            many bytes this process may take. `sdpy.pipelines.fitting` then sets ``strips``,
             ``streamed``, ``sliced_attention_size`` and ``weight_budget`` before anything is loaded.
         fast_kernels: compute convolutions and others in faster ways where there are such: on the
             CPU in float32.

@@ -12,7 +12,7 @@ from sdpy.pipelines.autoencoding import encode
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
 from sdpy.pipelines.events import Event
-from sdpy.pipelines.memory import fit_memory
+from sdpy.pipelines.fitting import fit_memory
 from sdpy.pipelines.paint import Settings, check, latent_shape, paint, skipped_steps
 from sdpy.schedulers import Scheduler
 

@@ -14,8 +14,8 @@ from sdpy.pipelines.autoencoding import encode
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
 from sdpy.pipelines.events import Event, Notice
+from sdpy.pipelines.fitting import fit_memory
 from sdpy.pipelines.img2img import noisy, sample_latents
-from sdpy.pipelines.memory import fit_memory
 from sdpy.pipelines.paint import Begin, Settings, check, latent_shape, paint, skipped_steps
 from sdpy.schedulers import Scheduler
 
