@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdpy.checkpoints import write_checkpoint
 
-USAGE, WEIGHTS, IMAGE, OUTPUT = 2, 3, 4, 5
+USAGE, WEIGHTS, IMAGE, OUTPUT, SHORTAGE = 2, 3, 4, 5, 7
 
 
 def files(tiny_data: Path) -> dict[str, str]:
@@ -99,6 +99,22 @@ WRONG_OPTIONS: list[tuple[tuple[str, ...], int]] = [
     (("--guidance-interval", "0.8,0.2"), USAGE),
     (("--guidance-interval", "0,inf"), USAGE),
     (("--guidance-interval", "nan,1"), USAGE),
+    (("--memory", "lots"), USAGE),
+    (("--memory", ""), USAGE),
+    (("--memory", "0"), USAGE),
+    (("--memory", "-1G"), USAGE),
+    (("--memory", "4X"), USAGE),
+    (("--memory", "1M"), SHORTAGE),
+    (("--memory", "4096"), SHORTAGE),
+    (("--dtype", "fp8"), USAGE),
+    (("--dtype", ""), USAGE),
+    (("--dtype", "fp16", "--device", "cpu"), USAGE),
+    (("--threads", "0"), USAGE),
+    (("--threads", "-2"), USAGE),
+    (("--threads", "1025"), USAGE),
+    (("--threads", "all"), USAGE),
+    (("--offload", "--cpu", "all"), USAGE),
+    (("--offload", "yes"), USAGE),
     (("--prompt-syntax", "nope"), USAGE),
     (("--long-prompt", "nope"), USAGE),
     (("--long-prompt", "error", "--negative-prompt", "cat " * 76), USAGE),
@@ -234,6 +250,11 @@ def test_the_same_without_a_mistake_works(sdpy: Any, loaded: list[str], tiny_dat
         (("generate", "x", "--model", "nope"), USAGE, ["'nope'", "sd15, sd15-inpaint", "demo"]),
         (("generate", "x", "--cpu", "clip,gpu"), USAGE, ["'gpu'", "all, clip, unet, vae"]),
         (("generate", "x", "--device", "nope"), USAGE, ["--device nope", "offers cpu"]),
+        (("generate", "x", "--memory", "lots"), USAGE, ["--memory lots", "auto, low", "4G"]),
+        (("generate", "x", "--memory", "1M"), SHORTAGE, ["32x32", "would take about", "--width"]),
+        (("generate", "x", "--dtype", "half"), USAGE, ["'half'", "auto, fp32, fp16, bf16"]),
+        (("generate", "x", "--cpu", "all", "--dtype", "fp16"), USAGE, ["for GPUs", "fp32"]),
+        (("generate", "x", "--cpu", "all", "--offload"), USAGE, ["--offload", "for GPUs"]),
         (("generate", "x", "--data", "no"), WEIGHTS, ["no/unet.ot", "README", "--model demo"]),
         (("generate", "x", "--vae-weights", "{data}/unet.ot"), WEIGHTS, ["unet.ot", "UNet"]),
         (("img2img", "{missing}"), IMAGE, ["missing.png", "no such picture"]),

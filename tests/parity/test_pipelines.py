@@ -7,7 +7,7 @@ diffusers draws in another order than the original program does, it is given wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,16 @@ from parity.references import (
     reference_vae,
 )
 from parity.test_tokenizer import byte_symbols
-from sdpy.pipelines import Components, Event, Painted, Settings, generate, img2img, inpaint
+from sdpy.pipelines import (
+    Components,
+    Event,
+    Notice,
+    Painted,
+    Settings,
+    generate,
+    img2img,
+    inpaint,
+)
 from sdpy.schedulers import make_alphas_cumprod
 from sdpy.variants import ModelVariant
 from tiny import (
@@ -117,9 +126,9 @@ def ours(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Ours:
     result = Ours(tiny_data, [])
     decode = sdpy.pipelines.paint.decode
 
-    def noting(components: Components, latents: Tensor) -> Tensor:
+    def noting(components: Components, latents: Tensor) -> Generator[Notice, None, Tensor]:
         result.latents.append(latents)
-        return decode(components, latents)
+        return (yield from decode(components, latents))
 
     monkeypatch.setattr(sdpy.pipelines.paint, "decode", noting)
     return result

@@ -118,19 +118,13 @@ def test_the_decoder_is_run_in_strips(tiny_data: Path, failing: Failing, error: 
     assert relative_error(picture, expected) <= 1e-5
 
 
-def test_what_works_stays_for_the_next_picture_only_in_the_same_run(
-    tiny_data: Path, failing: Failing
-) -> None:
-    """Each picture begins anew, since memory may be there again."""
+def test_the_next_picture_is_tried_as_usual(tiny_data: Path, failing: Failing) -> None:
+    """Memory may be there again."""
     failing(Decoder, {0}, MemoryError())
-    events = list(
-        generate(tiny_components(tiny_data), replace(SETTINGS, num_samples=2), width=32, height=32)
-    )
-    assert [type(e) for e in events if isinstance(e, Notice | Painted)] == [
-        Notice,
-        Painted,
-        Painted,
-    ]
+    settings = replace(SETTINGS, num_samples=2)
+    events = generate(tiny_components(tiny_data), settings, width=32, height=32)
+    kinds = [type(event) for event in events]
+    assert [kind for kind in kinds if kind in (Notice, Painted)] == [Notice, Painted, Painted]
 
 
 def test_strips_are_not_tried_twice(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +174,7 @@ def test_the_encoder_likewise(tiny_data: Path, failing: Failing) -> None:
     assert relative_error(picture, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "euler_a", "pndm"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++-2m", "euler-a", "pndm"])
 def test_a_step_is_done_again_with_sliced_attention(
     tiny_data: Path, failing: Failing, scheduler: str
 ) -> None:
