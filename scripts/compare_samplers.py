@@ -65,8 +65,9 @@ from sdpy.devices import place, seeded_generator
 from sdpy.errors import SdpyError, UsageError
 from sdpy.files import atomic_write
 from sdpy.pipelines import Components, Settings, find_files
+from sdpy.pipelines.autoencoding import decode
 from sdpy.pipelines.denoise import Walk, denoise
-from sdpy.pipelines.paint import decode, latent_shape, plan, tokenize
+from sdpy.pipelines.paint import latent_shape, plan, tokenize
 from sdpy.prompts import PromptEmbeddings, encode_prompt
 from sdpy.samplers import SAMPLERS, find_sampler
 from sdpy.schedulers import Scheduler

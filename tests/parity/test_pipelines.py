@@ -124,13 +124,13 @@ class Ours:
 @pytest.fixture
 def ours(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Ours:
     result = Ours(tiny_data, [])
-    decode = sdpy.pipelines.paint.decode
+    decoding = sdpy.pipelines.paint.decoding
 
     def noting(components: Components, latents: Tensor) -> Generator[Notice, None, Tensor]:
         result.latents.append(latents)
-        return (yield from decode(components, latents))
+        return decoding(components, latents)
 
-    monkeypatch.setattr(sdpy.pipelines.paint, "decode", noting)
+    monkeypatch.setattr(sdpy.pipelines.paint, "decoding", noting)
     return result
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 import compare_samplers as cs
 import evaluate_demo as ev
 from sdpy.errors import UsageError
-from sdpy.pipelines import Components, Settings, generate
-from sdpy.pipelines.paint import decode
+from sdpy.pipelines import Components, Execution, Settings, generate
+from sdpy.pipelines.autoencoding import decode
 from sdpy.samplers import SAMPLERS
 from sdpy.schedulers import make_alphas_cumprod
 from tiny import TINY_V, tiny_components
@@ -37,7 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def components(tiny_data: Path) -> Components:
     keep = frozenset({"text_encoder", "unet", "vae"})
-    return tiny_components(tiny_data, TINY_V, keep=keep, fast_kernels=False)
+    return tiny_components(tiny_data, TINY_V, keep=keep, execution=Execution(fast_kernels=False))
 
 
 # -- a network that knows its data, of which the solution is a formula ----------------------------

@@ -17,10 +17,10 @@ from sdpy.benchmark.arithmetic import count_flops
 from sdpy.benchmark.timing import Evaluate, Phase
 from sdpy.devices import Placement, seeded_generator
 from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines import Components, Recognised, Settings
+from sdpy.pipelines import Components, Execution, Recognised, Settings
+from sdpy.pipelines.autoencoding import decode, encode
 from sdpy.pipelines.denoise import Walk, denoise
-from sdpy.pipelines.img2img import encode
-from sdpy.pipelines.paint import decode, effective_guidance_scale, latent_shape, plan, tokenize
+from sdpy.pipelines.paint import effective_guidance_scale, latent_shape, plan, tokenize
 from sdpy.prompts import PromptEmbeddings, encode_prompt
 
 
@@ -32,7 +32,7 @@ class Subject:
         model: variant and files.
         width, height: of the picture, in pixels.
         placement: devices of the models.
-        fast_kernels: see `Components`.
+        fast_kernels: see `Execution`.
         timestep_spacing: None for the variant's own.
     """
 
@@ -49,7 +49,7 @@ class Subject:
             variant=self.model.variant,
             files=self.model.files,
             placement=self.placement,
-            fast_kernels=self.fast_kernels,
+            execution=Execution(fast_kernels=self.fast_kernels),
             keep=frozenset(keep),
         )
 

@@ -15,13 +15,23 @@ from sdpy.errors import PaintingError
 from sdpy.models import AutoencoderKL, AutoencoderTiny, DiagonalGaussian
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.events import Notice
-from sdpy.pipelines.recovery import Resort, attempt
+from sdpy.pipelines.recovery import Resort, attempt, finish
 
 Result = TypeVar("Result")
 Autoencoder = AutoencoderKL | AutoencoderTiny
 
 
-def encode(components: Components, picture: Tensor) -> Generator[Notice, None, DiagonalGaussian]:
+def encode(components: Components, picture: Tensor) -> DiagonalGaussian:
+    """`encoding`, without its notices."""
+    return finish(encoding(components, picture))
+
+
+def decode(components: Components, latents: Tensor) -> Tensor:
+    """`decoding`, without its notices."""
+    return finish(decoding(components, latents))
+
+
+def encoding(components: Components, picture: Tensor) -> Generator[Notice, None, DiagonalGaussian]:
     """The distribution of a picture's latents, float32 on the CPU.
 
     Args:
@@ -44,7 +54,7 @@ def encode(components: Components, picture: Tensor) -> Generator[Notice, None, D
     return (yield from _checked(components, work, fault))
 
 
-def decode(components: Components, latents: Tensor) -> Generator[Notice, None, Tensor]:
+def decoding(components: Components, latents: Tensor) -> Generator[Notice, None, Tensor]:
     """Clean latents (1, C, h, w) to a picture (1, 3, H, W), float32 on the CPU.
 
     Raises:

@@ -14,7 +14,7 @@ from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
 from sdpy.pipelines.control import LoadedControl, steer, within
 from sdpy.pipelines.events import Notice
-from sdpy.pipelines.recovery import Resort, attempt
+from sdpy.pipelines.recovery import Resort, attempt, finish
 from sdpy.prompts import PromptEmbeddings
 from sdpy.schedulers import Scheduler
 
@@ -38,11 +38,15 @@ class Walk:
 
 @dataclass(frozen=True)
 class Step:
-    """One step that was done: the ``index``-th (from 1) of ``total``, and the latents after it."""
+    """One step that was done: the ``index``-th (from 1) of ``total``, and the latents after it.
+
+    ``notices`` tell what was done where memory ran out.
+    """
 
     index: int
     total: int
     latents: Tensor
+    notices: tuple[Notice, ...] = ()
 
 
 def denoise(
@@ -57,7 +61,7 @@ def denoise(
     generator: torch.Generator,
     controls: Sequence[LoadedControl] = (),
     resorts: Sequence[Resort] = (),
-) -> Iterator[Step | Notice]:
+) -> Iterator[Step]:
     """Walk from noise to clean latents, one evaluation of the UNet a step.
 
     Args:
@@ -76,7 +80,7 @@ def denoise(
             Diffusion Models" (Kynkäänniemi et al., 2024).
         generator: of the noise that some schedulers add.
         controls: ControlNets that steer the UNet.
-        resorts: what can be done where memory runs out; a notice tells of each that is taken.
+        resorts: what can be done where memory runs out.
 
     Raises:
         ShortageError: there is not enough memory.
@@ -116,7 +120,9 @@ def denoise(
         context = both_prompts if guided else prompt_alone
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
-        prediction = yield from attempt(partial(predict, i, sample, context), left, "the UNet")
+        work = attempt(partial(predict, i, sample, context), left, "the UNet")
+        notices: list[Notice] = []
+        prediction = finish(work, notices.append)
         with torch.inference_mode():
             prediction = classifier_free_guidance(prediction, guidance_scale, guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, generator)
@@ -129,7 +135,7 @@ def denoise(
                     f"step {i + 1} of {len(timesteps)} gave latents that are not finite: try "
                     f"another --scheduler, a lower --guidance-scale, or {instead}"
                 )
-        yield Step(i + 1, len(timesteps), latents)
+        yield Step(i + 1, len(timesteps), latents, tuple(notices))
 
 
 def guidance_context(embeddings: PromptEmbeddings, guidance_scale: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.autoencoding import encode
+from sdpy.pipelines.autoencoding import encoding
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
 from sdpy.pipelines.events import Event
@@ -42,7 +42,7 @@ def img2img(
     skip = skipped_steps(settings.steps, strength)
     check(components, settings, shape, (components.variant.vae.latent_channels,))
     components = yield from fit_memory(components, settings, shape, encodes=True)
-    encoded = yield from encode(components, picture)
+    encoded = yield from encoding(components, picture)
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
         latents = sample_latents(components, encoded, generator)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdpy.errors import ImageError
 from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.autoencoding import encode
+from sdpy.pipelines.autoencoding import encoding
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
 from sdpy.pipelines.events import Event, Notice
@@ -66,12 +66,12 @@ def inpaint(
             yield Notice(
                 f"{components.files.unet} is not made for inpainting: blending the latents instead"
             )
-        encoded = yield from encode(components, picture)
+        encoded = yield from encoding(components, picture)
         begin = _blending(components, encoded, latent_mask, skip)
     else:
-        masked = yield from encode(components, picture * (1 - mask))
+        masked = yield from encoding(components, picture * (1 - mask))
         # From pure noise, the picture itself is not needed.
-        whole = None if skip == 0 else (yield from encode(components, picture))
+        whole = None if skip == 0 else (yield from encoding(components, picture))
         begin = _conditioned(components, whole, masked, latent_mask, skip)
     yield from paint(components, settings, begin, skip)
 

@@ -12,10 +12,10 @@ from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError, WeightsError
 from sdpy.kernels import AUTOMATIC, slice_attention
 from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines.autoencoding import decode
+from sdpy.pipelines.autoencoding import decoding
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.control import Control, LoadedControl, check_controls, load_controls
-from sdpy.pipelines.denoise import Step, Walk, denoise
+from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.events import Event, Notice, Painted, Progress, PromptRead
 from sdpy.pipelines.recovery import Resort
 from sdpy.prompts import PromptEmbeddings, TokenizedPrompt, encode_prompt, tokenize_prompt
@@ -103,12 +103,10 @@ def paint(
                 controls=controls,
                 resorts=_resorts(components, unet, controls),
             ):
-                if isinstance(step, Step):
-                    latents = step.latents
-                    yield Progress(sample, settings.num_samples, step.index, step.total)
-                else:
-                    yield step
-        picture = yield from decode(components, latents)
+                latents = step.latents
+                yield from step.notices
+                yield Progress(sample, settings.num_samples, step.index, step.total)
+        picture = yield from decoding(components, latents)
         yield Painted(sample, seed, picture)
 
 

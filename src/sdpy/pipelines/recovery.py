@@ -39,6 +39,7 @@ def attempt(
     Raises:
         ShortageError: there is no resort left.
     """
+    taken: list[str] = []
     while True:
         try:
             return work()
@@ -46,15 +47,28 @@ def attempt(
             if not is_out_of_memory(error):
                 raise
             if not resorts:
+                tried = f" (after {', '.join(taken)})" if taken else ""
                 raise ShortageError(
-                    f"not enough memory for {what}: use a smaller --width and --height, "
+                    f"not enough memory for {what}{tried}: use a smaller --width and --height, "
                     "--memory low, or --cpu for models that do not fit on the GPU"
                 ) from error
         # Out here the error is gone, and with it what it held.
         resort = resorts.pop(0)
+        taken.append(resort.told)
         yield Notice(f"not enough memory for {what}: {resort.told}")
         _give_back()
         resort.take()
+
+
+def finish(
+    work: Generator[Notice, None, Result], tell: Callable[[Notice], None] = lambda notice: None
+) -> Result:
+    """The result of some work that gives notices on its way; ``tell`` is told of each."""
+    while True:
+        try:
+            tell(next(work))
+        except StopIteration as stop:
+            return stop.value
 
 
 def is_out_of_memory(error: BaseException) -> bool:
