@@ -265,21 +265,6 @@ def test_nothing_is_left_behind(unet: Any) -> None:
 
 
 @torch.no_grad()
-def test_asking_for_shapes_draws_no_numbers(unet: Any) -> None:
-    """The meta device's tensors have none; the next evaluation is as without the question."""
-    approximations = [TokenMerging(0.5), DeepCache(2)]
-    inputs = SAMPLE, TIME, CONTEXT
-    with approximate(unet, approximations, seed=1):
-        expected = [unet(*inputs) for _ in range(3)]
-    weights = {name: value.to("meta") for name, value in unet.named_parameters()}
-    with approximate(unet, approximations, seed=1):
-        for prediction in expected:
-            asked = [value.to("meta") for value in inputs]
-            assert torch.func.functional_call(unet, weights, tuple(asked)).shape == SAMPLE.shape
-            assert torch.equal(unet(*inputs), prediction)
-
-
-@torch.no_grad()
 def test_together_with_deep_cache(unet: Any) -> None:
     """Whole evaluations and the outermost layers both merge, whichever is named first."""
     both = [TokenMerging(0.5), DeepCache(2, branch=4)]

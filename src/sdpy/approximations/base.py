@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
 
@@ -36,17 +36,11 @@ class Approximation(Protocol):
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Have ``module`` compute ``forward`` for the duration of the block.
 
-    The module itself stays where it is, with its hooks and for others to wrap. Where only shapes
-    are asked for, by tensors on the meta device, it computes what it did.
+    The module itself stays where it is, with its hooks and for others to wrap.
     """
     attributes = vars(module)
     before = attributes.get("forward")  # the class's, unless another one was put here
-    plain = module.forward
-
-    def replacement(x: Tensor, *inputs: Any, **options: Any) -> Any:
-        return (plain if x.is_meta else forward)(x, *inputs, **options)
-
-    attributes["forward"] = replacement
+    attributes["forward"] = forward
     try:
         yield
     finally:

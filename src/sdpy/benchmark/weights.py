@@ -18,6 +18,7 @@ from sdpy.checkpoints import LazyTensors, is_model_folder, write_checkpoint
 from sdpy.errors import OutputError
 from sdpy.files import atomic_write
 from sdpy.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
+from sdpy.models.skeleton import skeleton
 from sdpy.pipelines import ModelFiles
 from sdpy.pipelines.configs import (
     model_index_json,
@@ -103,7 +104,7 @@ def model_files(folder: Path) -> ModelFiles:
 
 
 def _models(variant: ModelVariant) -> dict[str, nn.Module]:
-    with torch.device("meta"):
+    with skeleton():
         return {
             "text_encoder": CLIPTextModel(variant.text_encoder),
             "unet": UNet2DConditionModel(variant.unet),

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.equal_halves import compute_equal_halves_once
 from sdpy.kernels.feed_forward import ChunkedFeedForward
 from sdpy.kernels.matmul_conv import MatmulConv2d
@@ -45,21 +45,6 @@ BUDGET = 600 * 10**6
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """A convolution of the model, and the shape (B, C, H, W) of what it is given."""
-
-    name: str
-    module: nn.Conv2d
-    input_shape: torch.Size
-
-    @property
-    def positions(self) -> int:
-        """Places of the kernel."""
-        B, _, H, W = self.input_shape
-        return B * (H // self.module.stride[0]) * (W // self.module.stride[0])
-
-
-@dataclass(frozen=True)
 class Option:
     """A way to compute a convolution: its cost, the memory it adds, and how to make it."""
 
@@ -80,31 +65,25 @@ def accelerate_at_first_use(
             anew at each call, and are float32 only then.
     """
 
-    def first_use(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def first_use(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         handle.remove()
-        accelerate(module, args, kwargs, budget, keep_weights=keep_weights)
+        accelerate(module, args[0].shape, budget, keep_weights=keep_weights)
 
-    handle = model.register_forward_pre_hook(first_use, with_kwargs=True)
+    handle = model.register_forward_pre_hook(first_use)
 
 
 def accelerate(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None = None,
-    budget: int = BUDGET,
-    *,
-    keep_weights: bool = True,
+    model: nn.Module, input_shape: torch.Size, budget: int = BUDGET, *, keep_weights: bool = True
 ) -> None:
-    """Replace layers of ``model`` by faster ones, for arguments of the size of these.
+    """Replace layers of ``model`` by faster ones, for inputs of that size.
 
     Args:
         model: as for `accelerate_at_first_use`.
-        args: arguments of its ``forward``; their values are not looked at.
-        kwargs: likewise, by name.
+        input_shape: (B, C, H, W) of the first argument of its ``forward``.
         budget: bytes that larger weights may take more than the originals.
         keep_weights: as for `accelerate_at_first_use`.
     """
-    convolutions = find_convolutions(model, args, kwargs or {})
+    convolutions = list(find_convolutions(model, input_shape))
     for convolution, option in choose(convolutions, budget, keep_weights):
         replace_module(model, convolution.name, option.make(convolution.module))
     if isinstance(model, UNet2DConditionModel):
@@ -115,39 +94,6 @@ def accelerate(
         elif isinstance(module, Attention) and module.to_k.in_features != module.to_q.in_features:
             replace_module(module, "to_k", RememberingLinear(module.to_k))
             replace_module(module, "to_v", RememberingLinear(module.to_v))
-
-
-def find_convolutions(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Convolution]:
-    """The convolutions that such a call uses, and the shapes of their inputs; computes nothing."""
-    shapes: dict[str, torch.Size] = {}
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            shapes[name] = inputs[0].shape
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(remember(name)) for name, m in modules.items()]
-    weights = {name: p.to("meta", torch.float32) for name, p in model.named_parameters()}
-    try:
-        torch.func.functional_call(model, weights, _to_meta(args), _to_meta(kwargs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [Convolution(name, modules[name], shape) for name, shape in shapes.items()]
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to("meta")
-    if isinstance(value, tuple | list):
-        return type(value)(_to_meta(v) for v in value)
-    if isinstance(value, dict):
-        return {key: _to_meta(v) for key, v in value.items()}
-    return value
 
 
 def choose(

@@ -42,6 +42,7 @@ class ControlNetConditioningEmbedding(nn.Module):
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
         channels = config.conditioning_embedding_out_channels
+        self.downsample_factor = 1 << (len(channels) - 1)
         self.conv_in = nn.Conv2d(config.conditioning_channels, channels[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for here, below in zip(channels, channels[1:], strict=False):

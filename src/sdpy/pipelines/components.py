@@ -38,6 +38,7 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
+from sdpy.models.skeleton import skeleton
 from sdpy.pipelines.configs import COND_PROJ, is_tiny_vae
 from sdpy.pipelines.execution import Execution
 from sdpy.tokenizer import CLIPTokenizer
@@ -294,17 +295,17 @@ class Components:
         )
 
     def _empty_text_encoder(self) -> CLIPTextModel:
-        with torch.device("meta"):
+        with skeleton():
             return CLIPTextModel(self.variant.text_encoder)
 
     def _empty_unet(self) -> UNet2DConditionModel:
         config = self.unet_config  # reads a file, which is not to land on the meta device
-        with torch.device("meta"):
+        with skeleton():
             return UNet2DConditionModel(config)
 
     def _empty_vae(self) -> AutoencoderKL | AutoencoderTiny:
         config = self.vae_config
-        with torch.device("meta"):
+        with skeleton():
             if isinstance(config, AutoencoderTinyConfig):
                 return AutoencoderTiny(config)
             return AutoencoderKL(config)
@@ -315,7 +316,7 @@ class Components:
             unet=replace(self.variant.unet, in_channels=vae.latent_channels),
             conditioning_embedding_out_channels=_conditioning_widths(path, vae.downsample_factor),
         )
-        with torch.device("meta"):
+        with skeleton():
             return ControlNetModel(config)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sdpy.checkpoints import (
@@ -34,6 +33,7 @@ from sdpy.models import (
     ControlNetModel,
     UNet2DConditionModel,
 )
+from sdpy.models.skeleton import skeleton
 from sdpy.pipelines.configs import (
     controlnet_config,
     is_known,
@@ -177,7 +177,7 @@ def _sizes(
     try:
         sizes: Any
         model: nn.Module
-        with torch.device("meta"):
+        with skeleton():
             if weights.part.component == "unet":
                 sizes = unet_config(outline, config)
                 model = UNet2DConditionModel(sizes)
