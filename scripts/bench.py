@@ -564,7 +564,7 @@ def report(results: dict[str, Any]) -> Iterator[str]:
     )
     if results["formats"]:
         formats = ", ".join(f"{model} {name}" for model, name in results["formats"].items())
-        yield f"diffusers' faster memory formats: {formats}"
+        yield f"diffusers' memory formats: {formats}"
     yield "\n" + phase_table(results["phases"])
     yield ""
     for phase, result in results["phases"].items():
@@ -670,18 +670,20 @@ def check(options: argparse.Namespace) -> None:
         raise BenchError(f"--json {options.json}: there is no such folder")
 
 
-def offers(bench: Bench, option: str) -> bool:
-    """Whether ``sdpy generate`` has an option."""
+def options_of_generate(environment: dict[str, str]) -> set[str]:
+    """The options that ``sdpy generate`` has."""
     command = [sys.executable, "-m", "sdpy", "generate", "--help"]
-    text = subprocess.run(
-        command, env=bench.environment, capture_output=True, text=True, check=False
-    ).stdout
-    return re.search(rf"{option}\b", text) is not None
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return set(re.findall(r"--[a-z-]+", done.stdout))
 
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Measure everything that the options ask for."""
     bench = Bench(options, options.weights.absolute(), scratch)
+    offered = options_of_generate(bench.environment)
+    bench.has_low = "--memory" in offered
+    if options.dtype != "float32" and "--dtype" not in offered:
+        raise BenchError(f"--dtype {options.dtype}: this sdpy computes in float32 only")
     options.weights.mkdir(parents=True, exist_ok=True)
     tell(f"weights: {options.weights}")
     prepared, _ = bench.work(bench.job("prepare"))
@@ -694,7 +696,6 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         tell("diffusers: contiguous or channels_last?")
         seconds = bench.work(bench.job("diffusers formats"))[0]["seconds"]
         bench.formats = faster_formats(seconds)
-    bench.has_low = offers(bench, "--memory")
 
     phases: Phases = {}
     for name in options.phases:

@@ -71,6 +71,7 @@ def test_durations(value: float, text: str) -> None:
 def test_ranges_say_their_unit_once_if_it_is_one() -> None:
     assert figures.low_to_high(Spread(2.0, 1.5, 2.5, 3)) == "1.50-2.50 s"
     assert figures.low_to_high(Spread(1.0, 0.9, 1.1, 3)) == "900 ms-1.10 s"
+    assert figures.low_to_high(Spread(1.0, 1.0, 1.0, 1)) == ""
 
 
 def test_ratios_of_one_pair_have_no_range() -> None:

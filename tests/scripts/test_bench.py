@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,7 +153,7 @@ def test_the_benchmark_at_tiny_sizes(
     lines = printed.out.splitlines()
     assert "1 threads, cpu, float32" in lines[0]
     assert "tiny, 64x64 pixels, 2 steps; matrix product" in lines[1]
-    assert lines[2] == "diffusers' faster memory formats: unet contiguous, vae contiguous"
+    assert lines[2] == "diffusers' memory formats: unet contiguous, vae contiguous"
     (header,) = [line for line in lines if line.startswith("| phase")]
     for heading in ("median", "range", "ratio", "GFLOP/s", "peak memory", "relative error"):
         assert heading in header
@@ -237,6 +238,11 @@ def test_the_peak_of_a_process_is_its_own() -> None:
     small, large = map(int, done.stdout.split())
     assert 5e6 < small < 120e6
     assert 200e6 < large < 230e6
+
+
+def test_what_sdpy_offers_is_read_off_its_help() -> None:
+    found = bench.options_of_generate(os.environ | {"COLUMNS": "200"})
+    assert {"--model", "--plain-kernels", "--timestep-spacing"} <= found
 
 
 @pytest.mark.parametrize(

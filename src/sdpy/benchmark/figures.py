@@ -59,7 +59,9 @@ def seconds(value: float) -> str:
 
 
 def low_to_high(spread: Spread) -> str:
-    """The range of times: ``4.31-4.80 s``."""
+    """The range of times: ``4.31-4.80 s``; nothing where there is only one."""
+    if spread.count == 1:
+        return ""
     low, high = seconds(spread.low), seconds(spread.high)
     if low.split()[1] == high.split()[1]:
         low = low.split()[0]

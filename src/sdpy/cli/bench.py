@@ -76,10 +76,11 @@ def bench(
 ) -> None:
     """Measure how fast sdpy is on this machine, and with which settings.
 
-    Every phase of painting is timed: medians and spreads, effective GFLOP/s (the arithmetic of the
-    plain models over the time) and their share of the rate of this machine's own matrix product,
-    and the most memory that is held meanwhile. Only the settings of a quiet machine are worth
-    comparing. Nothing is downloaded and nothing is left on the disk.
+    Every phase of painting is timed: the first time, in which the models also prepare themselves,
+    then the median and range of more, effective GFLOP/s (the arithmetic of the plain models over
+    the time) and their share of the rate of this machine's own matrix product, and the most memory
+    that is held meanwhile. The machine should be quiet. Nothing is downloaded and nothing is left
+    on the disk.
     """
     from sdpy.benchmark.survey import setups, survey
     from sdpy.kernels import keep_freed_memory
@@ -163,17 +164,17 @@ def _lines(
     name = subject.model.variant.name
     yield f"{name}, {subject.width}x{subject.height} pixels, float32; {setup}"
     yield f"This machine's matrix product: {gigaflops(yardstick.rate)} GFLOP/s\n"
-    header = ["phase", "median", "spread", "GFLOP/s", "of the product", "peak memory"]
+    header = ["phase", "first time", "then", "range", "GFLOP/s", "of the product", "peak memory"]
     rows = [_row(one, yardstick.rate) for one in phases.values()]
-    yield table(header, [["load", seconds(load), *[""] * 4], *rows])
+    yield table(header, [["load", seconds(load), *[""] * 5], *rows])
 
     step_times = {one.setup: _spread(one) for one in measured if one.phase == "unet"}
     if len(step_times) > 1:
         settings = [[str(one), seconds(t.median), low_to_high(t)] for one, t in step_times.items()]
-        yield "\n" + table(["settings", TITLES["unet"], "spread"], settings)
+        yield "\n" + table(["settings", TITLES["unet"], "range"], settings)
     yield "\n" + _advice(usual_setup(), step_times)
-    parts = load + sum(_spread(phases[phase]).median for phase in ("text", "decode"))
-    whole = parts + steps * step_times[setup].median
+    begun = sum(phases[phase].measurement.first for phase in ("text", "unet", "decode"))
+    whole = load + begun + (steps - 1) * step_times[setup].median
     yield f"A picture of {steps} steps takes about {duration(whole)} with {setup}."
 
 
@@ -183,6 +184,7 @@ def _row(one: Measured, product_rate: float) -> list[str]:
     peak = one.measurement.peak.bytes
     return [
         TITLES[one.phase],
+        seconds(one.measurement.first),
         seconds(spread.median),
         low_to_high(spread),
         gigaflops(rate),
