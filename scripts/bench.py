@@ -51,7 +51,7 @@ import numpy as np
 from PIL import Image
 
 import bench_workers as workers
-from bench_workers import FORMATS, Job
+from bench_workers import DTYPES, FORMATS, Job
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import TITLES, Spread
 
@@ -71,7 +71,6 @@ MEMORY_STEPS = 2
 """The peak of a whole picture does not depend on the number of its steps."""
 
 SIDES = {"sd15": 512, "tiny": 64}
-DTYPES = ("float32", "bfloat16", "float16")
 
 TYPER_ALONE = """
 import typer
@@ -287,14 +286,12 @@ class Bench:
         folder: the weights.
         scratch: for jobs and results.
         formats: memory formats of diffusers' UNet and autoencoder.
-        has_low: whether ``sdpy generate`` knows ``--memory``.
     """
 
     options: argparse.Namespace
     folder: Path
     scratch: Path
     formats: dict[str, str] = field(default_factory=dict)
-    has_low: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -353,10 +350,11 @@ class Bench:
             steps = min(MEMORY_STEPS, self.options.steps)
             return {SDPY: self._sdpy(steps), DIFFUSERS: self._diffusers(steps, {})}
         steps = self.options.steps
-        found = {SDPY: self._sdpy(steps), DIFFUSERS: self._diffusers(steps, self.formats)}
-        if self.has_low:
-            found[LOW] = self._sdpy(steps, "--memory", "low")
-        return found
+        return {
+            SDPY: self._sdpy(steps),
+            DIFFUSERS: self._diffusers(steps, self.formats),
+            LOW: self._sdpy(steps, "--memory", "low"),
+        }
 
     def _command(self, *arguments: str) -> Run:
         def run(output: Path | None) -> Outcome:
@@ -670,20 +668,9 @@ def check(options: argparse.Namespace) -> None:
         raise BenchError(f"--json {options.json}: there is no such folder")
 
 
-def options_of_generate(environment: dict[str, str]) -> set[str]:
-    """The options that ``sdpy generate`` has."""
-    command = [sys.executable, "-m", "sdpy", "generate", "--help"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return set(re.findall(r"--[a-z-]+", done.stdout))
-
-
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Measure everything that the options ask for."""
     bench = Bench(options, options.weights.absolute(), scratch)
-    offered = options_of_generate(bench.environment)
-    bench.has_low = "--memory" in offered
-    if options.dtype != "float32" and "--dtype" not in offered:
-        raise BenchError(f"--dtype {options.dtype}: this sdpy computes in float32 only")
     options.weights.mkdir(parents=True, exist_ok=True)
     tell(f"weights: {options.weights}")
     prepared, _ = bench.work(bench.job("prepare"))

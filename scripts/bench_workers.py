@@ -22,6 +22,9 @@ from sdpy.benchmark.timing import Evaluate, measure
 GUIDANCE_SCALE = 7.5
 TIMESTEP_SPACING = "leading"  # which both programs know
 
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""torch's names, and sdpy's."""
+
 FORMATS = ("contiguous", "channels_last")
 """Memory formats of diffusers' models."""
 
@@ -185,14 +188,14 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
     from sdpy.benchmark.phases import PHASES, Subject
     from sdpy.devices import place
     from sdpy.kernels import keep_freed_memory
-    from sdpy.pipelines import find_model
+    from sdpy.pipelines import Execution, find_model
 
     subject = Subject(
         find_model(job.model, Path(job.folder)),
         job.width,
         job.height,
         placement=place(device=job.device),
-        fast_kernels=job.fast_kernels,
+        execution=Execution(dtype=_dtype(job), fast_kernels=job.fast_kernels),
         timestep_spacing=TIMESTEP_SPACING,
     )
     if job.fast_kernels:
@@ -207,6 +210,7 @@ def sdpy_arguments(job: Job, output: str) -> list[str]:
         *("--model", job.model, "--seed", str(inputs.SEED), "--n-steps", str(job.steps)),
         *("--width", str(job.width), "--height", str(job.height), "--device", job.device),
         *("--guidance-scale", str(GUIDANCE_SCALE), "--timestep-spacing", TIMESTEP_SPACING),
+        *("--dtype", DTYPES[job.dtype]),
         "--fast-kernels" if job.fast_kernels else "--plain-kernels",
         *("-o", output, "--quiet", *job.options),
     ]
@@ -453,7 +457,7 @@ def _until_first_step(job: Job) -> Iterator[dict[str, Any]]:
     def stop(module: Any, args: Any) -> None:
         if type(module).__name__ == "UNet2DConditionModel":  # in both programs
             unets.append(module)
-        elif unets and not any(getattr(arg, "is_meta", False) for arg in args):
+        elif unets:
             result["times"] = [now() - job.started]
             raise FirstStep
 

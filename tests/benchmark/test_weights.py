@@ -12,8 +12,8 @@ import torch
 from transformers import CLIPTokenizer as ReferenceTokenizer
 
 from sdpy.benchmark.weights import made_up_merges, model_files, write_random_model
-from sdpy.checkpoints import read_checkpoint
-from sdpy.errors import OutputError
+from sdpy.checkpoints import read_checkpoint, write_checkpoint
+from sdpy.errors import OutputError, WeightsError
 from sdpy.pipelines import Components, find_model
 from sdpy.tokenizer import CLIPTokenizer
 from sdpy.variants import SD15
@@ -63,12 +63,18 @@ def test_a_whole_folder_is_left_as_it_is(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     unet = model_files(copy).unet
-    unet.write_bytes(b"mine")
+    mine = {name: tensor + 1 for name, tensor in read_checkpoint(unet).tensors.items()}
+    write_checkpoint(unet, mine)
     write_random_model(copy, VARIANT)
-    assert unet.read_bytes() == b"mine"
+    assert torch.equal(read_checkpoint(unet).tensors["conv_in.bias"], mine["conv_in.bias"])
     (copy / "model_index.json").unlink()  # as after an interruption
     write_random_model(copy, VARIANT)
     assert unet.read_bytes() == model_files(folder).unet.read_bytes()
+
+
+def test_a_folder_of_another_model_is_refused(folder: Path) -> None:
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        write_random_model(folder, SD15)
 
 
 def test_both_tokenizers_read_the_made_up_vocabulary_alike(folder: Path) -> None:

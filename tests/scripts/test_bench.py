@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,11 +237,6 @@ def test_the_peak_of_a_process_is_its_own() -> None:
     small, large = map(int, done.stdout.split())
     assert 5e6 < small < 120e6
     assert 200e6 < large < 230e6
-
-
-def test_what_sdpy_offers_is_read_off_its_help() -> None:
-    found = bench.options_of_generate(os.environ | {"COLUMNS": "200"})
-    assert {"--model", "--plain-kernels", "--timestep-spacing"} <= found
 
 
 @pytest.mark.parametrize(

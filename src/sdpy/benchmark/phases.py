@@ -32,7 +32,7 @@ class Subject:
         model: variant and files.
         width, height: of the picture, in pixels.
         placement: devices of the models.
-        fast_kernels: see `Execution`.
+        execution: how they compute.
         timestep_spacing: None for the variant's own.
     """
 
@@ -40,7 +40,7 @@ class Subject:
     width: int
     height: int
     placement: Placement = field(default_factory=Placement)
-    fast_kernels: bool = True
+    execution: Execution = Execution()
     timestep_spacing: str | None = None
 
     def components(self, *keep: str) -> Components:
@@ -49,7 +49,7 @@ class Subject:
             variant=self.model.variant,
             files=self.model.files,
             placement=self.placement,
-            execution=Execution(fast_kernels=self.fast_kernels),
+            execution=self.execution,
             keep=frozenset(keep),
         )
 

@@ -15,6 +15,7 @@ from sdpy.benchmark.phases import PHASES, Subject
 from sdpy.benchmark.timing import Measurement, measure
 from sdpy.devices import CPU, best_device, place
 from sdpy.errors import UsageError
+from sdpy.pipelines import Execution
 
 SECONDS_A_PHASE = 10.0
 """Once the timed evaluations of a phase took so long, no more are begun; see `measure`."""
@@ -134,7 +135,9 @@ def survey(subject: Subject, choices: Sequence[Setup], *, repeats: int = 3) -> I
     yield Yardstick(first, rate)
     for setup in choices:
         placed = replace(
-            subject, placement=place(device=setup.device), fast_kernels=setup.fast_kernels
+            subject,
+            placement=place(device=setup.device),
+            execution=Execution(fast_kernels=setup.fast_kernels),
         )
         for phase in PHASES if setup == first else ("unet",):
             yield Begun(f"{TITLES[phase]}, {setup}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpy.checkpoints import LazyTensors, is_model_folder, write_checkpoint
+from sdpy.checkpoints import LazyTensors, check_weights, is_model_folder, write_checkpoint
 from sdpy.errors import OutputError
 from sdpy.files import atomic_write
 from sdpy.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
@@ -46,11 +46,15 @@ def write_random_model(folder: Path, variant: ModelVariant) -> None:
     already holds a whole model is left as it is.
 
     Raises:
+        WeightsError: the folder holds a model of other sizes.
         OutputError: the folder cannot be written, or the disk has too little room.
     """
-    if is_model_folder(folder):
-        return
     models = _models(variant)
+    if is_model_folder(folder):
+        files = model_files(folder)
+        for name, model in models.items():
+            check_weights(model, getattr(files, name))
+        return
     side = variant.sample_size
     configs = {
         "text_encoder": text_encoder_json(variant.text_encoder, variant.pad_id),
