@@ -139,3 +139,20 @@ def test_equal_halves_are_computed_once(same_time: bool) -> None:
     different = (normal(2, 4, 12, 10), *inputs[1:])
     assert relative_error(fast(*different), plain(*different)) <= TOLERANCE
     assert batches == [1 if same_time else 2, 2]
+
+
+@torch.inference_mode()
+def test_originals_are_let_go_once_they_are_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in only("winograd").items():
+        monkeypatch.setattr(acceleration, name, value)
+    model = tiny_model("unet")
+    names = {id(p): name for name, p in model.named_parameters()}
+    gone: list[str] = []
+    accelerate_at_first_use(model, let_go=lambda weight: gone.append(names[id(weight)]))
+    for _ in range(2):
+        model(*UNET_INPUTS)
+    transformed = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, WinogradConv2d)
+    }
+    assert transformed and sorted(gone) == sorted(n.replace(".original", "") for n in transformed)
+    assert not set(gone) & {name for name, _ in model.named_parameters()}

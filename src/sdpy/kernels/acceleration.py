@@ -54,7 +54,11 @@ class Option:
 
 
 def accelerate_at_first_use(
-    model: nn.Module, budget: int = BUDGET, *, keep_weights: bool = True
+    model: nn.Module,
+    budget: int = BUDGET,
+    *,
+    keep_weights: bool = True,
+    let_go: Callable[[Tensor], None] | None = None,
 ) -> None:
     """Have ``model`` accelerated when it is first called, for the size that it then sees.
 
@@ -63,17 +67,23 @@ def accelerate_at_first_use(
         budget: bytes that larger weights may take more than the originals.
         keep_weights: whether what was made of the weights may be kept. Otherwise they are read
             anew at each call, and are float32 only then.
+        let_go: called with weights that are not needed any more.
     """
 
     def first_use(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         handle.remove()
-        accelerate(module, args[0].shape, budget, keep_weights=keep_weights)
+        accelerate(module, args[0].shape, budget, keep_weights=keep_weights, let_go=let_go)
 
     handle = model.register_forward_pre_hook(first_use)
 
 
 def accelerate(
-    model: nn.Module, input_shape: torch.Size, budget: int = BUDGET, *, keep_weights: bool = True
+    model: nn.Module,
+    input_shape: torch.Size,
+    budget: int = BUDGET,
+    *,
+    keep_weights: bool = True,
+    let_go: Callable[[Tensor], None] | None = None,
 ) -> None:
     """Replace layers of ``model`` by faster ones, for inputs of that size.
 
@@ -81,11 +91,14 @@ def accelerate(
         model: as for `accelerate_at_first_use`.
         input_shape: (B, C, H, W) of the first argument of its ``forward``.
         budget: bytes that larger weights may take more than the originals.
-        keep_weights: as for `accelerate_at_first_use`.
+        keep_weights, let_go: as for `accelerate_at_first_use`.
     """
     convolutions = list(find_convolutions(model, input_shape))
     for convolution, option in choose(convolutions, budget, keep_weights):
-        replace_module(model, convolution.name, option.make(convolution.module))
+        layer = option.make(convolution.module)
+        if isinstance(layer, WinogradConv2d):
+            layer.let_go = let_go
+        replace_module(model, convolution.name, layer)
     if isinstance(model, UNet2DConditionModel):
         compute_equal_halves_once(model)
     for name, module in list(model.named_modules()):

@@ -12,7 +12,7 @@ matrices are those of Toom and Cook's interpolation at 0, +-1, (+-2,) and infini
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,9 @@ class WinogradConv2d(nn.Module):
         conv: the convolution to replace, its weights float32 on the CPU.
         m: 2 or 4. Rounding errors grow with it: about 1e-6 and 4e-6 of the result.
         keep_weights: False transforms the weights anew at each use, and keeps the originals.
+
+    Attributes:
+        let_go: called with the originals when they are not needed any more.
     """
 
     def __init__(self, conv: nn.Conv2d, m: int, *, keep_weights: bool = True) -> None:
@@ -115,6 +118,7 @@ class WinogradConv2d(nn.Module):
         self.bias = conv.bias
         self.transformed: Tensor | None
         self.register_buffer("transformed", None, persistent=False)
+        self.let_go: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, H, W); fastest, and the result is, in channels-last memory."""
@@ -152,6 +156,8 @@ class WinogradConv2d(nn.Module):
         points = self.transforms.weight @ self.weight.flatten(2).flatten(0, 1).t()
         transformed = points.view(-1, self.out_channels, self.in_channels)
         if self.keep_weights:
+            if self.let_go is not None:
+                self.let_go(self.weight)
             self.transformed, self.weight = transformed, None
         return transformed.mT
 

@@ -282,14 +282,14 @@ class Components:
             file = load_weights(model, path, dtype=dtype, device=CPU if offload else device)
             merge_loras(loras, name, model)
             file.forget()  # what was read of it to merge something
-            execution.apply_to(model, _networks(model), device)
+            execution.apply_to(model, _networks(model), device, file.forget)
             return
         file = load_weights(model, path, dtype=None)
         changes = {
             model.get_parameter(parameter): change
             for parameter, change in lora_changes(loras, name, model).items()
         }
-        execution.apply_to(model, _networks(model), device)
+        execution.apply_to(model, _networks(model), device, file.forget)
         stream_weights(
             model, _networks(model), file.mappings, dtype=dtype, device=device, changes=changes
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdpy.devices import cpu_has_bfloat16
 from sdpy.kernels import BUDGET, accelerate_at_first_use, compute_in_strips, slice_attention
@@ -55,7 +55,11 @@ class Execution:
         return replace(self, weight_budget=None if math.isinf(budget) else int(budget))
 
     def apply_to(
-        self, model: nn.Module, networks: Iterable[nn.Module], device: torch.device
+        self,
+        model: nn.Module,
+        networks: Iterable[nn.Module],
+        device: torch.device,
+        let_go: Callable[[Tensor], None],
     ) -> None:
         """Have a loaded model compute in this way.
 
@@ -63,6 +67,7 @@ class Execution:
             model: any.
             networks: those parts of it that are called as a whole.
             device: where it is to run.
+            let_go: called with weights that are not needed any more.
         """
         if self.strips:
             compute_in_strips(model)
@@ -73,4 +78,6 @@ class Execution:
         budget = BUDGET if self.weight_budget is None else min(self.weight_budget, BUDGET)
         for network in networks:
             if any(isinstance(module, nn.Conv2d) for module in network.modules()):
-                accelerate_at_first_use(network, budget, keep_weights=not self.streamed)
+                accelerate_at_first_use(
+                    network, budget, keep_weights=not self.streamed, let_go=let_go
+                )
