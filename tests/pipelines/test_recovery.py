@@ -110,10 +110,11 @@ def test_other_errors_are_not_shortages(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_the_decoder_is_run_in_strips(tiny_data: Path, failing: Failing, error: Exception) -> None:
-    expected, told = paint(tiny_components(tiny_data))
+    components = tiny_components(tiny_data, execution=Execution(fast_kernels=False))
+    expected, told = paint(components)
     assert told == []
     assert failing(Decoder, {0}, error) == []
-    picture, told = paint(tiny_components(tiny_data))
+    picture, told = paint(components)
     assert told == ["not enough memory for the autoencoder: running it in strips"]
     assert relative_error(picture, expected) <= 1e-5
 
@@ -122,8 +123,8 @@ def test_the_next_picture_is_tried_as_usual(tiny_data: Path, failing: Failing) -
     """Memory may be there again."""
     failing(Decoder, {0}, MemoryError())
     settings = replace(SETTINGS, num_samples=2)
-    events = generate(tiny_components(tiny_data), settings, width=32, height=32)
-    kinds = [type(event) for event in events]
+    components = tiny_components(tiny_data, execution=Execution(fast_kernels=False))
+    kinds = [type(event) for event in generate(components, settings, width=32, height=32)]
     assert [kind for kind in kinds if kind in (Notice, Painted)] == [Notice, Painted, Painted]
 
 
@@ -154,7 +155,8 @@ def test_a_gpu_s_decoder_is_run_on_the_cpu_at_last(
         return decode(self, latents)
 
     monkeypatch.setattr(AutoencoderKL, "decode", short_twice)
-    picture, told = paint(tiny_components(tiny_data, placement=placement))
+    plain = Execution(fast_kernels=False)
+    picture, told = paint(tiny_components(tiny_data, placement=placement, execution=plain))
     assert told == [
         "not enough memory for the autoencoder: running it in strips",
         "not enough memory for the autoencoder: running it on the CPU",
@@ -164,8 +166,9 @@ def test_a_gpu_s_decoder_is_run_on_the_cpu_at_last(
 
 def test_the_encoder_likewise(tiny_data: Path, failing: Failing) -> None:
     def run() -> tuple[Tensor, list[str]]:
+        components = tiny_components(tiny_data, execution=Execution(fast_kernels=False))
         picture = random_picture(32, 32)
-        return outcome(img2img(tiny_components(tiny_data), SETTINGS, picture, strength=0.7))
+        return outcome(img2img(components, SETTINGS, picture, strength=0.7))
 
     expected, _ = run()
     failing(Encoder, {0}, MemoryError())

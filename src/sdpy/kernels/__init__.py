@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdpy.kernels.acceleration import BUDGET, accelerate_at_first_use
-from sdpy.kernels.allocator import keep_freed_memory
+from sdpy.kernels.allocator import give_back_freed_memory, keep_freed_memory
 from sdpy.kernels.sliced_attention import AUTOMATIC, slice_attention
 from sdpy.kernels.streaming import PIECE_BYTES, moved, stream_weights
 from sdpy.kernels.strips import STRIP_BYTES, compute_in_strips
@@ -15,6 +15,7 @@ __all__ = [
     "STRIP_BYTES",
     "accelerate_at_first_use",
     "compute_in_strips",
+    "give_back_freed_memory",
     "keep_freed_memory",
     "moved",
     "slice_attention",

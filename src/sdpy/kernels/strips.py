@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.kernels.winograd import WinogradConv2d
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from sdpy.models.vae import AutoencoderKL, Decoder, Encoder
 
@@ -45,15 +46,19 @@ def compute_in_strips(model: nn.Module) -> None:
 
 
 class ResnetBlock2DInStrips(ResnetBlock2D):
-    """A ResNet of an autoencoder, which knows no time."""
+    """A ResNet of an autoencoder, which knows no time. It may write over what it is given."""
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
         """``x`` (B, C_in, H, W) -> (B, C_out, H, W)."""
         assert time_emb is None, "this ResNet is not of an autoencoder"
-        shortcut = nn.Identity() if self.conv_shortcut is None else self.conv_shortcut
         h = _joined(_norm_silu_conv(self.norm1, self.conv1, x), x.shape[-2])
         second = _norm_silu_conv(self.norm2, self.conv2, h)
-        added = ((rows, strip + shortcut(x[:, :, rows])) for rows, strip in second)
+        if self.conv_shortcut is None:
+            for rows, strip in second:
+                x[:, :, rows] += strip
+            return x
+        shortcut = self.conv_shortcut
+        added = ((rows, strip.add_(shortcut(x[:, :, rows]))) for rows, strip in second)
         return _joined(added, x.shape[-2], over=h)
 
 
@@ -69,8 +74,11 @@ class Upsample2DInStrips(Upsample2D):
         for rows in _cut(x.shape[-2], 4 * _row_bytes(x)):
             strip, above, below = _with_border(x, rows)
             doubled = F.interpolate(strip, scale_factor=2.0, mode="nearest")
-            inner = _without_border(self.conv(doubled), 2 * above, 2 * below)
-            yield slice(2 * rows.start, 2 * rows.stop), inner
+            doubled = doubled[:, :, above : doubled.shape[-2] - below]
+            yield (
+                slice(2 * rows.start, 2 * rows.stop),
+                _convolve_within(self.conv, doubled, above, below),
+            )
 
 
 class Downsample2DInStrips(Downsample2D):
@@ -134,33 +142,41 @@ def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Strips:
     for rows in _cut(x.shape[-2], _row_bytes(x)):
         strip, above, below = _with_border(x, rows)
         strip = F.silu(torch.addcmul(shift, strip, scale), inplace=True)
-        yield rows, _without_border(conv(strip), above, below)
+        yield rows, _convolve_within(conv, strip, above, below)
 
 
 def _as_affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """``scale`` and ``shift`` (B, C, 1, 1), with which ``norm(x)`` is ``scale x + shift``.
 
-    The statistics are torch's own, of a few groups at a time, since it also returns what it
-    normed.
+    The statistics are torch's own, of a strip at a time, since it also returns what it normed.
     """
     B, C, H, W = x.shape
-    width = C // norm.num_groups  # channels of a group
-    groups_at_once = max(STRIP_BYTES // (x[:, :width].numel() * x.element_size()), 1)
-    means, rstds = [], []
-    for part in torch.split(x, groups_at_once * width, dim=1):
-        channels = part.shape[1]
+    weights, means, variances = [], [], []
+    for rows in _cut(H, _row_bytes(x)):
+        strip = x[:, :, rows]
+        height = strip.shape[-2]
         _, mean, rstd = torch.native_group_norm(
-            part.contiguous(), None, None, B, channels, H * W, channels // width, norm.eps
+            _dense(strip), None, None, B, C, height * W, norm.num_groups, 0.0
         )
+        weights.append(height / H)
         means.append(mean)
-        rstds.append(rstd)
+        variances.append(rstd.double() ** -2)
+    share = x.new_tensor(weights, dtype=torch.float64)[:, None, None]
+    of_strips, within = torch.stack(means).double(), torch.stack(variances)
+    mean = (share * of_strips).sum(0)  # (B, groups)
+    variance = (share * (within + (of_strips - mean) ** 2)).sum(0)
     mean, rstd = (
-        torch.cat(parts, dim=1).repeat_interleave(width, dim=1).to(x.dtype)  # (B, C)
-        for parts in (means, rstds)
+        one.to(x.dtype).repeat_interleave(C // norm.num_groups, dim=1)  # (B, C)
+        for one in (mean, (variance + norm.eps).rsqrt())
     )
     scale = rstd * norm.weight
     shift = norm.bias - mean * scale
     return scale[..., None, None], shift[..., None, None]
+
+
+def _dense(strip: Tensor) -> Tensor:
+    """The same numbers in the same order in memory, with nothing between them."""
+    return strip.contiguous(memory_format=_order(strip))
 
 
 def _row_bytes(x: Tensor) -> int:
@@ -181,16 +197,22 @@ def _with_border(x: Tensor, rows: slice) -> tuple[Tensor, int, int]:
     return x[:, :, rows.start - above : rows.stop + below], above, below
 
 
-def _without_border(strip: Tensor, above: int, below: int) -> Tensor:
-    return strip[:, :, above : strip.shape[-2] - below]
+def _convolve_within(conv: nn.Module, strip: Tensor, above: int, below: int) -> Tensor:
+    """What ``conv`` makes of a strip without its border."""
+    if isinstance(conv, WinogradConv2d):
+        return conv(strip, above, below)
+    return conv(strip)[:, :, above : strip.shape[-2] - below]
 
 
 def _empty_like(strip: Tensor, height: int) -> Tensor:
     """A map of another height, its numbers in the order in memory that a strip's have."""
     B, C, _, W = strip.shape
-    order = torch.channels_last if strip.stride(1) == 1 else torch.contiguous_format
     shape = (B, C, height, W)
-    return torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=order)
+    return torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=_order(strip))
+
+
+def _order(strip: Tensor) -> torch.memory_format:
+    return torch.channels_last if strip.stride(1) == 1 else torch.contiguous_format
 
 
 def _joined(strips: Strips, height: int, over: Tensor | None = None) -> Tensor:

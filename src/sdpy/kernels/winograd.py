@@ -120,16 +120,21 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("transformed", None, persistent=False)
         self.let_go: Callable[[Tensor], None] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, O, H, W); fastest, and the result is, in channels-last memory."""
+    def forward(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
+        """(B, C, H, W) -> (B, O, H, W); fastest, and the result is, in channels-last memory.
+
+        Of the rows of ``x``, the first ``above`` and the last ``below`` (0 or 1 each) border those
+        that are asked for, in place of the zeros there; the result has so many rows less.
+        """
         B, _, H, W = x.shape
+        H -= above + below
         m = self.transforms.m
         rows, columns = -(-H // m), -(-W // m)  # of tiles
         pixels = x.permute(0, 2, 3, 1)
         weights = self._weights()
         result = x.new_empty(B, rows * m, columns * m, self.out_channels)
         for images, band in self._parts(B, rows, columns):
-            tiles = self._convolve(_cut(pixels[images], band, columns, m), weights)
+            tiles = self._convolve(_cut(pixels[images], band, columns, m, above), weights)
             place = result[images, band.start * m : band.stop * m].view(tiles.shape)
             if self.bias is None:
                 place.copy_(tiles)
@@ -158,7 +163,8 @@ class WinogradConv2d(nn.Module):
         if self.keep_weights:
             if self.let_go is not None:
                 self.let_go(self.weight)
-            self.transformed, self.weight = transformed, None
+            # It may hold on to the file in which the original lies.
+            self.transformed, self.weight, self.let_go = transformed, None, None
         return transformed.mT
 
     def _parts(self, images: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
@@ -180,10 +186,13 @@ class WinogradConv2d(nn.Module):
                 yield slice(image, image + 1), slice(start, min(start + step, rows))
 
 
-def _cut(pixels: Tensor, band: slice, columns: int, m: int) -> Tensor:
-    """Rows of tiles out of (b, H, W, C), with the zeros around them: (b, r m + 2, c m + 2, C)."""
+def _cut(pixels: Tensor, band: slice, columns: int, m: int, first: int) -> Tensor:
+    """Rows of tiles out of (b, H, W, C), with the zeros around them: (b, r m + 2, c m + 2, C).
+
+    The first tile of the first row begins in row ``first``.
+    """
     B, H, W, C = pixels.shape
-    top, bottom = band.start * m - 1, band.stop * m + 1
+    top, bottom = band.start * m - 1 + first, band.stop * m + 1 + first
     inside = pixels[:, max(top, 0) : min(bottom, H)]
     above, below = max(-top, 0), max(bottom - H, 0)
     part = pixels.new_empty(B, bottom - top, columns * m + 2, C)

@@ -110,7 +110,7 @@ def _fitted(
             return work(vae)
 
     resorts = []
-    if not components.execution.strips:
+    if not components.execution.in_strips_on(components.placement.vae):
         in_strips = components.computing(strips=True)
         resorts.append(Resort("running it in strips", partial(ways.append, in_strips)))
     if components.placement.vae != CPU:

@@ -26,7 +26,7 @@ from sdpy.checkpoints import (
 )
 from sdpy.devices import CPU, Placement
 from sdpy.errors import WeightsError
-from sdpy.kernels import moved, stream_weights
+from sdpy.kernels import give_back_freed_memory, moved, stream_weights
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -270,6 +270,7 @@ class Components:
             if key not in self._kept:
                 # Lets go of the weights even where somebody still holds the model.
                 model.to("meta")
+                give_back_freed_memory()
 
     def _load(
         self, model: nn.Module, name: str, path: Path, device: torch.device, *, offload: bool

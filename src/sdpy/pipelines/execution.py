@@ -25,7 +25,7 @@ class Execution:
         fast_kernels: compute convolutions and others in faster ways where there are such: on the
             CPU in float32.
         sliced_attention_size: heads of a batch computed together; None for all of them.
-        strips: run the autoencoder in strips.
+        strips: run the autoencoder in strips; see `in_strips_on`.
         streamed: have weights in memory, or on the GPU, only while their layer runs.
         offload: keep models that are for a GPU in main memory while they do not run.
         weight_budget: bytes that may be spent on faster forms of the weights; None for any number.
@@ -50,6 +50,18 @@ class Execution:
             return self.dtype
         return torch.float32
 
+    def is_fast_on(self, device: torch.device) -> bool:
+        """Whether models there are computed in the faster ways."""
+        return self.fast_kernels and device.type == "cpu" and self.dtype_on(device) == torch.float32
+
+    def in_strips_on(self, device: torch.device) -> bool:
+        """Whether an autoencoder there runs in strips.
+
+        On a CPU the fast one always does: it takes half of the memory, and memory that a process
+        does not have yet costs it more time than the strips do.
+        """
+        return self.strips or self.is_fast_on(device)
+
     def within(self, budget: float) -> Execution:
         """The same with that `weight_budget`, which may be infinite."""
         return replace(self, weight_budget=None if math.isinf(budget) else int(budget))
@@ -69,11 +81,11 @@ class Execution:
             device: where it is to run.
             let_go: called with weights that are not needed any more.
         """
-        if self.strips:
+        if self.in_strips_on(device):
             compute_in_strips(model)
         if self.sliced_attention_size is not None:
             slice_attention(model, self.sliced_attention_size)
-        if not self.fast_kernels or device.type != "cpu" or self.dtype_on(device) != torch.float32:
+        if not self.is_fast_on(device):
             return
         budget = BUDGET if self.weight_budget is None else min(self.weight_budget, BUDGET)
         for network in networks:

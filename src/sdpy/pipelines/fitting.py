@@ -270,7 +270,7 @@ class Painting:
         yield phase([text_encoder], 0) + files
         maps = UNET_MAPS + CONTROL_MAPS * len(controls)
         yield phase([unet, *controls], maps * self.positions * self.widths["unet"]) + files
-        in_strips = execution.strips and not self.tiny_vae
+        in_strips = execution.in_strips_on(vae.device) and not self.tiny_vae
         maps = DECODER_MAPS_IN_STRIPS if in_strips else DECODER_MAPS
         yield phase([vae], maps * self.pixels * self.widths["vae"])
         if self.encodes:
