@@ -36,7 +36,7 @@ import evaluate_demo as ev
 from distil_demo import CONSISTENCY_FILE, TINY_VAE_FILE
 from sdpy import pipelines
 from sdpy.approximations import Approximation, DeepCache, TokenMerging, approximate
-from sdpy.kernels import accelerate_at_first_use, keep_freed_memory
+from sdpy.kernels import accelerate_at_first_use, compute_in_strips, keep_freed_memory
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from sdpy.pipelines import Components, Settings, find_files
 from sdpy.variants import DEMO, SD15
@@ -170,7 +170,9 @@ def measure_full_size(rounds: int, log: Callable[[str], None]) -> str:
     """Time the parts of Stable Diffusion 1.5 in turn, and tell of them in a Markdown table."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(SD15.unet).eval()
-    decoder = AutoencoderKL(SD15.vae).eval().decoder
+    autoencoder = AutoencoderKL(SD15.vae).eval()
+    compute_in_strips(autoencoder)
+    decoder = autoencoder.decoder
     tiny_decoder = AutoencoderTiny(SD15.tiny_vae).eval().decoder
     for network in (unet, decoder, tiny_decoder):
         accelerate_at_first_use(network)
