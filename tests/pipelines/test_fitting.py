@@ -264,11 +264,14 @@ def test_the_cheapest_that_suffices_is_chosen(sd15: ModelFiles, room: dict[str, 
     ]
 
 
-def test_what_is_chosen_is_said(sd15: ModelFiles, room: dict[str, float]) -> None:
+def test_what_is_chosen_is_said(
+    sd15: ModelFiles, room: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting_module, "resident_memory", lambda: GIB // 4)
     room["main"] = 2 * GIB
     _, (told,) = fitted(components_of(sd15))
     assert told.startswith("512x512 pixels would take about ")
-    assert "G of memory, of 2." in told
+    assert "G of memory, of 2.25G that are to be had" in told
     assert told.endswith(": reading the weights anew at each step")
 
 
