@@ -19,6 +19,7 @@ from sdpy.benchmark import memory
 from sdpy.benchmark.arithmetic import count_flops, matrix_product_rate
 from sdpy.benchmark.memory import HIGH_WATER, SAMPLED, Peak, measure_peak, resident
 from sdpy.benchmark.timing import measure
+from sdpy.kernels import give_back_freed_memory
 from tiny import TINY
 
 MEBIBYTE = 2**20
@@ -38,7 +39,7 @@ def test_a_peak_in_the_block_is_seen(method: str, monkeypatch: pytest.MonkeyPatc
         no_marks(monkeypatch)
     elif not memory._set_back():
         pytest.skip("this system does not set its mark back")
-    memory._trim()
+    give_back_freed_memory()
     before = resident()
     assert before is not None
     with measure_peak() as peak:
@@ -56,7 +57,7 @@ def test_a_peak_before_the_block_is_forgotten() -> None:
         pytest.skip("this system does not set its mark back")
     held = torch.ones(64 * MEBIBYTE)
     del held
-    memory._trim()
+    give_back_freed_memory()
     now = resident()
     assert now is not None
     with measure_peak() as peak:

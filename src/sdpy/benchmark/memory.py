@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +41,10 @@ def measure_peak() -> Iterator[Peak]:
     (``/proc/self/clear_refs``); where that is not allowed, a thread looks a hundred times a second
     and may miss a short peak. Elsewhere nothing is measured.
     """
+    from sdpy.kernels import give_back_freed_memory  # with torch, which not all callers need
+
     peak = Peak()
-    _trim()
+    give_back_freed_memory()
     if _set_back():
         peak.method = HIGH_WATER
         try:
@@ -66,15 +66,6 @@ def resident() -> int | None:
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _trim() -> None:
-    """Have the C library give back the memory that it keeps for later, where it is glibc."""
-    if sys.platform.startswith("linux"):
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):
-            pass  # another C library
 
 
 def _set_back() -> bool:

@@ -20,7 +20,13 @@ from sdpy.models import UNet2DConditionModel
 from sdpy.pipelines import Components, Execution, Recognised, Settings
 from sdpy.pipelines.autoencoding import decode, encode
 from sdpy.pipelines.denoise import Walk, denoise
-from sdpy.pipelines.paint import effective_guidance_scale, latent_shape, plan, tokenize
+from sdpy.pipelines.paint import (
+    effective_guidance_scale,
+    latent_shape,
+    plan,
+    sees_negative_prompt,
+    tokenize,
+)
 from sdpy.prompts import PromptEmbeddings, encode_prompt
 
 
@@ -79,17 +85,12 @@ class Subject:
     def count_flops(self) -> dict[str, int]:
         """FLOP of each of `PHASES`; see `sdpy.benchmark.arithmetic.count_flops`."""
         components = self.components()
-        unet = components.unet_config
-        guided = (
-            effective_guidance_scale(components, self.settings(1)) != 1
-            and unet.time_cond_proj_dim is None
-        )
         return count_flops(
             components.variant.text_encoder,
-            unet,
+            components.unet_config,
             components.vae_config,
             self.latent_shape[-2:],
-            unet_batch=1 + guided,
+            unet_batch=1 + sees_negative_prompt(components, self.settings(1)),
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -227,39 +227,45 @@ class Components:
     @contextmanager
     def text_encoder(self) -> Iterator[CLIPTextModel]:
         """The text encoder, for the duration of the block."""
-        model, device = self._empty_text_encoder(), self.placement.text_encoder
-        with self._loaded(model, "text_encoder", device) as loaded:
+        device = self.placement.text_encoder
+        with self._loaded(self._empty_text_encoder, "text_encoder", device) as loaded:
             yield loaded
 
     @contextmanager
     def unet(self) -> Iterator[UNet2DConditionModel]:
         """The UNet, for the duration of the block."""
-        with self._loaded(self._empty_unet(), "unet", self.placement.unet) as loaded:
+        with self._loaded(self._empty_unet, "unet", self.placement.unet) as loaded:
             yield loaded
 
     @contextmanager
     def controlnet(self, path: Path) -> Iterator[ControlNetModel]:
         """The ControlNet in a file, for the duration of the block, where the UNet is."""
-        model, device = self._empty_controlnet(path), self.placement.unet
-        with self._loaded(model, "controlnet", device, path) as loaded:
+        make, device = partial(self._empty_controlnet, path), self.placement.unet
+        with self._loaded(make, "controlnet", device, path) as loaded:
             yield loaded
 
     @contextmanager
     def vae(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
         """The autoencoder, for the duration of the block."""
-        with self._loaded(self._empty_vae(), "vae", self.placement.vae) as loaded:
+        with self._loaded(self._empty_vae, "vae", self.placement.vae) as loaded:
             yield loaded
 
     @contextmanager
     def _loaded(
-        self, empty: Model, name: str, device: torch.device, path: Path | None = None
+        self,
+        make_empty: Callable[[], Model],
+        name: str,
+        device: torch.device,
+        path: Path | None = None,
     ) -> Iterator[Model]:
         path = getattr(self.files, name) if path is None else path
         execution = self.execution
         offload = execution.offload and not execution.streamed and device.type != "cpu"
         key = (name, path, device, replace(execution, weight_budget=None))
-        model = cast(Model, self._kept.get(key, empty))
-        if key not in self._kept:
+        if key in self._kept:
+            model = cast(Model, self._kept[key])
+        else:
+            model = make_empty()
             self._load(model.eval(), name, path, device, offload=offload)
         if name in self.keep or offload:
             self._kept[key] = model
