@@ -37,22 +37,29 @@ def kinds(model: nn.Module) -> set[type[nn.Module]]:
 def only(kind: str) -> dict[str, float]:
     """Constants under which one kind of convolution costs nearly nothing."""
     dear, cheap = 1e9, 1e-9
+    winograd = {
+        "DIRECT_WEIGHT_BYTE": dear,
+        **dict.fromkeys(("CALL", "BYTE", "FULL_ROWS", "TILE_BYTE"), cheap),
+    }
     return {
         "direct": {"DIRECT_WEIGHT_BYTE": cheap, "CALL": dear},
-        "matmul": {"DIRECT_WEIGHT_BYTE": dear, "CALL": cheap, "BYTE": cheap},
-        "winograd": {"DIRECT_WEIGHT_BYTE": dear, "CALL": cheap, "BYTE": cheap, "FULL_ROWS": cheap},
+        "matmul": {"DIRECT_WEIGHT_BYTE": dear, "TILE_BYTE": dear, "CALL": cheap, "BYTE": cheap},
+        "winograd": winograd | {"KEPT_BYTE": cheap, "PASSING_TRANSFORM": dear},
+        "winograd in passing": winograd
+        | {"KEPT_BYTE": dear, "PASSING_TRANSFORM": cheap, "PASSING_PRODUCT": cheap},
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["direct", "matmul", "winograd"])
+@pytest.mark.parametrize("kind", ["direct", "matmul", "winograd", "winograd in passing"])
 @torch.inference_mode()
 def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     for name, value in only(kind).items():
         monkeypatch.setattr(acceleration, name, value)
     plain, fast = tiny_model("unet"), tiny_model("unet")
     accelerate(fast, UNET_INPUTS[0].shape, budget=0 if kind == "matmul" else 10**9)
-    assert (MatmulConv2d in kinds(fast)) == (kind == "matmul" or kind == "winograd")
-    assert (WinogradConv2d in kinds(fast)) == (kind == "winograd")
+    assert (MatmulConv2d in kinds(fast)) == (kind != "direct")
+    kept = {m.keep_weights for m in fast.modules() if isinstance(m, WinogradConv2d)}
+    assert kept == {"winograd": {True}, "winograd in passing": {False}}.get(kind, set())
     assert {ChunkedFeedForward, RememberingLinear} <= kinds(fast)
     expected = plain(*UNET_INPUTS)
     for _ in range(2):

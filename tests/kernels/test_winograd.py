@@ -49,6 +49,24 @@ def test_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, m: int, workspace: i
     assert relative_error(WinogradConv2d(conv, m)(x), expected(conv, x)) <= TOLERANCES[m]
 
 
+@pytest.mark.parametrize("workspace", [1, 20_000, 10**9])
+@pytest.mark.parametrize("keep_weights", [True, False])
+@pytest.mark.parametrize("m", TRANSFORMS)
+@torch.inference_mode()
+def test_weights_transformed_a_piece_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, m: int, keep_weights: bool, workspace: int
+) -> None:
+    """One channel at a time, some, all; kept or made anew."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(winograd, "WEIGHT_WORKSPACE", workspace)
+    conv = nn.Conv2d(12, 20, 3, padding=1)
+    layer = WinogradConv2d(conv, m, keep_weights=keep_weights)
+    x = normal(2, 12, 9, 13)
+    for _ in range(2):
+        assert relative_error(layer(x), expected(conv, x)) <= TOLERANCES[m]
+    assert (layer.weight is None) == keep_weights == (layer.transformed is not None)
+
+
 @torch.inference_mode()
 def test_points_and_weights() -> None:
     """Four by four tiles multiply a quarter as often, with four times the weights."""

@@ -29,7 +29,17 @@ from sdpy.models.attention import Attention, FeedForward
 # constants were fitted to layers of Stable Diffusion 1.5 on two cores with AVX-512, where that rate
 # was 320e9 a second. Other processors have other rates, but much the same ratios.
 BYTE = 18.0
-"""Cost of moving a byte of weights or transformed pictures through the caches."""
+"""Cost of moving a byte of weights or patches through the caches."""
+KEPT_BYTE = 10.0
+"""Of a byte of transformed weights, which lie in the order in which a product reads them."""
+TILE_BYTE = 14.0
+"""Of a byte of transformed tiles."""
+KEPT_PRODUCT = 0.88
+"""Of a product with kept weights, in proportion to the usual one."""
+PASSING_PRODUCT = 2.0
+"""Of a product with weights that were only just transformed, as they do not lie in that order."""
+PASSING_TRANSFORM = 2.0
+"""Of arithmetic in which one side of a matrix is as short as a kernel."""
 DIRECT_WEIGHT_BYTE = 84.0
 """Of a byte of weights in torch's convolution, which puts them into another order at every call."""
 CALL = 60e6
@@ -113,23 +123,24 @@ def choose(
     convolutions: list[Convolution], spare_bytes: int, keep_weights: bool = True
 ) -> Iterator[tuple[Convolution, Option]]:
     """The fastest options whose weights fit together into the memory to spare."""
-    chosen: dict[str, Option] = {}
-    upgrades: list[tuple[float, Convolution, Option]] = []
-    for convolution in convolutions:
-        options = find_options(convolution, keep_weights)
-        free = min((o for o in options if o.extra_bytes <= 0), key=lambda option: option.cost)
-        chosen[convolution.name] = free
-        upgrades += [
-            ((free.cost - option.cost) / option.extra_bytes, convolution, option)
-            for option in options
-            if option.extra_bytes > 0
+    options = {c.name: find_options(c, keep_weights) for c in convolutions}
+    chosen = {
+        name: min((o for o in some if o.extra_bytes <= 0), key=lambda option: option.cost)
+        for name, some in options.items()
+    }
+    while True:
+        bargains = [
+            ((chosen[name].cost - option.cost) / more, name, option)
+            for name, some in options.items()
+            for option in some
+            if 0 < (more := option.extra_bytes - chosen[name].extra_bytes) <= spare_bytes
+            and option.cost < chosen[name].cost
         ]
-    for _, convolution, option in sorted(upgrades, key=lambda upgrade: -upgrade[0]):
-        before = chosen[convolution.name]
-        more = option.extra_bytes - before.extra_bytes
-        if option.cost < before.cost and more <= spare_bytes:
-            chosen[convolution.name] = option
-            spare_bytes -= more
+        if not bargains:
+            break
+        _, name, option = max(bargains, key=lambda bargain: bargain[0])
+        spare_bytes -= option.extra_bytes - chosen[name].extra_bytes
+        chosen[name] = option
     for convolution in convolutions:
         yield convolution, chosen[convolution.name]
 
@@ -150,22 +161,34 @@ def find_options(convolution: Convolution, keep_weights: bool = True) -> list[Op
         cost = _product(convolution.positions, work) + BYTE * (weight_bytes + 3 * patches) + CALL
         options.append(Option(cost, 0, MatmulConv2d))
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
-        options += [_winograd(convolution, m, keep_weights) for m in TRANSFORMS]
+        options += [_winograd_in_passing(convolution, m) for m in TRANSFORMS]
+        if keep_weights:
+            options += [_winograd_with_kept_weights(convolution, m) for m in TRANSFORMS]
     return options
 
 
-def _winograd(convolution: Convolution, m: int, keep_weights: bool) -> Option:
+def _winograd_with_kept_weights(convolution: Convolution, m: int) -> Option:
+    weights = convolution.module.weight
+    larger = weights.nbytes * TRANSFORMS[m].points // 9
+    cost = _winograd(convolution, m, KEPT_PRODUCT) + KEPT_BYTE * larger
+    return Option(cost, larger - weights.nbytes, partial(WinogradConv2d, m=m))
+
+
+def _winograd_in_passing(convolution: Convolution, m: int) -> Option:
+    weights = convolution.module.weight
+    transform = PASSING_TRANSFORM * 2.0 * TRANSFORMS[m].points * weights.numel()
+    cost = _winograd(convolution, m, PASSING_PRODUCT) + BYTE * weights.nbytes + transform
+    return Option(cost, 0, partial(WinogradConv2d, m=m, keep_weights=False))
+
+
+def _winograd(convolution: Convolution, m: int, product: float) -> float:
+    """Cost without that of the weights."""
     conv, points = convolution.module, TRANSFORMS[m].points
     B, _, H, W = convolution.input_shape
     tiles = B * -(-H // m) * -(-W // m)
-    larger = conv.weight.nbytes * points // 9
-    moved = larger + 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
+    moved = 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
     work = 2.0 * points * tiles * conv.in_channels * conv.out_channels
-    cost = _product(tiles, work) + BYTE * moved + CALL
-    if not keep_weights:
-        cost += BYTE * (larger + conv.weight.nbytes)  # written once more, and read
-        return Option(cost, 0, partial(WinogradConv2d, m=m, keep_weights=False))
-    return Option(cost, larger - conv.weight.nbytes, partial(WinogradConv2d, m=m))
+    return product * _product(tiles, work) + TILE_BYTE * moved + CALL
 
 
 def _product(rows: int, work: float) -> float:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 WORKSPACE = 16 * 2**20
 """Bytes of transformed tiles that are worked on together: they should stay in a cache."""
+WEIGHT_WORKSPACE = 8 * 2**20
+"""Bytes of weights that are transformed at a time: they should stay in a cache beside the tiles."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,14 @@ TRANSFORMS = {2: _f2(), 4: _f4()}
 class WinogradConv2d(nn.Module):
     """A 3x3 convolution of stride 1 and padding 1, computed by F(m x m, 3 x 3).
 
-    The weights are transformed at the first use, which makes them ``(m + 2)^2 / 9`` times as large
-    (16/9 for m = 2, 4 for m = 4), and the originals are let go.
+    Transformed weights are ``(m + 2)^2 / 9`` times as large as the originals (16/9 for m = 2, 4 for
+    m = 4). Kept, they are made at the first use, and the originals are let go. Otherwise they are
+    made at each use, some output channels at a time, so that they never leave the cache.
 
     Args:
         conv: the convolution to replace, its weights float32 on the CPU.
         m: 2 or 4. Rounding errors grow with it: about 1e-6 and 4e-6 of the result.
-        keep_weights: False transforms the weights anew at each use, and keeps the originals.
+        keep_weights: whether to keep transformed weights.
 
     Attributes:
         let_go: called with the originals when they are not needed any more.
@@ -131,41 +134,62 @@ class WinogradConv2d(nn.Module):
         m = self.transforms.m
         rows, columns = -(-H // m), -(-W // m)  # of tiles
         pixels = x.permute(0, 2, 3, 1)
-        weights = self._weights()
         result = x.new_empty(B, rows * m, columns * m, self.out_channels)
         for images, band in self._parts(B, rows, columns):
-            tiles = self._convolve(_cut(pixels[images], band, columns, m, above), weights)
-            place = result[images, band.start * m : band.stop * m].view(tiles.shape)
-            if self.bias is None:
-                place.copy_(tiles)
-            else:
-                torch.add(tiles, self.bias, out=place)
+            part = _cut(pixels[images], band, columns, m, above)
+            place = result[images, band.start * m : band.stop * m]
+            self._convolve(part, place.view(len(part), -1, m, columns, m, self.out_channels))
         return result[:, :H, :W].permute(0, 3, 1, 2)
 
-    def _convolve(self, part: Tensor, weights: Tensor) -> Tensor:
-        """(b, r m + 2, c m + 2, C), weights as they are multiplied -> (b, r, m, c, m, O)."""
+    def _convolve(self, part: Tensor, place: Tensor) -> None:
+        """(b, r m + 2, c m + 2, C) into ``place`` (b, r, m, c, m, O)."""
         m, points = self.transforms.m, self.transforms.points
         tiles = part.unfold(1, m + 2, m).unfold(2, m + 2, m)  # (b, r, c, C, m + 2, m + 2)
         b, r, c, C = tiles.shape[:4]
         tiles = tiles.permute(4, 5, 0, 1, 2, 3).reshape(points, b * r * c * C)
         tiles = (self.transforms.input @ tiles).view(points, b * r * c, C)
-        products = tiles @ weights  # (points, tiles, O)
-        tiles = self.transforms.output @ products.view(points, -1)
-        return tiles.view(m, m, b, r, c, -1).permute(2, 3, 0, 4, 1, 5)
+        for outputs, weights in self._weights():
+            products = tiles @ weights  # (points, tiles, outputs)
+            results = self.transforms.output @ products.view(points, -1)
+            results = results.view(m, m, b, r, c, -1).permute(2, 3, 0, 4, 1, 5)
+            if self.bias is None:
+                place[..., outputs] = results
+            else:
+                torch.add(results, self.bias[outputs], out=place[..., outputs])
 
-    def _weights(self) -> Tensor:
-        """Transformed, (points, C, O)."""
-        if self.transformed is not None:
-            return self.transformed.mT
-        assert self.weight is not None
-        points = self.transforms.weight @ self.weight.flatten(2).flatten(0, 1).t()
-        transformed = points.view(-1, self.out_channels, self.in_channels)
+    def _weights(self) -> Iterator[tuple[slice, Tensor]]:
+        """Output channels and their transformed weights (points, C, outputs)."""
         if self.keep_weights:
-            if self.let_go is not None:
-                self.let_go(self.weight)
-            # It may hold on to the file in which the original lies.
-            self.transformed, self.weight, self.let_go = transformed, None, None
-        return transformed.mT
+            if self.transformed is None:
+                self.transformed = self._transform_all()
+            yield slice(0, self.out_channels), self.transformed
+            return
+        assert self.weight is not None
+        for outputs in self._pieces(self.out_channels, self.in_channels):
+            points = self.transforms.weight @ self.weight[outputs].flatten(2).flatten(0, 1).t()
+            yield outputs, points.view(len(points), -1, self.in_channels).mT
+
+    def _transform_all(self) -> Tensor:
+        """All weights (points, C, O), in that order in memory: so products are fastest."""
+        assert self.weight is not None
+        transformed = self.weight.new_empty(
+            self.transforms.points, self.in_channels, self.out_channels
+        )
+        for inputs in self._pieces(self.in_channels, self.out_channels):
+            piece = self.weight[:, inputs].flatten(2).permute(2, 1, 0).flatten(1)  # (9, C O)
+            transformed[:, inputs] = (self.transforms.weight @ piece).view_as(
+                transformed[:, inputs]
+            )
+        if self.let_go is not None:
+            self.let_go(self.weight)
+        self.weight, self.let_go = None, None  # it may hold on to the file in which weights lie
+        return transformed
+
+    def _pieces(self, channels: int, others: int) -> Iterator[slice]:
+        """Slices of channels whose transformed weights to the others fit the workspace."""
+        step = max(WEIGHT_WORKSPACE // (4 * self.transforms.points * others), 1)
+        for start in range(0, channels, step):
+            yield slice(start, min(start + step, channels))
 
     def _parts(self, images: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
         """Slices of the images and of the rows of tiles that are worked on together."""
