@@ -23,12 +23,17 @@ class MatmulConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
-        k, stride, padding = self.weight.shape[-1], self.stride, self.padding
-        x = F.pad(x.transpose(0, 1).contiguous(), (padding,) * 4)  # (C, B, H + 2 p, W + 2 p)
-        patches = x.unfold(2, k, stride).unfold(3, k, stride)  # (C, B, h, w, k, k)
-        C, B, h, w = patches.shape[:4]
-        patches = patches.permute(0, 4, 5, 1, 2, 3).reshape(C * k * k, B * h * w)
-        result = patches.t() @ self.weight.flatten(1).t()  # (B * h * w, O)
+        patches = unfold_patches(x, self.weight.shape[-1], self.stride, self.padding)
+        B, h, w = patches.shape[1:]
+        result = patches.flatten(1).t() @ self.weight.flatten(1).t()  # (B * h * w, O)
         if self.bias is not None:
             result += self.bias
         return result.view(B, h, w, -1).permute(0, 3, 1, 2)
+
+
+def unfold_patches(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """What a kernel x kernel convolution falls on: (B, C, H, W) -> (C * kernel^2, B, h, w)."""
+    x = F.pad(x.transpose(0, 1).contiguous(), (padding,) * 4)  # (C, B, H + 2 p, W + 2 p)
+    patches = x.unfold(2, kernel, stride).unfold(3, kernel, stride)  # (C, B, h, w, k, k)
+    C, B, h, w = patches.shape[:4]
+    return patches.permute(0, 4, 5, 1, 2, 3).reshape(C * kernel * kernel, B, h, w)
