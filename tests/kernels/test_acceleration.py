@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from parity.compare import normal, relative_error
-from sdpy.kernels import acceleration
+from sdpy.kernels import acceleration, bfloat16_pairs
 from sdpy.kernels.acceleration import (
     accelerate,
     accelerate_at_first_use,
     choose,
     find_options,
 )
+from sdpy.kernels.bfloat16_pairs import PairedConv2d, PairedLinear
 from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.feed_forward import ChunkedFeedForward
 from sdpy.kernels.matmul_conv import MatmulConv2d
@@ -27,7 +28,17 @@ from sdpy.variants import SD15
 from tiny import tiny_model
 
 TOLERANCE = 1e-5
+TOLERANCE_OF_PAIRS = 5e-5
+needs_product = pytest.mark.skipif(
+    not bfloat16_pairs.is_available(), reason="this torch has no MKL with products of bfloat16"
+)
 UNET_INPUTS = (normal(2, 4, 12, 10), torch.tensor(981), normal(2, 77, 32, seed=1))
+
+
+@pytest.fixture(autouse=True)
+def no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same choices on every processor: pairs of bfloat16 only in the tests of them."""
+    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: False)
 
 
 def kinds(model: nn.Module) -> set[type[nn.Module]]:
@@ -66,6 +77,42 @@ def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, kind: str) -> None
         assert relative_error(fast(*UNET_INPUTS), expected) <= TOLERANCE
     larger = (normal(1, 4, 17, 21), *UNET_INPUTS[1:2], normal(1, 90, 32))
     assert relative_error(fast(*larger), plain(*larger)) <= TOLERANCE
+
+
+@needs_product
+@torch.inference_mode()
+def test_unet_of_pairs_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its convolutions too, where that is the cheapest way."""
+    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: True)
+    for name, value in {**only("matmul"), "PAIRED_PRODUCT": 1e-9, "PAIRED_BYTE": 1e-9}.items():
+        monkeypatch.setattr(acceleration, name, value)
+    plain, fast = tiny_model("unet"), tiny_model("unet")
+    names = {id(p): name for name, p in fast.named_parameters()}
+    gone: list[str] = []
+    accelerate_at_first_use(fast, budget=0, let_go=lambda weight: gone.append(names[id(weight)]))
+    expected = plain(*UNET_INPUTS)
+    for _ in range(2):
+        assert relative_error(fast(*UNET_INPUTS), expected) <= TOLERANCE_OF_PAIRS
+    assert {PairedConv2d, ChunkedFeedForward, RememberingLinear} <= kinds(fast)
+    paired = [m for m in fast.modules() if isinstance(m, PairedLinear)]
+    assert len(gone) == len(set(gone)) == len(paired)
+    assert not set(gone) & {name for name, _ in fast.named_parameters()}
+    for layer in ("ff.net.0.proj", "ff.net.2", "attn1.to_q", "attn1.to_k", "attn2.to_out.0"):
+        assert f"mid_block.attentions.0.transformer_blocks.0.{layer}.weight" in gone
+    larger = (normal(1, 4, 17, 21), *UNET_INPUTS[1:2], normal(1, 90, 32))
+    assert relative_error(fast(*larger), plain(*larger)) <= TOLERANCE_OF_PAIRS
+
+
+@pytest.mark.parametrize(("name", "keep_weights"), [("unet", False), ("vae", True)])
+def test_no_pairs_of_streamed_weights_and_in_autoencoders(
+    monkeypatch: pytest.MonkeyPatch, name: str, keep_weights: bool
+) -> None:
+    """Streamed weights would be split at every step; decoding would add up more rounding."""
+    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: True)
+    model = tiny_model(name)
+    model = model.decoder if isinstance(model, AutoencoderKL) else model
+    accelerate(model, UNET_INPUTS[0].shape, keep_weights=keep_weights)
+    assert not {PairedConv2d, PairedLinear} & kinds(model)
 
 
 @torch.inference_mode()

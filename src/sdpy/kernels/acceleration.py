@@ -3,7 +3,8 @@
 Every convolution is replaced by that kind which a cost model finds fastest for the picture's size;
 kinds that need more memory for their weights share a budget, the best bargains first. Feed-forward
 networks, the keys and values of the prompt, and what a UNet does before it looks at the prompt are
-replaced where there are any.
+replaced where there are any. Where the processor is fast at bfloat16, the large matrix products of
+transformers are made of pairs of it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sdpy.kernels import bfloat16_pairs
+from sdpy.kernels.bfloat16_pairs import PairedConv2d, PairedLinear
 from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.equal_halves import compute_equal_halves_once
 from sdpy.kernels.feed_forward import ChunkedFeedForward
@@ -23,7 +27,7 @@ from sdpy.kernels.remembering_linear import RememberingLinear
 from sdpy.kernels.replacing import replace_module
 from sdpy.kernels.winograd import TRANSFORMS, WinogradConv2d
 from sdpy.models import UNet2DConditionModel
-from sdpy.models.attention import Attention, FeedForward
+from sdpy.models.attention import Attention, FeedForward, Transformer2DModel
 
 # The cost model counts in multiplications and additions at the rate of a large matrix product. Its
 # constants were fitted to layers of Stable Diffusion 1.5 on two cores with AVX-512, where that rate
@@ -42,6 +46,10 @@ PASSING_TRANSFORM = 2.0
 """Of arithmetic in which one side of a matrix is as short as a kernel."""
 DIRECT_WEIGHT_BYTE = 84.0
 """Of a byte of weights in torch's convolution, which puts them into another order at every call."""
+PAIRED_PRODUCT = 0.55
+"""Of a product of bfloat16 pairs, in proportion to the usual one."""
+PAIRED_BYTE = 30.0
+"""Of splitting a byte into a pair."""
 CALL = 60e6
 """Of the dozen calls, each of some microseconds, that a convolution outside torch's own takes."""
 FULL_ROWS = 16
@@ -52,6 +60,10 @@ THIN = 16
 
 BUDGET = 500 * 10**6
 """Bytes that a model's larger weights may take more than the originals did."""
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+MakeLinear = Callable[[nn.Linear], nn.Linear | PairedLinear]
 
 
 @dataclass(frozen=True)
@@ -103,27 +115,49 @@ def accelerate(
         budget: bytes that larger weights may take more than the originals.
         keep_weights, let_go: as for `accelerate_at_first_use`.
     """
+    pairs = keep_weights and bfloat16_pairs.is_fast() and _has_transformers(model)
     convolutions = list(find_convolutions(model, input_shape))
-    for convolution, option in choose(convolutions, budget, keep_weights):
-        layer = option.make(convolution.module)
-        if isinstance(layer, WinogradConv2d):
-            layer.let_go = let_go
-        replace_module(model, convolution.name, layer)
+    for convolution, option in choose(convolutions, budget, keep_weights, pairs):
+        replace_module(model, convolution.name, option.make(convolution.module))
     if isinstance(model, UNet2DConditionModel):
         compute_equal_halves_once(model)
+    _accelerate_transformers(model, _pair if pairs else _as_it_is)
+    for module in model.modules():
+        if isinstance(module, WinogradConv2d | PairedLinear):
+            module.let_go = let_go
+
+
+def _has_transformers(model: nn.Module) -> bool:
+    """An autoencoder has none, and its products are too many in a row for the rounding of pairs."""
+    return any(isinstance(module, Transformer2DModel) for module in model.modules())
+
+
+def _accelerate_transformers(model: nn.Module, linear: MakeLinear) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, FeedForward):
-            replace_module(model, name, ChunkedFeedForward(module))
-        elif isinstance(module, Attention) and module.to_k.in_features != module.to_q.in_features:
-            replace_module(module, "to_k", RememberingLinear(module.to_k))
-            replace_module(module, "to_v", RememberingLinear(module.to_v))
+            replace_module(model, name, ChunkedFeedForward(module, linear))
+        elif isinstance(module, Attention):
+            attends_to_prompt = module.to_k.in_features != module.to_q.in_features
+            of_the_context = RememberingLinear if attends_to_prompt else linear
+            for part, make in [
+                ("to_q", linear),
+                ("to_k", of_the_context),
+                ("to_v", of_the_context),
+                ("to_out.0", linear),
+            ]:
+                layer = module.get_submodule(part)
+                assert isinstance(layer, nn.Linear)
+                replace_module(module, part, make(layer))
 
 
 def choose(
-    convolutions: list[Convolution], spare_bytes: int, keep_weights: bool = True
+    convolutions: list[Convolution],
+    spare_bytes: int,
+    keep_weights: bool = True,
+    pairs: bool = False,
 ) -> Iterator[tuple[Convolution, Option]]:
     """The fastest options whose weights fit together into the memory to spare."""
-    options = {c.name: find_options(c, keep_weights) for c in convolutions}
+    options = {c.name: find_options(c, keep_weights, pairs) for c in convolutions}
     chosen = {
         name: min((o for o in some if o.extra_bytes <= 0), key=lambda option: option.cost)
         for name, some in options.items()
@@ -145,7 +179,9 @@ def choose(
         yield convolution, chosen[convolution.name]
 
 
-def find_options(convolution: Convolution, keep_weights: bool = True) -> list[Option]:
+def find_options(
+    convolution: Convolution, keep_weights: bool = True, pairs: bool = False
+) -> list[Option]:
     """The ways to compute a convolution, torch's own first."""
     conv = convolution.module
     k = conv.kernel_size[0]
@@ -156,10 +192,14 @@ def find_options(convolution: Convolution, keep_weights: bool = True) -> list[Op
     thin = min(conv.in_channels, conv.out_channels) < THIN
     if thin or conv.groups > 1 or conv.dilation != (1, 1) or conv.kernel_size != (k, k):
         return options
+    patches = 4 * convolution.positions * k * k * conv.in_channels
+    product = _product(convolution.positions, work)
     if k > 1:
-        patches = 4 * convolution.positions * k * k * conv.in_channels
-        cost = _product(convolution.positions, work) + BYTE * (weight_bytes + 3 * patches) + CALL
+        cost = product + BYTE * (weight_bytes + 3 * patches) + CALL
         options.append(Option(cost, 0, MatmulConv2d))
+    if pairs and (k > 1 or conv.stride == (1, 1)):
+        cost = PAIRED_PRODUCT * product + BYTE * weight_bytes + PAIRED_BYTE * patches + CALL
+        options.append(Option(cost, 0, PairedConv2d))
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
         options += [_winograd_in_passing(convolution, m) for m in TRANSFORMS]
         if keep_weights:
@@ -202,5 +242,9 @@ def _in_channels_last(conv: nn.Conv2d) -> nn.Module:
     return conv
 
 
-def _as_it_is(conv: nn.Conv2d) -> nn.Module:
-    return conv
+def _as_it_is(layer: Layer) -> Layer:
+    return layer
+
+
+def _pair(layer: nn.Linear) -> PairedLinear:
+    return PairedLinear(layer.weight, layer.bias)

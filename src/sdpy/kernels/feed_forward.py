@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from sdpy.kernels.bfloat16_pairs import Pair, PairedLinear
 from sdpy.models.attention import GEGLU, FeedForward
 
-WORKSPACE = 32 * 2**20
+WORKSPACE = 24 * 2**20
 """Bytes of the wide inner layer that exist at a time."""
 
 
@@ -16,25 +19,38 @@ class ChunkedFeedForward(nn.Module):
 
     Args:
         original: what to replace; its weights are shared.
+        linear: makes of each of its two linear layers the one that is used.
     """
 
-    def __init__(self, original: FeedForward) -> None:
+    def __init__(
+        self,
+        original: FeedForward,
+        linear: Callable[[nn.Linear], nn.Linear | PairedLinear] = lambda layer: layer,
+    ) -> None:
         super().__init__()
         widen, _, narrow = original.net
         assert isinstance(widen, GEGLU) and isinstance(narrow, nn.Linear)
-        self.widen, self.narrow = widen.proj, narrow
+        self.widen, self.narrow = linear(widen.proj), linear(narrow)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
         tokens = x.flatten(0, 1)
         result = torch.empty_like(tokens)
         wide = self.widen.out_features
-        step = min(max(WORKSPACE // (wide * x.element_size()), 64), len(tokens))
+        parts = max(-(-len(tokens) * wide * x.element_size() // WORKSPACE), 1)
+        step = -(-len(tokens) // parts)
         buffer = x.new_empty(step, wide)
         for part, out in zip(torch.split(tokens, step), torch.split(result, step), strict=True):
             inner = buffer[: len(part)]
-            torch.addmm(self.widen.bias, part, self.widen.weight.t(), out=inner)
+            _write(self.widen, part, inner)
             values, gate = inner.chunk(2, dim=-1)
             values *= torch.ops.aten.gelu_(gate)
-            torch.addmm(self.narrow.bias, values, self.narrow.weight.t(), out=out)
+            _write(self.narrow, values, out)
         return result.view(x.shape)
+
+
+def _write(layer: nn.Linear | PairedLinear, rows: Tensor, result: Tensor) -> None:
+    if isinstance(layer, PairedLinear):
+        layer.write(Pair.of(rows), result)
+    else:
+        torch.addmm(layer.bias, rows, layer.weight.t(), out=result)
