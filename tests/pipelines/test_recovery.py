@@ -142,7 +142,8 @@ def test_a_gpu_s_decoder_is_run_on_the_cpu_at_last(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch, failing: Failing
 ) -> None:
     """Another number of the CPU stands in for a GPU."""
-    expected, _ = paint(tiny_components(tiny_data))
+    plain = Execution(fast_kernels=False)
+    expected, _ = paint(tiny_components(tiny_data, execution=plain))
     placement = Placement(vae=torch.device("cpu", 0))
     assert placement.vae != Placement().vae
     decode, count = AutoencoderKL.decode, 0
@@ -155,7 +156,6 @@ def test_a_gpu_s_decoder_is_run_on_the_cpu_at_last(
         return decode(self, latents)
 
     monkeypatch.setattr(AutoencoderKL, "decode", short_twice)
-    plain = Execution(fast_kernels=False)
     picture, told = paint(tiny_components(tiny_data, placement=placement, execution=plain))
     assert told == [
         "not enough memory for the autoencoder: running it in strips",
