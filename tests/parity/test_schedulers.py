@@ -221,6 +221,9 @@ def set_both(ours: Scheduler, theirs: Any, steps: int) -> None:
         if third or ours.noise.rescale_betas_zero_snr:
             # Its coefficients are differences of large numbers, for which fp32 is too coarse.
             theirs.sigmas = theirs.sigmas.double()
+    if getattr(theirs.config, "algorithm_type", None) == "sde-dpmsolver++":
+        # Quotients of differences of logarithms: two levels of the beta ramp are 0.6 % apart.
+        theirs.sigmas = theirs.sigmas.double()
 
 
 def check_schedule(ours: Scheduler, theirs: Any, ramp: str | None) -> None:
