@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mapped import resident_kilobytes
 from parity.compare import normal, randomise, relative_error
 from sdpy.checkpoints import Change, Checkpoint, MappedFile, load_weights, write_checkpoint
 from sdpy.kernels import (
@@ -221,17 +222,6 @@ def test_the_next_piece_is_read_ahead(tmp_path: Path, monkeypatch: pytest.Monkey
     expected = [piece for what, piece in log if what == "expect"]
     assert expected[:-1] == order[1:]  # each while the one before it runs
     assert log[0] == ("expect", order[1]) and log[1] == ("forget", order[0])
-
-
-def resident_kilobytes(path: Path) -> int:
-    """How much of a file is in this process's memory."""
-    found, within = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            within = line.endswith(str(path))
-        elif within and line.startswith("Rss:"):
-            found += int(line.split()[1])
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

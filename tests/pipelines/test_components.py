@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import sdpy.checkpoints.loading
 import sdpy.pipelines.components as components_module
+from mapped import resident_kilobytes
 from sdpy.checkpoints import read_checkpoint
 from sdpy.devices import Placement
 from sdpy.errors import WeightsError
@@ -192,6 +194,21 @@ def test_a_model_is_gone_after_its_block_and_after_an_exception(
     with pytest.raises(RuntimeError, match="stop"), getattr(components, name)() as model:
         raise RuntimeError("stop")
     assert is_empty(model)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_gone_after_the_block_though_somebody_holds_a_weight(
+    tiny_data: Path, name: str
+) -> None:
+    components = tiny_components(tiny_data)
+    path = getattr(components.files, name)
+    with getattr(components, name)() as model:
+        held = next(iter(model.parameters()))
+        held.sum()
+        assert resident_kilobytes(path) > 0
+    assert resident_kilobytes(path) == 0
+    assert held.isfinite().all()  # its pages are read again
 
 
 def test_a_run_that_is_given_up_lets_go(tiny_data: Path, spy: Spy) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sdpy.checkpoints import (
+    Checkpoint,
     Lora,
     TextualInversion,
     check_loras,
@@ -262,26 +263,28 @@ class Components:
         execution = self.execution
         offload = execution.offload and not execution.streamed and device.type != "cpu"
         key = (name, path, device, replace(execution, weight_budget=None))
+        file: Checkpoint | None = None
         if key in self._kept:
             model = cast(Model, self._kept[key])
         else:
             model = make_empty()
-            self._load(model.eval(), name, path, device, offload=offload)
+            file = self._load(model.eval(), name, path, device, offload=offload)
         if name in self.keep or offload:
             self._kept[key] = model
         try:
             with moved(model, device) if offload else nullcontext():
                 yield model
         finally:
-            if key not in self._kept:
+            if file is not None and key not in self._kept:
                 # Lets go of the weights even where somebody still holds the model.
                 model.to("meta")
+                file.forget()
                 give_back_freed_memory()
 
     def _load(
         self, model: nn.Module, name: str, path: Path, device: torch.device, *, offload: bool
-    ) -> None:
-        """Give a model its weights, or the means to get them when it runs."""
+    ) -> Checkpoint:
+        """Give a model its weights, or the means to get them when it runs; returns their file."""
         execution = self.execution
         dtype = execution.dtype_on(device)
         loras = self.loras if name in ("text_encoder", "unet") else ()
@@ -290,7 +293,7 @@ class Components:
             merge_loras(loras, name, model)
             file.forget()  # what was read of it to merge something
             execution.apply_to(model, _networks(model), device, file.forget)
-            return
+            return file
         file = load_weights(model, path, dtype=None)
         changes = {
             model.get_parameter(parameter): change
@@ -300,6 +303,7 @@ class Components:
         stream_weights(
             model, _networks(model), file.mappings, dtype=dtype, device=device, changes=changes
         )
+        return file
 
     def _empty_text_encoder(self) -> CLIPTextModel:
         with skeleton():
