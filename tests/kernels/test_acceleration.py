@@ -23,6 +23,8 @@ from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
 from sdpy.kernels.winograd import WinogradConv2d
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
+from sdpy.models.attention import Transformer2DModel
+from sdpy.models.resnet import ResnetBlock2D
 from sdpy.models.skeleton import skeleton
 from sdpy.variants import SD15
 from tiny import tiny_model
@@ -193,6 +195,30 @@ def test_equal_halves_are_computed_once(same_time: bool) -> None:
     different = (normal(2, 4, 12, 10), *inputs[1:])
     assert relative_error(fast(*different), plain(*different)) <= TOLERANCE
     assert batches == [1 if same_time else 2, 2]
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@torch.inference_mode()
+def test_feature_maps_stay_in_channels_last_memory(
+    monkeypatch: pytest.MonkeyPatch, equal: bool
+) -> None:
+    """All layers are faster so, and a single map in the other order spreads to what follows."""
+    for name, value in only("winograd").items():
+        monkeypatch.setattr(acceleration, name, value)
+    model = tiny_model("unet")
+    sample = normal(1, 4, 12, 10).expand(2, -1, -1, -1) if equal else UNET_INPUTS[0]
+    accelerate(model, sample.shape)
+    others: list[str] = []
+
+    def note(name: str, result: torch.Tensor) -> None:
+        if result.ndim == 4 and result.stride(1) != 1:
+            others.append(name)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.GroupNorm | ResnetBlock2D | Transformer2DModel):
+            module.register_forward_hook(lambda _, __, result, name=name: note(name, result))
+    model(sample, *UNET_INPUTS[1:])
+    assert not others
 
 
 @torch.inference_mode()
