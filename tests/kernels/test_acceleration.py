@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from parity.compare import normal, relative_error
-from sdpy.kernels import acceleration, bfloat16_pairs
+from sdpy.kernels import acceleration, bfloat16_pairs, product_attention, slice_attention
 from sdpy.kernels.acceleration import (
     accelerate,
     accelerate_at_first_use,
@@ -21,9 +22,9 @@ from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.feed_forward import ChunkedFeedForward
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
-from sdpy.kernels.winograd import WinogradConv2d
+from sdpy.kernels.winograd import Keep, WinogradConv2d
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
-from sdpy.models.attention import Transformer2DModel
+from sdpy.models.attention import Attention, Transformer2DModel
 from sdpy.models.resnet import ResnetBlock2D
 from sdpy.models.skeleton import skeleton
 from sdpy.variants import SD15
@@ -54,16 +55,17 @@ def only(kind: str) -> dict[str, float]:
         "DIRECT_WEIGHT_BYTE": dear,
         **dict.fromkeys(("CALL", "BYTE", "FULL_ROWS", "TILE_BYTE"), cheap),
     }
+    kept = ("KEPT_PRODUCT", "KEPT_BYTE")
+    piecewise = ("PIECES", "PIECEWISE_PRODUCT", "TRANSFORMING_BYTE", "ORDERING_BYTE")
     return {
-        "direct": {"DIRECT_WEIGHT_BYTE": cheap, "CALL": dear},
+        "direct": {"DIRECT_WEIGHT_BYTE": cheap, "CALL": dear, "BYTE": dear},
         "matmul": {"DIRECT_WEIGHT_BYTE": dear, "TILE_BYTE": dear, "CALL": cheap, "BYTE": cheap},
-        "winograd": winograd | {"KEPT_BYTE": cheap, "PASSING_TRANSFORM": dear},
-        "winograd in passing": winograd
-        | {"KEPT_BYTE": dear, "PASSING_TRANSFORM": cheap, "PASSING_PRODUCT": cheap},
+        "transformed": winograd | dict.fromkeys(kept, cheap) | dict.fromkeys(piecewise, dear),
+        "ordered": winograd | dict.fromkeys(kept, dear) | dict.fromkeys(piecewise, cheap),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["direct", "matmul", "winograd", "winograd in passing"])
+@pytest.mark.parametrize("kind", ["direct", "matmul", "transformed", "ordered"])
 @torch.inference_mode()
 def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     for name, value in only(kind).items():
@@ -71,8 +73,8 @@ def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, kind: str) -> None
     plain, fast = tiny_model("unet"), tiny_model("unet")
     accelerate(fast, UNET_INPUTS[0].shape, budget=0 if kind == "matmul" else 10**9)
     assert (MatmulConv2d in kinds(fast)) == (kind != "direct")
-    kept = {m.keep_weights for m in fast.modules() if isinstance(m, WinogradConv2d)}
-    assert kept == {"winograd": {True}, "winograd in passing": {False}}.get(kind, set())
+    kept = {m.keep.value for m in fast.modules() if isinstance(m, WinogradConv2d)}
+    assert kept == ({kind} if kind in ("transformed", "ordered") else set())
     assert {ChunkedFeedForward, RememberingLinear} <= kinds(fast)
     expected = plain(*UNET_INPUTS)
     for _ in range(2):
@@ -119,7 +121,7 @@ def test_no_pairs_of_streamed_weights_and_in_autoencoders(
 
 @torch.inference_mode()
 def test_autoencoder_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in only("winograd").items():
+    for name, value in only("transformed").items():
         monkeypatch.setattr(acceleration, name, value)
     plain, fast = tiny_model("vae"), tiny_model("vae")
     assert isinstance(plain, AutoencoderKL) and isinstance(fast, AutoencoderKL)
@@ -160,22 +162,48 @@ def test_budget(budget: int) -> None:
 
 
 def test_choice_at_real_size() -> None:
-    """Winograd in large pictures, a matrix product in small ones, torch's own for thin layers."""
+    """Winograd almost everywhere, with larger tiles in larger pictures; torch's own if thin."""
     chosen = {c.name: option.make for c, option in choose(sd15_convolutions(64), 10**11)}
-    large, stride_2 = chosen["down_blocks.0.resnets.0.conv1"], "down_blocks.2.downsamplers.0.conv"
-    assert isinstance(large, partial) and large.keywords == {"m": 4}
-    small = chosen["mid_block.resnets.0.conv1"]
-    assert isinstance(small, partial) and small.keywords == {"m": 2}
-    assert chosen[stride_2] is MatmulConv2d
-    assert chosen["conv_in"] is chosen["conv_out"] is acceleration._in_channels_last
+    large, small = "down_blocks.0.resnets.0.conv1", "mid_block.resnets.0.conv1"
+    assert keywords(chosen[large]) == {"m": 4, "keep": Keep.TRANSFORMED}
+    assert keywords(chosen[small]) == {"m": 2, "keep": Keep.TRANSFORMED}
+    assert chosen["down_blocks.2.downsamplers.0.conv"] is MatmulConv2d  # its stride is 2
+    assert chosen["mid_block.attentions.0.proj_in"] is MatmulConv2d
+    thin = ("conv_in", "conv_out", "down_blocks.0.attentions.0.proj_in")
+    assert all(chosen[name] is acceleration._in_channels_last for name in thin)
     frugal = {c.name: option.make for c, option in choose(sd15_convolutions(64), 0)}
-    assert frugal["mid_block.resnets.0.conv1"] is MatmulConv2d
+    assert keywords(frugal[small]) == {"m": 2, "keep": Keep.ORDERED}
+    streamed = choose(sd15_convolutions(64), 0, keep_weights=False)
+    assert {c.name: option.make for c, option in streamed}[small] is MatmulConv2d
+
+
+def keywords(make: object) -> dict[str, object]:
+    assert isinstance(make, partial)
+    return make.keywords
 
 
 def test_leaves_other_convolutions_alone() -> None:
     for conv in (nn.Conv2d(32, 32, 3, groups=2), nn.Conv2d(32, 32, 3, dilation=2)):
         options = find_options(Convolution("x", conv, torch.Size((1, 32, 32, 32))))
         assert [option.extra_bytes for option in options] == [0]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_attends_by_products_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """But not where attention is to be computed in slices."""
+    monkeypatch.setattr(product_attention, "is_fast", lambda: fast)
+    model, sliced = tiny_model("unet"), tiny_model("unet")
+    slice_attention(sliced, 1)
+    for one in (model, sliced):
+        accelerate(one, UNET_INPUTS[0].shape)
+    assert attends(model) == {product_attention.attend if fast else F.scaled_dot_product_attention}
+    assert product_attention.attend not in attends(sliced)
+
+
+def attends(model: nn.Module) -> set[object]:
+    return {module.attend for module in model.modules() if isinstance(module, Attention)}
 
 
 @pytest.mark.parametrize("same_time", [True, False])
@@ -203,7 +231,7 @@ def test_feature_maps_stay_in_channels_last_memory(
     monkeypatch: pytest.MonkeyPatch, equal: bool
 ) -> None:
     """All layers are faster so, and a single map in the other order spreads to what follows."""
-    for name, value in only("winograd").items():
+    for name, value in only("transformed").items():
         monkeypatch.setattr(acceleration, name, value)
     model = tiny_model("unet")
     sample = normal(1, 4, 12, 10).expand(2, -1, -1, -1) if equal else UNET_INPUTS[0]
@@ -223,7 +251,7 @@ def test_feature_maps_stay_in_channels_last_memory(
 
 @torch.inference_mode()
 def test_originals_are_let_go_once_they_are_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in only("winograd").items():
+    for name, value in only("transformed").items():
         monkeypatch.setattr(acceleration, name, value)
     model = tiny_model("unet")
     names = {id(p): name for name, p in model.named_parameters()}

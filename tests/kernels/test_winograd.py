@@ -9,7 +9,7 @@ from torch import nn
 
 from parity.compare import normal, relative_error
 from sdpy.kernels import winograd
-from sdpy.kernels.winograd import TRANSFORMS, WinogradConv2d
+from sdpy.kernels.winograd import TRANSFORMS, Keep, WinogradConv2d
 
 # Of one layer in float32; the larger tile has the larger constants in its matrices.
 TOLERANCES = {2: 1e-6, 4: 5e-6}
@@ -50,30 +50,34 @@ def test_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, m: int, workspace: i
 
 
 @pytest.mark.parametrize("workspace", [1, 20_000, 10**9])
-@pytest.mark.parametrize("keep_weights", [True, False])
+@pytest.mark.parametrize("keep", Keep)
 @pytest.mark.parametrize("m", TRANSFORMS)
 @torch.inference_mode()
-def test_weights_transformed_a_piece_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, m: int, keep_weights: bool, workspace: int
+def test_weights_a_piece_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, m: int, keep: Keep, workspace: int
 ) -> None:
-    """One channel at a time, some, all; kept or made anew."""
+    """Pieces that do not divide the output channels, and all at once."""
     torch.manual_seed(0)
     monkeypatch.setattr(winograd, "WEIGHT_WORKSPACE", workspace)
+    monkeypatch.setattr(winograd, "WEIGHT_STEP", 6)
     conv = nn.Conv2d(12, 20, 3, padding=1)
-    layer = WinogradConv2d(conv, m, keep_weights=keep_weights)
+    weights = conv.weight.detach().clone()
+    layer = WinogradConv2d(conv, m, keep)
     x = normal(2, 12, 9, 13)
     for _ in range(2):
         assert relative_error(layer(x), expected(conv, x)) <= TOLERANCES[m]
-    assert (layer.weight is None) == keep_weights == (layer.transformed is not None)
+    assert torch.equal(conv.weight, weights)
+    assert (layer.weight is None) == (keep is not Keep.ORIGINAL) == (layer.kept is not None)
 
 
 @torch.inference_mode()
 def test_points_and_weights() -> None:
-    """Four by four tiles multiply a quarter as often, with four times the weights."""
+    """Four by four tiles multiply a quarter as often, with four times the weights if kept."""
     conv = nn.Conv2d(8, 8, 3, padding=1)
-    layer = WinogradConv2d(conv, 4)
-    layer(normal(1, 8, 8, 8))
-    assert layer.transformed is not None
-    assert layer.transformed.numel() == 4 * conv.weight.numel()
-    assert list(layer.parameters()) == [conv.bias]  # the originals are let go
+    for keep, times in ((Keep.TRANSFORMED, 4), (Keep.ORDERED, 1)):
+        layer = WinogradConv2d(conv, 4, keep)
+        layer(normal(1, 8, 8, 8))
+        assert layer.kept is not None
+        assert layer.kept.numel() == times * conv.weight.numel()
+        assert list(layer.parameters()) == [conv.bias]  # the originals are let go
     assert (TRANSFORMS[4].points / 4**2) * 4 == 9

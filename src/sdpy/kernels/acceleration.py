@@ -4,7 +4,7 @@ Every convolution is replaced by that kind which a cost model finds fastest for 
 kinds that need more memory for their weights share a budget, the best bargains first. Feed-forward
 networks, the keys and values of the prompt, and what a UNet does before it looks at the prompt are
 replaced where there are any. Where the processor is fast at bfloat16, the large matrix products of
-transformers are made of pairs of it.
+transformers are made of pairs of it; where it has long vectors, attention of plain products.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdpy.kernels import bfloat16_pairs
+from sdpy.kernels import bfloat16_pairs, product_attention
 from sdpy.kernels.bfloat16_pairs import PairedConv2d, PairedLinear
 from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.equal_halves import compute_equal_halves_once
@@ -25,7 +25,7 @@ from sdpy.kernels.feed_forward import ChunkedFeedForward
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
 from sdpy.kernels.replacing import replace_module
-from sdpy.kernels.winograd import TRANSFORMS, WinogradConv2d
+from sdpy.kernels.winograd import TRANSFORMS, Keep, WinogradConv2d, tiles_together
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention, FeedForward, Transformer2DModel
 
@@ -34,16 +34,20 @@ from sdpy.models.attention import Attention, FeedForward, Transformer2DModel
 # was 320e9 a second. Other processors have other rates, but much the same ratios.
 BYTE = 18.0
 """Cost of moving a byte of weights or patches through the caches."""
-KEPT_BYTE = 10.0
-"""Of a byte of transformed weights, which lie in the order in which a product reads them."""
-TILE_BYTE = 14.0
+TILE_BYTE = 30.0
 """Of a byte of transformed tiles."""
-KEPT_PRODUCT = 0.88
-"""Of a product with kept weights, in proportion to the usual one."""
-PASSING_PRODUCT = 2.0
-"""Of a product with weights that were only just transformed, as they do not lie in that order."""
-PASSING_TRANSFORM = 2.0
-"""Of arithmetic in which one side of a matrix is as short as a kernel."""
+KEPT_PRODUCT = 0.93
+"""Of a product with kept transformed weights, in proportion to the usual one."""
+KEPT_BYTE = 7.0
+"""Of reading a byte of them."""
+PIECES = 350e6
+"""Of transforming weights a piece at a time, however many there are."""
+PIECEWISE_PRODUCT = 1.2
+"""Of a product with these pieces, in proportion to the usual one."""
+TRANSFORMING_BYTE = 10.0
+"""Of making a byte of transformed weights."""
+ORDERING_BYTE = 100.0
+"""Of putting a byte of weights in order before that."""
 DIRECT_WEIGHT_BYTE = 84.0
 """Of a byte of weights in torch's convolution, which puts them into another order at every call."""
 PAIRED_PRODUCT = 0.55
@@ -58,7 +62,7 @@ FULL_ROWS = 16
 THIN = 16
 """Channels below which only torch's own convolution is considered."""
 
-BUDGET = 500 * 10**6
+BUDGET = 750 * 10**6
 """Bytes that a model's larger weights may take more than the originals did."""
 
 
@@ -137,6 +141,8 @@ def _accelerate_transformers(model: nn.Module, linear: MakeLinear) -> None:
         if isinstance(module, FeedForward):
             replace_module(model, name, ChunkedFeedForward(module, linear))
         elif isinstance(module, Attention):
+            if product_attention.is_fast():
+                product_attention.attend_by_products(module)
             attends_to_prompt = module.to_k.in_features != module.to_q.in_features
             of_the_context = RememberingLinear if attends_to_prompt else linear
             for part, make in [
@@ -197,38 +203,37 @@ def find_options(
     if k > 1:
         cost = product + BYTE * (weight_bytes + 3 * patches) + CALL
         options.append(Option(cost, 0, MatmulConv2d))
+    elif conv.stride == (1, 1):
+        cost = product + BYTE * 4 * convolution.positions * conv.out_channels
+        options.append(Option(cost, 0, MatmulConv2d))
     if pairs and (k > 1 or conv.stride == (1, 1)):
         cost = PAIRED_PRODUCT * product + BYTE * weight_bytes + PAIRED_BYTE * patches + CALL
         options.append(Option(cost, 0, PairedConv2d))
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
-        options += [_winograd_in_passing(convolution, m) for m in TRANSFORMS]
-        if keep_weights:
-            options += [_winograd_with_kept_weights(convolution, m) for m in TRANSFORMS]
+        kinds = (Keep.TRANSFORMED, Keep.ORDERED) if keep_weights else (Keep.ORIGINAL,)
+        options += [_winograd(convolution, m, keep) for m in TRANSFORMS for keep in kinds]
     return options
 
 
-def _winograd_with_kept_weights(convolution: Convolution, m: int) -> Option:
-    weights = convolution.module.weight
-    larger = weights.nbytes * TRANSFORMS[m].points // 9
-    cost = _winograd(convolution, m, KEPT_PRODUCT) + KEPT_BYTE * larger
-    return Option(cost, larger - weights.nbytes, partial(WinogradConv2d, m=m))
-
-
-def _winograd_in_passing(convolution: Convolution, m: int) -> Option:
-    weights = convolution.module.weight
-    transform = PASSING_TRANSFORM * 2.0 * TRANSFORMS[m].points * weights.numel()
-    cost = _winograd(convolution, m, PASSING_PRODUCT) + BYTE * weights.nbytes + transform
-    return Option(cost, 0, partial(WinogradConv2d, m=m, keep_weights=False))
-
-
-def _winograd(convolution: Convolution, m: int, product: float) -> float:
-    """Cost without that of the weights."""
+def _winograd(convolution: Convolution, m: int, keep: Keep) -> Option:
     conv, points = convolution.module, TRANSFORMS[m].points
     B, _, H, W = convolution.input_shape
     tiles = B * -(-H // m) * -(-W // m)
-    moved = 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
+    tile_bytes = 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
     work = 2.0 * points * tiles * conv.in_channels * conv.out_channels
-    return product * _product(tiles, work) + TILE_BYTE * moved + CALL
+    weight_bytes = conv.weight.nbytes
+    transformed_bytes = weight_bytes * points // 9
+    parts = -(-tiles // tiles_together(conv, points, keep))
+    moved = TILE_BYTE * tile_bytes
+    if keep is Keep.TRANSFORMED:
+        extra = transformed_bytes - weight_bytes
+        cost = KEPT_PRODUCT * _product(tiles, work) + KEPT_BYTE * transformed_bytes + CALL
+    else:
+        extra = 0
+        each = TRANSFORMING_BYTE * transformed_bytes
+        each += ORDERING_BYTE * weight_bytes if keep is Keep.ORIGINAL else 0
+        cost = PIECEWISE_PRODUCT * _product(tiles, work) + parts * each + PIECES
+    return Option(cost + moved, extra, partial(WinogradConv2d, m=m, keep=keep))
 
 
 def _product(rows: int, work: float) -> float:

@@ -23,7 +23,11 @@ class MatmulConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
-        patches = unfold_patches(x, self.weight.shape[-1], self.stride, self.padding)
+        kernel = self.weight.shape[-1]
+        if (kernel, self.stride, self.padding) == (1, 1, 0):
+            pixels = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+            return pixels.permute(0, 3, 1, 2)
+        patches = unfold_patches(x, kernel, self.stride, self.padding)
         B, h, w = patches.shape[1:]
         result = patches.flatten(1).t() @ self.weight.flatten(1).t()  # (B * h * w, O)
         if self.bias is not None:

@@ -14,14 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
 WORKSPACE = 16 * 2**20
 """Bytes of transformed tiles that are worked on together: they should stay in a cache."""
-WEIGHT_WORKSPACE = 8 * 2**20
+WEIGHT_WORKSPACE = 12 * 2**20
 """Bytes of weights that are transformed at a time: they should stay in a cache beside the tiles."""
+WEIGHT_STEP = 32
+"""Output channels at a time are a multiple of this: a product has whole vectors of them."""
+
+
+class Keep(Enum):
+    """What a convolution keeps of its weights."""
+
+    TRANSFORMED = "transformed"
+    """``(m + 2)^2 / 9`` times as much as there was (16/9 for m = 2, 4 for m = 4)."""
+    ORDERED = "ordered"
+    """As much, in the order in which they are transformed at each use."""
+    ORIGINAL = "original"
+    """The originals alone, which are put in order and transformed at each use."""
 
 
 @dataclass(frozen=True)
@@ -100,27 +114,27 @@ TRANSFORMS = {2: _f2(), 4: _f4()}
 class WinogradConv2d(nn.Module):
     """A 3x3 convolution of stride 1 and padding 1, computed by F(m x m, 3 x 3).
 
-    Transformed weights are ``(m + 2)^2 / 9`` times as large as the originals (16/9 for m = 2, 4 for
-    m = 4). Kept, they are made at the first use, and the originals are let go. Otherwise they are
-    made at each use, some output channels at a time, so that they never leave the cache.
+    What is kept of the weights is made at the first use, and the originals are let go. Weights that
+    are transformed at each use are so some output channels at a time, so that they never leave the
+    cache.
 
     Args:
         conv: the convolution to replace, its weights float32 on the CPU.
         m: 2 or 4. Rounding errors grow with it: about 1e-6 and 4e-6 of the result.
-        keep_weights: whether to keep transformed weights.
+        keep: what to keep of the weights.
 
     Attributes:
         let_go: called with the originals when they are not needed any more.
     """
 
-    def __init__(self, conv: nn.Conv2d, m: int, *, keep_weights: bool = True) -> None:
+    def __init__(self, conv: nn.Conv2d, m: int, keep: Keep = Keep.TRANSFORMED) -> None:
         super().__init__()
-        self.transforms, self.keep_weights = TRANSFORMS[m], keep_weights
+        self.transforms, self.keep = TRANSFORMS[m], keep
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.weight: Tensor | None = conv.weight
         self.bias = conv.bias
-        self.transformed: Tensor | None
-        self.register_buffer("transformed", None, persistent=False)
+        self.kept: Tensor | None
+        self.register_buffer("kept", None, persistent=False)
         self.let_go: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
@@ -156,48 +170,64 @@ class WinogradConv2d(nn.Module):
                 place[..., outputs] = results
             else:
                 torch.add(results, self.bias[outputs], out=place[..., outputs])
+            del products, results  # their memory is in the cache, and the next ones take it
 
     def _weights(self) -> Iterator[tuple[slice, Tensor]]:
         """Output channels and their transformed weights (points, C, outputs)."""
-        if self.keep_weights:
-            if self.transformed is None:
-                self.transformed = self._transform_all()
-            yield slice(0, self.out_channels), self.transformed
+        if self.keep is Keep.TRANSFORMED:
+            yield slice(0, self.out_channels), self._kept()
             return
-        assert self.weight is not None
-        for outputs in self._pieces(self.out_channels, self.in_channels):
-            points = self.transforms.weight @ self.weight[outputs].flatten(2).flatten(0, 1).t()
-            yield outputs, points.view(len(points), -1, self.in_channels).mT
+        # All pieces in the same memory, which then is in the cache.
+        memory: Tensor | None = None
+        for outputs in self._pieces():
+            ordered = self._ordered(outputs)
+            if memory is None:
+                memory = ordered.new_empty(self.transforms.points * ordered[0].numel())
+            yield outputs, self._transform(ordered, memory)
 
-    def _transform_all(self) -> Tensor:
-        """All weights (points, C, O), in that order in memory: so products are fastest."""
+    def _ordered(self, outputs: slice) -> Tensor:
+        """The weights (9, C, outputs) of some output channels."""
+        if self.keep is Keep.ORDERED:
+            return self._kept()[_span(outputs, 9 * self.in_channels)].view(9, self.in_channels, -1)
         assert self.weight is not None
-        transformed = self.weight.new_empty(
-            self.transforms.points, self.in_channels, self.out_channels
-        )
-        for inputs in self._pieces(self.in_channels, self.out_channels):
-            piece = self.weight[:, inputs].flatten(2).permute(2, 1, 0).flatten(1)  # (9, C O)
-            transformed[:, inputs] = (self.transforms.weight @ piece).view_as(
-                transformed[:, inputs]
-            )
-        if self.let_go is not None:
-            self.let_go(self.weight)
-        self.weight, self.let_go = None, None  # it may hold on to the file in which weights lie
-        return transformed
+        return self.weight[outputs].flatten(2).permute(2, 1, 0)
 
-    def _pieces(self, channels: int, others: int) -> Iterator[slice]:
-        """Slices of channels whose transformed weights to the others fit the workspace."""
-        step = max(WEIGHT_WORKSPACE // (4 * self.transforms.points * others), 1)
-        for start in range(0, channels, step):
-            yield slice(start, min(start + step, channels))
+    def _transform(self, ordered: Tensor, memory: Tensor | None = None) -> Tensor:
+        """(9, C, outputs) -> (points, C, outputs), in the beginning of ``memory`` if given."""
+        points, values = self.transforms.points, ordered[0].numel()
+        place = None if memory is None else memory[: points * values].view(points, values)
+        transformed = torch.mm(self.transforms.weight, ordered.flatten(1), out=place)
+        return transformed.view(points, *ordered.shape[1:])
+
+    def _kept(self) -> Tensor:
+        """All weights: (points, C, O) if transformed, else those of each piece, flattened."""
+        if self.kept is None:
+            assert self.weight is not None
+            shape = self.transforms.points, self.in_channels, self.out_channels
+            transformed = self.keep is Keep.TRANSFORMED
+            kept = self.weight.new_empty(shape if transformed else self.weight.numel())
+            for outputs in self._pieces():
+                piece = self.weight[outputs].flatten(2).permute(2, 1, 0)  # (9, C, outputs)
+                if transformed:
+                    kept[..., outputs] = self._transform(piece)
+                else:
+                    kept[_span(outputs, 9 * self.in_channels)].view(piece.shape).copy_(piece)
+            self.kept = kept
+            if self.let_go is not None:
+                self.let_go(self.weight)
+            self.weight, self.let_go = None, None  # it may hold on to the file with the weights
+        return self.kept
+
+    def _pieces(self) -> Iterator[slice]:
+        """Slices of output channels whose transformed weights fit the workspace."""
+        fitting = WEIGHT_WORKSPACE // (4 * self.transforms.points * self.in_channels)
+        step = max(fitting // WEIGHT_STEP, 1) * WEIGHT_STEP
+        for start in range(0, self.out_channels, step):
+            yield slice(start, min(start + step, self.out_channels))
 
     def _parts(self, images: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
         """Slices of the images and of the rows of tiles that are worked on together."""
-        values = 2 * self.in_channels + self.out_channels  # of a tile, at each point
-        fitting = WORKSPACE // (4 * values * self.transforms.points)
-        # Every part reads all weights again: twice as much as its own tiles at most.
-        worthwhile = self.in_channels * self.out_channels // (2 * values)
-        tiles = max(fitting, worthwhile)
+        tiles = tiles_together(self, self.transforms.points, self.keep)
         together = tiles // columns  # rows
         if together >= rows:
             step = together // rows
@@ -208,6 +238,22 @@ class WinogradConv2d(nn.Module):
         for image in range(images):
             for start in range(0, rows, step):
                 yield slice(image, image + 1), slice(start, min(start + step, rows))
+
+
+def tiles_together(conv: nn.Conv2d | WinogradConv2d, points: int, keep: Keep) -> int:
+    """How many tiles are worked on together, if they are not rounded to whole rows."""
+    values = 2 * conv.in_channels + conv.out_channels  # of a tile, at each point
+    fitting = WORKSPACE // (4 * values * points)
+    # Every part reads all weights again, twice as much as its own tiles at most; those that it
+    # has to transform are dearer.
+    dearer = 1 if keep is Keep.TRANSFORMED else 2
+    worthwhile = dearer * conv.in_channels * conv.out_channels // (2 * values)
+    return max(fitting, worthwhile)
+
+
+def _span(outputs: slice, values: int) -> slice:
+    """Where the weights of output channels lie, of each of which there are so many ``values``."""
+    return slice(outputs.start * values, outputs.stop * values)
 
 
 def _cut(pixels: Tensor, band: slice, columns: int, m: int, first: int) -> Tensor:
