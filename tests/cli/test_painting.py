@@ -429,7 +429,7 @@ def test_help_names_every_option_with_its_default(sdpy: Any, command: str) -> No
         *("--prediction", "--model", "--data", "--clip-weights"),
         *("--unet-weights", "--vae-weights", "--vocab-file", "--cpu", "--device"),
         *("--sliced-attention-size", "--final-image", "--quiet", "--width", "--height"),
-        *("--memory", "--dtype", "--threads", "--offload"),
+        *("--memory", "--dtype", "--threads", "--offload", "--compile"),
         *("--prompt-syntax", "--long-prompt", "--clip-skip", "--embedding"),
     ):
         assert option in result.out

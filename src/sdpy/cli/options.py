@@ -379,6 +379,15 @@ class PlaceOptions:
             rich_help_panel=_PLACE,
         ),
     ] = False
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile UNet and autoencoder for the GPU. The first steps take minutes, those "
+            "after them are faster: for many pictures of one size.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = False
     fast_kernels: Annotated[
         bool,
         typer.Option(

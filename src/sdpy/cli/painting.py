@@ -45,6 +45,8 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
         placement=placement,
         files=found.files,
         execution=execution,
+        # What is compiled is compiled for these very weights.
+        keep=frozenset({"unet", "vae"} if execution.compiled else ()),
         notices=found.assumptions,
         textual_inversions=tuple(map(_read_embedding, options.embedding or ())),
         loras=tuple(find_lora(text) for text in options.lora or ()),
@@ -66,9 +68,20 @@ def find_execution(options: CommonOptions, placement: Placement) -> Execution:
         fast_kernels=options.fast_kernels,
         sliced_attention_size=options.sliced_attention_size,
         offload=options.offload,
+        compiled=options.compile,
     )
     if options.offload and not placement.gpus:
         raise UsageError("--offload is for GPUs, but all models run on the CPU: leave it out")
+    if options.compile and not placement.gpus:
+        raise UsageError(
+            "--compile is for GPUs, but all models run on the CPU, where --fast-kernels are "
+            "faster: leave it out"
+        )
+    if options.compile and (options.offload or execution.memory == "low"):
+        raise UsageError(
+            "--compile needs weights that stay on the GPU: leave it out, or --offload and "
+            "--memory low"
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.fast_kernels and execution.memory == "auto":

@@ -62,7 +62,7 @@ FULL_ROWS = 16
 THIN = 16
 """Channels below which only torch's own convolution is considered."""
 
-BUDGET = 750 * 10**6
+BUDGET = 650 * 10**6
 """Bytes that a model's larger weights may take more than the originals did."""
 
 

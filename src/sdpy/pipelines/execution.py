@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.devices import cpu_has_bfloat16
-from sdpy.kernels import BUDGET, accelerate_at_first_use, compute_in_strips, slice_attention
+from sdpy.kernels import (
+    BUDGET,
+    accelerate_at_first_use,
+    compile_network,
+    compute_in_strips,
+    slice_attention,
+)
+from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+_COMPILED = (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny)
+"""The models whose networks do the same many times, and return a single tensor."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Execution:
         strips: run the autoencoder in strips; see `in_strips_on`.
         streamed: have weights in memory, or on the GPU, only while their layer runs.
         offload: keep models that are for a GPU in main memory while they do not run.
+        compiled: have torch compile the UNet and the autoencoder for a GPU; see `compiles_on`.
         weight_budget: bytes that may be spent on faster forms of the weights; None for any number.
     """
 
@@ -38,6 +49,7 @@ class Execution:
     strips: bool = False
     streamed: bool = False
     offload: bool = False
+    compiled: bool = False
     weight_budget: int | None = None
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
@@ -62,6 +74,10 @@ class Execution:
         """
         return self.strips or self.is_fast_on(device)
 
+    def compiles_on(self, device: torch.device) -> bool:
+        """Whether torch compiles models there, whose weights then have to stay where they are."""
+        return self.compiled and device.type != "cpu" and not (self.streamed or self.offload)
+
     def within(self, budget: float) -> Execution:
         """The same with that `weight_budget`, which may be infinite."""
         return replace(self, weight_budget=None if math.isinf(budget) else int(budget))
@@ -85,6 +101,9 @@ class Execution:
             compute_in_strips(model)
         if self.sliced_attention_size is not None:
             slice_attention(model, self.sliced_attention_size)
+        if self.compiles_on(device) and isinstance(model, _COMPILED):
+            for network in networks:
+                compile_network(network)
         if not self.is_fast_on(device):
             return
         budget = BUDGET if self.weight_budget is None else min(self.weight_budget, BUDGET)

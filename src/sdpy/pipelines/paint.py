@@ -75,6 +75,7 @@ def paint(
         PaintingError: numbers went wrong.
     """
     yield from (Notice(text) for text in components.notices)
+    yield from _tell_of_compiling(components)
     guidance_scale = effective_guidance_scale(components, settings)
     prompt, negative = tokenize(components, settings)
     yield from _tell(components, settings, prompt, negative)
@@ -167,6 +168,11 @@ def check(
         )
     for approximation in settings.approximations:
         approximation.check(components.unet_config)
+    if settings.approximations and components.execution.compiled:
+        raise UsageError(
+            "a compiled UNet does all of its work at every step: leave out --compile, or "
+            "--deepcache and --token-merging"
+        )
     factor = components.variant.vae.downsample_factor
     width, height = factor * shape[-1], factor * shape[-2]
     check_controls(components, settings.controls, width=width, height=height)
@@ -314,6 +320,17 @@ def _tell(
         if not (prompt.uses(inversion) or negative.uses(inversion)):
             names = " or ".join(f"'{name}'" for name in inversion.names)
             yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
+
+
+def _tell_of_compiling(components: Components) -> Iterator[Event]:
+    execution = components.execution
+    if any(execution.compiles_on(device) for device in components.placement.gpus):
+        yield Notice(
+            "compiling for the GPU: the first steps and the first decoding of each size take up to "
+            "some minutes, and are fast from then on"
+        )
+    elif execution.compiled:
+        yield Notice("nothing is compiled, as the weights are read anew at each step")
 
 
 def _encode(

@@ -1,0 +1,29 @@
+"""Networks that torch compiles for the GPU on which they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def compile_network(network: nn.Module) -> None:
+    """Have a network compiled when it is first called, for the sizes that it then sees.
+
+    Its feature maps are laid out channels-last, as convolutions on matrix units want them. On CUDA
+    its kernels are recorded as a graph and launched together, which takes some calls to warm up.
+    The network is to stay where it is in memory.
+
+    Args:
+        network: a UNet, an encoder or a decoder: whatever returns a single tensor.
+    """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compiled = torch.compile(network.forward, dynamic=False, mode="reduce-overhead")
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        # A graph writes its result to the same place each time, hence the copy.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return compiled(*args, **kwargs).clone()
+
+    network.forward = forward
