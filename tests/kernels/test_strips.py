@@ -22,6 +22,7 @@ CONFIG = AutoencoderKLConfig(block_out_channels=(16, 32, 32), norm_num_groups=8)
 def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strips, "STRIP_BYTES", 4000)
     monkeypatch.setattr(strips, "MIN_ROWS", 3)
+    monkeypatch.setattr(strips, "WHOLE_ROWS", 3)
 
 
 def both() -> tuple[AutoencoderKL, AutoencoderKL]:

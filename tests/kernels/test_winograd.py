@@ -9,7 +9,7 @@ from torch import nn
 
 from parity.compare import normal, relative_error
 from sdpy.kernels import winograd
-from sdpy.kernels.winograd import TRANSFORMS, Keep, WinogradConv2d
+from sdpy.kernels.winograd import TRANSFORMS, Frame, Keep, WinogradConv2d
 
 # Of one layer in float32; the larger tile has the larger constants in its matrices.
 TOLERANCES = {2: 1e-6, 4: 5e-6}
@@ -47,6 +47,35 @@ def test_parts_of_any_size(monkeypatch: pytest.MonkeyPatch, m: int, workspace: i
     conv = nn.Conv2d(4, 4, 3, padding=1)
     x = normal(3, 4, 21, 18)
     assert relative_error(WinogradConv2d(conv, m)(x), expected(conv, x)) <= TOLERANCES[m]
+
+
+@pytest.mark.parametrize(("above", "below"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize(("height", "width"), [(12, 24), (13, 5), (3, 7)])
+@pytest.mark.parametrize("workspace", [1, 50_000, 10**9])
+@pytest.mark.parametrize("m", TRANSFORMS)
+@torch.inference_mode()
+def test_frames(
+    monkeypatch: pytest.MonkeyPatch,
+    m: int,
+    workspace: int,
+    height: int,
+    width: int,
+    above: int,
+    below: int,
+) -> None:
+    """Rows out of a map, bordered by their neighbours or by zeros, into a place in another map."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(winograd, "WORKSPACE", workspace)
+    conv = nn.Conv2d(4, 5, 3, padding=1)
+    x = normal(2, 4, height + above + below, width)
+    frame = Frame.of(x.shape, above, below, m)
+    frame.inside.copy_(x)
+    whole = torch.zeros(2, 5, height + 2, width).to(memory_format=torch.channels_last)
+    place = whole[:, :, 1:-1]
+    assert WinogradConv2d(conv, m)(frame, place) is place
+    wanted = expected(conv, x)[:, :, above : above + height]
+    assert relative_error(place, wanted) <= TOLERANCES[m]
+    assert not whole[:, :, [0, -1]].any()
 
 
 @pytest.mark.parametrize("workspace", [1, 20_000, 10**9])

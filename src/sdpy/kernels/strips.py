@@ -9,23 +9,28 @@ seam: the result differs from the plain one by the rounding of a sum alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.kernels.winograd import WinogradConv2d
+from sdpy.kernels.winograd import Frame, WinogradConv2d
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from sdpy.models.vae import AutoencoderKL, Decoder, Encoder
 
 STRIP_BYTES = 16 * 2**20
 """How much of a feature map is normed and convolved at a time."""
+WHOLE_ROWS = 4
+"""A strip has a multiple of so many rows: whole tiles of Winograd's convolutions."""
 MIN_ROWS = 8
 """Of a strip, however wide: each is computed with two more rows, which are thrown away."""
 
-Strips = Iterable[tuple[slice, Tensor]]
-"""Rows of a map, and what is in them: (B, C, rows, W); from top to bottom."""
+Make = Callable[[Tensor | None], Tensor]
+"""Makes a tensor, in the place that it is given if any."""
+Strips = Iterable[tuple[slice, Make]]
+"""Rows of a map, and what makes them: (B, C, rows, W); from top to bottom, one at a time."""
 
 
 def compute_in_strips(model: nn.Module) -> None:
@@ -54,12 +59,12 @@ class ResnetBlock2DInStrips(ResnetBlock2D):
         h = _joined(_norm_silu_conv(self.norm1, self.conv1, x), x.shape[-2])
         second = _norm_silu_conv(self.norm2, self.conv2, h)
         if self.conv_shortcut is None:
-            for rows, strip in second:
-                x[:, :, rows] += strip
+            for rows, make in second:
+                x[:, :, rows] += make(None)
             return x
         shortcut = self.conv_shortcut
-        added = ((rows, strip.add_(shortcut(x[:, :, rows]))) for rows, strip in second)
-        return _joined(added, x.shape[-2], over=h)
+        added = ((rows, make(None).add_(shortcut(x[:, :, rows]))) for rows, make in second)
+        return _written_over(h, added)
 
 
 class Upsample2DInStrips(Upsample2D):
@@ -73,12 +78,11 @@ class Upsample2DInStrips(Upsample2D):
     def _strips(self, x: Tensor) -> Strips:
         for rows in _cut(x.shape[-2], 4 * _row_bytes(x)):
             strip, above, below = _with_border(x, rows)
-            doubled = F.interpolate(strip, scale_factor=2.0, mode="nearest")
-            doubled = doubled[:, :, above : doubled.shape[-2] - below]
-            yield (
-                slice(2 * rows.start, 2 * rows.stop),
-                _convolve_within(self.conv, doubled, above, below),
-            )
+            B, C, H, W = strip.shape
+            shape = torch.Size((B, C, 2 * H - above - below, 2 * W))
+            doubled = partial(_double, strip, above, below)
+            make = partial(_convolve_within, self.conv, doubled, shape, above, below)
+            yield slice(2 * rows.start, 2 * rows.stop), make
 
 
 class Downsample2DInStrips(Downsample2D):
@@ -93,7 +97,7 @@ class Downsample2DInStrips(Downsample2D):
         for rows in _cut(x.shape[-2] // 2, 2 * _row_bytes(x)):
             strip = x[:, :, 2 * rows.start : 2 * rows.stop + 1]
             missing = 2 * (rows.stop - rows.start) + 1 - strip.shape[-2]
-            yield rows, self.conv(F.pad(strip, (0, 1, 0, missing)))
+            yield rows, partial(_placed, self.conv(F.pad(strip, (0, 1, 0, missing))))
 
 
 class EncoderInStrips(Encoder):
@@ -141,8 +145,22 @@ def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Strips:
     scale, shift = _as_affine(norm, x)
     for rows in _cut(x.shape[-2], _row_bytes(x)):
         strip, above, below = _with_border(x, rows)
-        strip = F.silu(torch.addcmul(shift, strip, scale), inplace=True)
-        yield rows, _convolve_within(conv, strip, above, below)
+        normed = partial(_norm_silu, scale, shift, strip)
+        yield rows, partial(_convolve_within, conv, normed, strip.shape, above, below)
+
+
+def _norm_silu(scale: Tensor, shift: Tensor, strip: Tensor, place: Tensor | None) -> Tensor:
+    return F.silu(torch.addcmul(shift, strip, scale, out=place), inplace=True)
+
+
+def _double(strip: Tensor, above: int, below: int, place: Tensor | None) -> Tensor:
+    """A strip twice as large, with single rows above and below where it has such."""
+    doubled = F.interpolate(strip, scale_factor=2.0, mode="nearest")
+    return _placed(doubled[:, :, above : doubled.shape[-2] - below], place)
+
+
+def _placed(x: Tensor, place: Tensor | None) -> Tensor:
+    return x if place is None else place.copy_(x)
 
 
 def _as_affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,10 +203,10 @@ def _row_bytes(x: Tensor) -> int:
 
 def _cut(height: int, row_bytes: int) -> Iterator[slice]:
     """The rows of each strip, where a row takes ``row_bytes``; about as many in each."""
-    rows = max(STRIP_BYTES // row_bytes, MIN_ROWS)
-    count = -(-height // rows)
-    for i in range(count):
-        yield slice(height * i // count, height * (i + 1) // count)
+    count = -(-height // max(STRIP_BYTES // row_bytes, MIN_ROWS))
+    rows = -(-height // count // WHOLE_ROWS) * WHOLE_ROWS
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
 
 
 def _with_border(x: Tensor, rows: slice) -> tuple[Tensor, int, int]:
@@ -197,11 +215,21 @@ def _with_border(x: Tensor, rows: slice) -> tuple[Tensor, int, int]:
     return x[:, :, rows.start - above : rows.stop + below], above, below
 
 
-def _convolve_within(conv: nn.Module, strip: Tensor, above: int, below: int) -> Tensor:
-    """What ``conv`` makes of a strip without its border."""
+def _convolve_within(
+    conv: nn.Module,
+    make_input: Make,
+    shape: torch.Size,
+    above: int,
+    below: int,
+    place: Tensor | None,
+) -> Tensor:
+    """What ``conv`` makes of a strip of that shape, without what it makes of its border."""
     if isinstance(conv, WinogradConv2d):
-        return conv(strip, above, below)
-    return conv(strip)[:, :, above : strip.shape[-2] - below]
+        frame = Frame.of(shape, above, below, conv.transforms.m)
+        make_input(frame.inside)
+        return conv(frame, place)
+    result = conv(make_input(None))
+    return _placed(result[:, :, above : result.shape[-2] - below], place)
 
 
 def _empty_like(strip: Tensor, height: int) -> Tensor:
@@ -215,20 +243,30 @@ def _order(strip: Tensor) -> torch.memory_format:
     return torch.channels_last if strip.stride(1) == 1 else torch.contiguous_format
 
 
-def _joined(strips: Strips, height: int, over: Tensor | None = None) -> Tensor:
-    """The map of that height which the strips make up.
+def _joined(strips: Strips, height: int) -> Tensor:
+    """A new map of that height, which the strips make up."""
+    whole: Tensor | None = None
+    for rows, make in strips:
+        if whole is None:
+            first = make(None)
+            whole = _empty_like(first, height)
+            whole[:, :, rows] = first
+        else:
+            make(whole[:, :, rows])
+    assert whole is not None, "a map without rows"
+    return whole
 
-    It may be written over the one that they are made of: each strip is written when the next one,
-    which still sees the row above it, is there.
+
+def _written_over(whole: Tensor, strips: Iterable[tuple[slice, Tensor]]) -> Tensor:
+    """Strips written over the map that they are made of.
+
+    Each is written when the next one, which still sees the row above it, is there.
     """
-    whole: Tensor | None = over
     last: tuple[slice, Tensor] | None = None
     for rows, strip in strips:
-        if whole is None:
-            whole = _empty_like(strip, height)
         if last is not None:
             whole[:, :, last[0]] = last[1]
         last = rows, strip
-    assert whole is not None and last is not None, "a map without rows"
+    assert last is not None, "a map without rows"
     whole[:, :, last[0]] = last[1]
     return whole

@@ -6,8 +6,7 @@ one matrix product a point, and transformed back:
 
     Y = A^T [(G g G^T) * (B^T d B)] A
 
-Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, 2016), equation 8; the
-matrices are those of Toom and Cook's interpolation at 0, +-1, (+-2,) and infinity.
+Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, 2016), equation 8.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,12 +40,12 @@ class Keep(Enum):
 
 @dataclass(frozen=True)
 class Transforms:
-    """The matrices of F(m x m, 3 x 3), for both axes at once (Kronecker products with themselves).
+    """The matrices of F(m x m, 3 x 3); two are for both axes at once, Kronecker products.
 
     Attributes:
         m: side of a tile of results; it is computed from m + 2 by m + 2 inputs.
         weight: G x G, ((m + 2)^2, 9).
-        input: B^T x B^T, ((m + 2)^2, (m + 2)^2).
+        input: B^T, (m + 2, m + 2). It is applied to one axis after the other, which takes less.
         output: A^T x A^T, (m^2, (m + 2)^2).
     """
 
@@ -55,12 +55,29 @@ class Transforms:
     output: Tensor
 
     @classmethod
-    def from_rows(
-        cls, weight: list[list[float]], input: list[list[float]], output: list[list[float]]
-    ) -> Transforms:
-        """From G, B^T and A^T of one axis."""
-        g, b, a = (_twice(rows) for rows in (weight, input, output))
-        return cls(len(output), g, b, a)
+    def at(cls, *points: float) -> Transforms:
+        """Those of Toom and Cook's interpolation at these m + 1 points and at infinity.
+
+        Two polynomials, the weights and the gradient of the results, are multiplied by their values
+        at the points; that is transposed to a convolution.
+        """
+        m = len(points) - 1
+        weight, input, output = np.zeros((m + 2, 3)), np.zeros((m + 2, m + 2)), np.zeros((m, m + 2))
+        for i, point in enumerate(points):
+            others = np.poly([*points[:i], *points[i + 1 :]])  # (x - p)(x - q)..., highest first
+            weight[i] = point ** np.arange(3.0) / np.polyval(others, point)
+            input[i, :-1] = others[::-1]
+            output[:, i] = point ** np.arange(float(m))
+        weight[-1, -1] = output[-1, -1] = 1
+        input[-1] = np.poly(points)[::-1]
+        matrices = np.kron(weight, weight), input, np.kron(output, output)
+        return cls(m, *(torch.from_numpy(matrix).float() for matrix in matrices))
+
+    def transform_input(self, tiles: Tensor) -> Tensor:
+        """(m + 2, m + 2, N) -> ((m + 2)^2, N): ``B^T d B`` of N tiles."""
+        side = self.m + 2
+        rows = (self.input @ tiles.flatten(1)).view(side, side, -1)
+        return torch.bmm(self.input.expand(side, side, side), rows).flatten(0, 1)
 
     @property
     def points(self) -> int:
@@ -68,47 +85,45 @@ class Transforms:
         return (self.m + 2) ** 2
 
 
-def _twice(rows: list[list[float]]) -> Tensor:
-    matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
-    return torch.kron(matrix, matrix).float()
+# At six points and more than these, larger tiles save less than their transforms take.
+TRANSFORMS = {2: Transforms.at(0, 1, -1), 4: Transforms.at(0, 1, -1, 2, -2)}
 
 
-def _f2() -> Transforms:
-    return Transforms.from_rows(
-        weight=[[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-        input=[[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
-        output=[[1, 1, 1, 0], [0, 1, -1, -1]],
-    )
+@dataclass(frozen=True)
+class Frame:
+    """Memory for an input, to be filled by whoever makes it, so that none need be copied.
 
+    Attributes:
+        pixels: (B, H, W, C), the input with what is around it, up to whole tiles.
+        inside: the place for the input itself, as (B, C, H, W).
+        result_shape: (B, H, W) of the results that are asked for.
+    """
 
-def _f4() -> Transforms:
-    return Transforms.from_rows(
-        weight=[
-            [1 / 4, 0, 0],
-            [-1 / 6, -1 / 6, -1 / 6],
-            [-1 / 6, 1 / 6, -1 / 6],
-            [1 / 24, 1 / 12, 1 / 6],
-            [1 / 24, -1 / 12, 1 / 6],
-            [0, 0, 1],
-        ],
-        input=[
-            [4, 0, -5, 0, 1, 0],
-            [0, -4, -4, 1, 1, 0],
-            [0, 4, -4, -1, 1, 0],
-            [0, -2, -1, 2, 1, 0],
-            [0, 2, -1, -2, 1, 0],
-            [0, 4, 0, -5, 0, 1],
-        ],
-        output=[
-            [1, 1, 1, 1, 1, 0],
-            [0, 1, -1, 2, -2, 0],
-            [0, 1, 1, 4, 4, 0],
-            [0, 1, -1, 8, -8, 1],
-        ],
-    )
+    pixels: Tensor
+    inside: Tensor
+    result_shape: tuple[int, int, int]
 
+    @classmethod
+    def of(cls, shape: torch.Size, above: int, below: int, m: int) -> Frame:
+        """Zeros around an empty place.
 
-TRANSFORMS = {2: _f2(), 4: _f4()}
+        Args:
+            shape: (B, C, H, W) of the input.
+            above, below: how many of its first and last rows (0 or 1 each) only border those that
+                results are asked for, in place of the zeros there.
+            m: of the convolution.
+        """
+        B, C, H, W = shape
+        height = H - above - below
+        rows, columns = (-(-side // m) * m + 2 for side in (height, W))
+        pixels = torch.empty(B, rows, columns, C)
+        top = 1 - above
+        pixels[:, :top] = 0
+        pixels[:, top + H :] = 0
+        pixels[:, :, 0] = 0
+        pixels[:, :, W + 1 :] = 0
+        inside = pixels[:, top : top + H, 1 : W + 1].permute(0, 3, 1, 2)
+        return cls(pixels, inside, (B, height, W))
 
 
 class WinogradConv2d(nn.Module):
@@ -137,39 +152,39 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("kept", None, persistent=False)
         self.let_go: Callable[[Tensor], None] | None = None
 
-    def forward(self, x: Tensor, above: int = 0, below: int = 0) -> Tensor:
+    def forward(self, x: Tensor | Frame, place: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, H, W); fastest, and the result is, in channels-last memory.
 
-        Of the rows of ``x``, the first ``above`` and the last ``below`` (0 or 1 each) border those
-        that are asked for, in place of the zeros there; the result has so many rows less.
+        Args:
+            x: the input, or a `Frame` that was filled with it.
+            place: for the result; None for new memory.
         """
-        B, _, H, W = x.shape
-        H -= above + below
         m = self.transforms.m
-        rows, columns = -(-H // m), -(-W // m)  # of tiles
-        pixels = x.permute(0, 2, 3, 1)
-        result = x.new_empty(B, rows * m, columns * m, self.out_channels)
-        for images, band in self._parts(B, rows, columns):
-            part = _cut(pixels[images], band, columns, m, above)
-            place = result[images, band.start * m : band.stop * m]
-            self._convolve(part, place.view(len(part), -1, m, columns, m, self.out_channels))
-        return result[:, :H, :W].permute(0, 3, 1, 2)
+        B, H, W = (x.shape[0], *x.shape[2:]) if isinstance(x, Tensor) else x.result_shape
+        if place is None:
+            place = torch.empty(B, H, W, self.out_channels).permute(0, 3, 1, 2)
+        result = place.permute(0, 2, 3, 1)
+        for images, band in self._parts(B, H, W):
+            if isinstance(x, Frame):
+                part = x.pixels[images, band.start : -(-band.stop // m) * m + 2]
+            else:
+                part = _framed(x[images], band, m)
+            self._convolve(part, result[images, band])
+        return place
 
-    def _convolve(self, part: Tensor, place: Tensor) -> None:
-        """(b, r m + 2, c m + 2, C) into ``place`` (b, r, m, c, m, O)."""
+    def _convolve(self, part: Tensor, result: Tensor) -> None:
+        """(b, r m + 2, c m + 2, C) into ``result`` (b, H, W, O), of which tiles may stand out."""
         m, points = self.transforms.m, self.transforms.points
         tiles = part.unfold(1, m + 2, m).unfold(2, m + 2, m)  # (b, r, c, C, m + 2, m + 2)
         b, r, c, C = tiles.shape[:4]
-        tiles = tiles.permute(4, 5, 0, 1, 2, 3).reshape(points, b * r * c * C)
-        tiles = (self.transforms.input @ tiles).view(points, b * r * c, C)
+        tiles = tiles.permute(4, 5, 0, 1, 2, 3).reshape(m + 2, m + 2, b * r * c * C)
+        tiles = self.transforms.transform_input(tiles).view(points, b * r * c, C)
         for outputs, weights in self._weights():
             products = tiles @ weights  # (points, tiles, outputs)
             results = self.transforms.output @ products.view(points, -1)
             results = results.view(m, m, b, r, c, -1).permute(2, 3, 0, 4, 1, 5)
-            if self.bias is None:
-                place[..., outputs] = results
-            else:
-                torch.add(results, self.bias[outputs], out=place[..., outputs])
+            bias = None if self.bias is None else self.bias[outputs]
+            _write_tiles(results, bias, result[..., outputs])
             del products, results  # their memory is in the cache, and the next ones take it
 
     def _weights(self) -> Iterator[tuple[slice, Tensor]]:
@@ -190,7 +205,7 @@ class WinogradConv2d(nn.Module):
         if self.keep is Keep.ORDERED:
             return self._kept()[_span(outputs, 9 * self.in_channels)].view(9, self.in_channels, -1)
         assert self.weight is not None
-        return self.weight[outputs].flatten(2).permute(2, 1, 0)
+        return _in_order(self.weight[outputs])
 
     def _transform(self, ordered: Tensor, memory: Tensor | None = None) -> Tensor:
         """(9, C, outputs) -> (points, C, outputs), in the beginning of ``memory`` if given."""
@@ -207,7 +222,7 @@ class WinogradConv2d(nn.Module):
             transformed = self.keep is Keep.TRANSFORMED
             kept = self.weight.new_empty(shape if transformed else self.weight.numel())
             for outputs in self._pieces():
-                piece = self.weight[outputs].flatten(2).permute(2, 1, 0)  # (9, C, outputs)
+                piece = _in_order(self.weight[outputs])
                 if transformed:
                     kept[..., outputs] = self._transform(piece)
                 else:
@@ -225,19 +240,20 @@ class WinogradConv2d(nn.Module):
         for start in range(0, self.out_channels, step):
             yield slice(start, min(start + step, self.out_channels))
 
-    def _parts(self, images: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-        """Slices of the images and of the rows of tiles that are worked on together."""
-        tiles = tiles_together(self, self.transforms.points, self.keep)
-        together = tiles // columns  # rows
+    def _parts(self, images: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of the images and of the rows that are worked on together, from tile to tile."""
+        m = self.transforms.m
+        rows, columns = -(-height // m), -(-width // m)  # of tiles
+        together = tiles_together(self, self.transforms.points, self.keep) // columns  # rows
         if together >= rows:
             step = together // rows
             for start in range(0, images, step):
-                yield slice(start, min(start + step, images)), slice(0, rows)
+                yield slice(start, min(start + step, images)), slice(0, height)
             return
-        step = max(together, 1)
+        step = max(together, 1) * m
         for image in range(images):
-            for start in range(0, rows, step):
-                yield slice(image, image + 1), slice(start, min(start + step, rows))
+            for start in range(0, height, step):
+                yield slice(image, image + 1), slice(start, min(start + step, height))
 
 
 def tiles_together(conv: nn.Conv2d | WinogradConv2d, points: int, keep: Keep) -> int:
@@ -251,24 +267,47 @@ def tiles_together(conv: nn.Conv2d | WinogradConv2d, points: int, keep: Keep) ->
     return max(fitting, worthwhile)
 
 
+def _in_order(weights: Tensor) -> Tensor:
+    """A view (9, C, O) of weights (O, C, 3, 3)."""
+    return weights.flatten(2).permute(2, 1, 0)
+
+
 def _span(outputs: slice, values: int) -> slice:
     """Where the weights of output channels lie, of each of which there are so many ``values``."""
     return slice(outputs.start * values, outputs.stop * values)
 
 
-def _cut(pixels: Tensor, band: slice, columns: int, m: int, first: int) -> Tensor:
-    """Rows of tiles out of (b, H, W, C), with the zeros around them: (b, r m + 2, c m + 2, C).
+def _framed(x: Tensor, band: slice, m: int) -> Tensor:
+    """Some rows of (b, C, H, W) as the pixels of a `Frame`."""
+    above, below = int(band.start > 0), int(band.stop < x.shape[2])
+    inside = x[:, :, band.start - above : band.stop + below]
+    frame = Frame.of(inside.shape, above, below, m)
+    frame.inside.copy_(inside)
+    return frame.pixels
 
-    The first tile of the first row begins in row ``first``.
-    """
-    B, H, W, C = pixels.shape
-    top, bottom = band.start * m - 1 + first, band.stop * m + 1 + first
-    inside = pixels[:, max(top, 0) : min(bottom, H)]
-    above, below = max(-top, 0), max(bottom - H, 0)
-    part = pixels.new_empty(B, bottom - top, columns * m + 2, C)
-    part[:, :above] = 0
-    part[:, bottom - top - below :] = 0
-    part[:, :, 0] = 0
-    part[:, :, W + 1 :] = 0
-    part[:, above : bottom - top - below, 1 : W + 1] = inside
-    return part
+
+def _write_tiles(tiles: Tensor, bias: Tensor | None, result: Tensor) -> None:
+    """Add the bias (O,) to tiles (b, r, m, c, m, O) and write them into ``result`` (b, H, W, O)."""
+    m = tiles.shape[2]
+    for r, rows, height in _whole_and_last(result.shape[1], m):
+        for c, columns, width in _whole_and_last(result.shape[2], m):
+            part = tiles[:, r, :height, c, :width]
+            place = _split(_split(result[:, rows, columns], 1, height), 3, width)
+            if bias is None:
+                place.copy_(part)
+            else:
+                torch.add(part, bias, out=place)
+
+
+def _whole_and_last(length: int, m: int) -> Iterator[tuple[slice, slice, int]]:
+    """Tiles along an axis, the places that they cover, and how many each does: m, the last less."""
+    whole, rest = divmod(length, m)
+    if whole:
+        yield slice(0, whole), slice(0, whole * m), m
+    if rest:
+        yield slice(whole, whole + 1), slice(whole * m, length), rest
+
+
+def _split(x: Tensor, dim: int, size: int) -> Tensor:
+    """A view with an axis split into (n, size)."""
+    return x.view(*x.shape[:dim], -1, size, *x.shape[dim + 1 :])
