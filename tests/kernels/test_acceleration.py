@@ -20,6 +20,7 @@ from sdpy.kernels.acceleration import (
 from sdpy.kernels.bfloat16_pairs import PairedConv2d, PairedLinear
 from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.feed_forward import ChunkedFeedForward
+from sdpy.kernels.folded_attention import FoldedAttention
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
 from sdpy.kernels.winograd import Keep, WinogradConv2d
@@ -186,6 +187,32 @@ def test_leaves_other_convolutions_alone() -> None:
     for conv in (nn.Conv2d(32, 32, 3, groups=2), nn.Conv2d(32, 32, 3, dilation=2)):
         options = find_options(Convolution("x", conv, torch.Size((1, 32, 32, 32))))
         assert [option.extra_bytes for option in options] == [0]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "keep_weights", "folds"),
+    [(False, True, True), (True, True, False), (False, False, False)],
+)
+def test_attention_to_the_prompt_is_folded(
+    monkeypatch: pytest.MonkeyPatch, pairs: bool, keep_weights: bool, folds: bool
+) -> None:
+    """But where its weights are to be pairs, or to be read anew."""
+    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: pairs)
+    model = tiny_model("unet")
+    accelerate(model, UNET_INPUTS[0].shape, keep_weights=keep_weights)
+    assert (FoldedAttention in kinds(model)) == folds
+
+
+@torch.inference_mode()
+def test_unet_with_a_short_prompt_gives_the_same() -> None:
+    """Short enough for the tiny heads that its attention is folded."""
+    plain, fast = tiny_model("unet"), tiny_model("unet")
+    inputs = (*UNET_INPUTS[:2], normal(2, 2, 32, seed=1))
+    accelerate(fast, inputs[0].shape)
+    for _ in range(2):
+        assert relative_error(fast(*inputs), plain(*inputs)) <= TOLERANCE
+    folded = [m for m in fast.modules() if isinstance(m, FoldedAttention)]
+    assert any(m.queries_to_scores is not None for m in folded)
 
 
 @pytest.mark.parametrize("fast", [True, False])

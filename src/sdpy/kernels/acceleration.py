@@ -2,7 +2,7 @@
 
 Every convolution is replaced by that kind which a cost model finds fastest for the picture's size;
 kinds that need more memory for their weights share a budget, the best bargains first. Feed-forward
-networks, the keys and values of the prompt, and what a UNet does before it looks at the prompt are
+networks, what only depends on the prompt, and what a UNet does before it looks at the prompt are
 replaced where there are any. Where the processor is fast at bfloat16, the large matrix products of
 transformers are made of pairs of it; where it has long vectors, attention of plain products.
 """
@@ -22,6 +22,7 @@ from sdpy.kernels.bfloat16_pairs import PairedConv2d, PairedLinear
 from sdpy.kernels.convolutions import Convolution, find_convolutions
 from sdpy.kernels.equal_halves import compute_equal_halves_once
 from sdpy.kernels.feed_forward import ChunkedFeedForward
+from sdpy.kernels.folded_attention import FoldedAttention
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
 from sdpy.kernels.replacing import replace_module
@@ -125,9 +126,9 @@ def accelerate(
         replace_module(model, convolution.name, option.make(convolution.module))
     if isinstance(model, UNet2DConditionModel):
         compute_equal_halves_once(model)
-    _accelerate_transformers(model, _pair if pairs else _as_it_is)
+    _accelerate_transformers(model, _pair if pairs else _as_it_is, keep_weights and not pairs)
     for module in model.modules():
-        if isinstance(module, WinogradConv2d | PairedLinear):
+        if isinstance(module, WinogradConv2d | PairedLinear | FoldedAttention):
             module.let_go = let_go
 
 
@@ -136,7 +137,7 @@ def _has_transformers(model: nn.Module) -> bool:
     return any(isinstance(module, Transformer2DModel) for module in model.modules())
 
 
-def _accelerate_transformers(model: nn.Module, linear: MakeLinear) -> None:
+def _accelerate_transformers(model: nn.Module, linear: MakeLinear, fold: bool) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, FeedForward):
             replace_module(model, name, ChunkedFeedForward(module, linear))
@@ -154,6 +155,8 @@ def _accelerate_transformers(model: nn.Module, linear: MakeLinear) -> None:
                 layer = module.get_submodule(part)
                 assert isinstance(layer, nn.Linear)
                 replace_module(module, part, make(layer))
+            if attends_to_prompt and fold:
+                replace_module(model, name, FoldedAttention(module))
 
 
 def choose(
