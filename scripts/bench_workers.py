@@ -47,6 +47,7 @@ class Job:
         device: of all models.
         formats: one of `FORMATS` for diffusers' ``unet`` and ``vae`` each.
         fast_kernels: of sdpy.
+        compiled: whether sdpy compiles, too.
         options: more arguments of sdpy's command line.
         started: by the clock of `now`, before the process began.
         output: NumPy file or picture to write; None for none.
@@ -66,6 +67,7 @@ class Job:
     device: str = "cpu"
     formats: dict[str, str] = field(default_factory=dict)
     fast_kernels: bool = True
+    compiled: bool = False
     options: list[str] = field(default_factory=list)
     started: float = 0.0
     output: str | None = None
@@ -195,7 +197,9 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
         job.width,
         job.height,
         placement=place(device=job.device),
-        execution=Execution(dtype=_dtype(job), fast_kernels=job.fast_kernels),
+        execution=Execution(
+            dtype=_dtype(job), fast_kernels=job.fast_kernels, compiled=job.compiled
+        ),
         timestep_spacing=TIMESTEP_SPACING,
     )
     if job.fast_kernels:
@@ -212,6 +216,7 @@ def sdpy_arguments(job: Job, output: str) -> list[str]:
         *("--guidance-scale", str(GUIDANCE_SCALE), "--timestep-spacing", TIMESTEP_SPACING),
         *("--dtype", DTYPES[job.dtype]),
         "--fast-kernels" if job.fast_kernels else "--plain-kernels",
+        *(["--compile"] if job.compiled else []),
         *("-o", output, "--quiet", *job.options),
     ]
 

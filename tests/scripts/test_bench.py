@@ -6,7 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +193,32 @@ def test_defaults_follow_the_size() -> None:
     assert (bench.arguments([]).width, bench.arguments([]).steps) == (512, 30)
     tiny = bench.arguments(["--size", "tiny", "--width", "128"])
     assert (tiny.width, tiny.height) == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "compiled"),
+    [
+        (["--compile", "--device", "cuda"], [True, False]),
+        (["--device", "cuda"], [False, False]),
+        (["--compile"], [False, False]),
+    ],
+)
+def test_sdpy_is_compiled_where_diffusers_is_if_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], compiled: list[bool]
+) -> None:
+    """But not where its weights come and go."""
+    commands: list[Sequence[str]] = []
+
+    def note(command: Sequence[str], environment: dict[str, str]) -> tuple[float, int | None]:
+        commands.append(command)
+        return 1.0, None
+
+    monkeypatch.setattr(bench, "run_process", note)
+    contest = bench.Bench(bench.arguments(words), tmp_path, tmp_path).contestants("generate")
+    for name in (bench.SDPY, bench.LOW):
+        contest[name](None)
+    assert ["--compile" in command for command in commands] == compiled
+    assert ["low" in command for command in commands] == [False, True]
 
 
 def test_the_faster_format_of_each_model() -> None:
