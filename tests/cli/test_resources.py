@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,22 @@ def as_it_was() -> Any:
 def pixels(path: str) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_garbage_is_rarely_looked_for_while_a_command_runs(
+    sdpy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as usual after it, also if it fails."""
+    usual, seen = gc.get_threshold(), []
+
+    def encode(*_: Any, **__: Any) -> None:
+        seen.append(gc.get_threshold()[0])
+        raise RuntimeError("that is enough")
+
+    monkeypatch.setattr("sdpy.pipelines.paint.encode_prompt", encode)
+    assert sdpy("generate", "x", *FAST).code != 0
+    assert seen == [100_000]
+    assert gc.get_threshold() == usual
 
 
 # --- memory ------------------------------------------------------------------------------------

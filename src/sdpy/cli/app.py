@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -70,6 +72,18 @@ def main(
     """
 
 
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Look for garbage rarely: imports and models are many objects that all stay."""
+    usual = gc.get_threshold()
+    gc.set_threshold(100_000, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+@_little_garbage()
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
