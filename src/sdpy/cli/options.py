@@ -383,8 +383,8 @@ class PlaceOptions:
         bool,
         typer.Option(
             "--compile",
-            help="Compile UNet and autoencoder for the GPU. The first steps take minutes, those "
-            "after them are faster: for many pictures of one size.",
+            help="Compile UNet and autoencoder for the GPU with torch.compile, which takes minutes "
+            "once: for many pictures of one size.",
             rich_help_panel=_PLACE,
         ),
     ] = False

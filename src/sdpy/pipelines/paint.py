@@ -327,7 +327,7 @@ def _tell_of_compiling(components: Components) -> Iterator[Event]:
     if any(execution.compiles_on(device) for device in components.placement.gpus):
         yield Notice(
             "compiling for the GPU: the first steps and the first decoding of each size take up to "
-            "some minutes, and are fast from then on"
+            "some minutes"
         )
     elif execution.compiled:
         yield Notice("nothing is compiled, as the weights are read anew at each step")
