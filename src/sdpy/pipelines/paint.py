@@ -330,7 +330,7 @@ def _tell_of_compiling(components: Components) -> Iterator[Event]:
             "some minutes"
         )
     elif execution.compiled:
-        yield Notice("nothing is compiled, as the weights are read anew at each step")
+        yield Notice("nothing is compiled: that takes a GPU on which the weights stay")
 
 
 def _encode(
