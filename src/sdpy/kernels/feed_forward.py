@@ -39,10 +39,10 @@ class ChunkedFeedForward(nn.Module):
         wide = self.widen.out_features
         parts = max(-(-len(tokens) * wide * x.element_size() // WORKSPACE), 1)
         step = -(-len(tokens) // parts)
-        buffer = x.new_empty(step, wide)
-        if isinstance(self.widen, nn.Linear):
-            # A product with more tokens than channels is faster if they lie next to each other.
-            buffer = x.new_empty(wide, step).t()
+        # Plain products are faster into memory where the tokens of a channel lie together; pairs
+        # need the channels of a token to do so.
+        by_channels = isinstance(self.widen, nn.Linear)
+        buffer = x.new_empty(wide, step).t() if by_channels else x.new_empty(step, wide)
         for part, out in zip(torch.split(tokens, step), torch.split(result, step), strict=True):
             inner = buffer[: len(part)]
             _write(self.widen, part, inner)
