@@ -23,7 +23,8 @@ from sdpy.kernels.feed_forward import ChunkedFeedForward
 from sdpy.kernels.folded_attention import FoldedAttention
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
-from sdpy.kernels.winograd import Keep, WinogradConv2d
+from sdpy.kernels.winograd import TRANSFORMS, Keep, WinogradConv2d
+from sdpy.kernels.winograd_upsample import WinogradUpsample2D
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
 from sdpy.models.attention import Attention, Transformer2DModel
 from sdpy.models.resnet import ResnetBlock2D
@@ -166,14 +167,17 @@ def test_choice_at_real_size() -> None:
     """Winograd almost everywhere, with larger tiles in larger pictures; torch's own if thin."""
     chosen = {c.name: option.make for c, option in choose(sd15_convolutions(64), 10**11)}
     large, small = "down_blocks.0.resnets.0.conv1", "mid_block.resnets.0.conv1"
-    assert keywords(chosen[large]) == {"m": 4, "keep": Keep.TRANSFORMED}
-    assert keywords(chosen[small]) == {"m": 2, "keep": Keep.TRANSFORMED}
+    four, two = TRANSFORMS[4], TRANSFORMS[2]
+    assert keywords(chosen[large]) == {"transforms": four, "keep": Keep.TRANSFORMED}
+    assert keywords(chosen[small]) == {"transforms": two, "keep": Keep.TRANSFORMED}
+    upsampling = chosen["up_blocks.2.upsamplers.0.conv"]
+    assert isinstance(upsampling, partial) and upsampling.func is WinogradUpsample2D
     assert chosen["down_blocks.2.downsamplers.0.conv"] is MatmulConv2d  # its stride is 2
     assert chosen["mid_block.attentions.0.proj_in"] is MatmulConv2d
     thin = ("conv_in", "conv_out", "down_blocks.0.attentions.0.proj_in")
     assert all(chosen[name] is acceleration._in_channels_last for name in thin)
     frugal = {c.name: option.make for c, option in choose(sd15_convolutions(64), 0)}
-    assert keywords(frugal[small]) == {"m": 2, "keep": Keep.ORDERED}
+    assert keywords(frugal[small]) == {"transforms": two, "keep": Keep.ORDERED}
     streamed = choose(sd15_convolutions(64), 0, keep_weights=False)
     assert {c.name: option.make for c, option in streamed}[small] is MatmulConv2d
 

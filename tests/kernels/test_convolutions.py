@@ -59,3 +59,17 @@ def test_the_sizes_are_those_that_the_convolutions_see(name: str) -> None:
             assert found[place].input_shape[:2] == convolution.input_shape[:2]
             # The encoder pads what it halves by one.
             assert found[place].positions == convolution.positions
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "doubled"),
+    [("unet", 16, True), ("unet", 15, False), ("decoder", 15, True), ("tiny decoder", 16, False)],
+)
+def test_tells_which_convolutions_see_a_doubled_map(name: str, height: int, doubled: bool) -> None:
+    """Not where an odd side was halved before, so that its double is too large."""
+    network, (sample, *_) = networks()[name]
+    shape = torch.Size((*sample.shape[:2], height, 16))
+    found = {c.name for c in find_convolutions(network, shape) if c.doubled}
+    upsamplers = {n for n, _ in network.named_modules() if n.endswith("upsamplers.0.conv")}
+    assert found == (upsamplers if doubled else set())
+    assert bool(upsamplers) == (name != "tiny decoder")

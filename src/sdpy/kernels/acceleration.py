@@ -26,7 +26,15 @@ from sdpy.kernels.folded_attention import FoldedAttention
 from sdpy.kernels.matmul_conv import MatmulConv2d
 from sdpy.kernels.remembering_linear import RememberingLinear
 from sdpy.kernels.replacing import replace_module
-from sdpy.kernels.winograd import TRANSFORMS, Keep, WinogradConv2d, tiles_together
+from sdpy.kernels.winograd import (
+    DOUBLING,
+    TRANSFORMS,
+    Keep,
+    Transforms,
+    WinogradConv2d,
+    tiles_together,
+)
+from sdpy.kernels.winograd_upsample import WinogradUpsample2D
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention, FeedForward, Transformer2DModel
 
@@ -73,11 +81,20 @@ MakeLinear = Callable[[nn.Linear], nn.Linear | PairedLinear]
 
 @dataclass(frozen=True)
 class Option:
-    """A way to compute a convolution: its cost, the memory it adds, and how to make it."""
+    """A way to compute a convolution.
+
+    Attributes:
+        cost: of a call.
+        extra_bytes: of memory that it adds.
+        make: makes what takes the place of the convolution, from it.
+        doubles: whether that takes the place of the whole `Upsample2D` that the convolution is in,
+            and is made from this.
+    """
 
     cost: float
     extra_bytes: int
-    make: Callable[[nn.Conv2d], nn.Module]
+    make: Callable[..., nn.Module]
+    doubles: bool = False
 
 
 def accelerate_at_first_use(
@@ -123,7 +140,9 @@ def accelerate(
     pairs = keep_weights and bfloat16_pairs.is_fast() and _has_transformers(model)
     convolutions = list(find_convolutions(model, input_shape))
     for convolution, option in choose(convolutions, budget, keep_weights, pairs):
-        replace_module(model, convolution.name, option.make(convolution.module))
+        name = convolution.name
+        name = name.rpartition(".")[0] if option.doubles else name
+        replace_module(model, name, option.make(model.get_submodule(name)))
     if isinstance(model, UNet2DConditionModel):
         compute_equal_halves_once(model)
     _accelerate_transformers(model, _pair if pairs else _as_it_is, keep_weights and not pairs)
@@ -215,13 +234,29 @@ def find_options(
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
         kinds = (Keep.TRANSFORMED, Keep.ORDERED) if keep_weights else (Keep.ORIGINAL,)
         options += [_winograd(convolution, m, keep) for m in TRANSFORMS for keep in kinds]
+        if convolution.doubled:
+            options += [_winograd_upsample(convolution, keep) for keep in kinds]
     return options
 
 
 def _winograd(convolution: Convolution, m: int, keep: Keep) -> Option:
-    conv, points = convolution.module, TRANSFORMS[m].points
+    transforms, weight_bytes = TRANSFORMS[m], convolution.module.weight.nbytes
+    kept = weight_bytes * (transforms.points if keep is Keep.TRANSFORMED else 9) // 9
+    make = partial(WinogradConv2d, transforms=transforms, keep=keep)
+    return Option(_winograd_cost(convolution, transforms, keep), kept - weight_bytes, make)
+
+
+def _winograd_upsample(convolution: Convolution, keep: Keep) -> Option:
+    weight_bytes = convolution.module.weight.nbytes
+    kept = {Keep.TRANSFORMED: weight_bytes * DOUBLING.points // 9, Keep.ORDERED: weight_bytes}
+    make = partial(WinogradUpsample2D, keep=keep)
+    return Option(_winograd_cost(convolution, DOUBLING, keep), kept.get(keep, 0), make, True)
+
+
+def _winograd_cost(convolution: Convolution, transforms: Transforms, keep: Keep) -> float:
+    conv, points, side = convolution.module, transforms.points, transforms.m * transforms.scale
     B, _, H, W = convolution.input_shape
-    tiles = B * -(-H // m) * -(-W // m)
+    tiles = B * -(-H // side) * -(-W // side)
     tile_bytes = 4 * points * tiles * (2 * conv.in_channels + conv.out_channels)
     work = 2.0 * points * tiles * conv.in_channels * conv.out_channels
     weight_bytes = conv.weight.nbytes
@@ -229,14 +264,10 @@ def _winograd(convolution: Convolution, m: int, keep: Keep) -> Option:
     parts = -(-tiles // tiles_together(conv, points, keep))
     moved = TILE_BYTE * tile_bytes
     if keep is Keep.TRANSFORMED:
-        extra = transformed_bytes - weight_bytes
-        cost = KEPT_PRODUCT * _product(tiles, work) + KEPT_BYTE * transformed_bytes + CALL
-    else:
-        extra = 0
-        each = TRANSFORMING_BYTE * transformed_bytes
-        each += ORDERING_BYTE * weight_bytes if keep is Keep.ORIGINAL else 0
-        cost = PIECEWISE_PRODUCT * _product(tiles, work) + parts * each + PIECES
-    return Option(cost + moved, extra, partial(WinogradConv2d, m=m, keep=keep))
+        return KEPT_PRODUCT * _product(tiles, work) + KEPT_BYTE * transformed_bytes + CALL + moved
+    each = TRANSFORMING_BYTE * transformed_bytes
+    each += ORDERING_BYTE * weight_bytes if keep is Keep.ORIGINAL else 0
+    return PIECEWISE_PRODUCT * _product(tiles, work) + parts * each + PIECES + moved
 
 
 def _product(rows: int, work: float) -> float:

@@ -14,11 +14,20 @@ from sdpy.models.resnet import Upsample2D
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of the model, and the shape (B, C, H, W) of what it is given."""
+    """A convolution of the model.
+
+    Attributes:
+        name: its dotted name.
+        module: itself.
+        input_shape: (B, C, H, W) of what it is given.
+        doubled: whether that is made by the `Upsample2D` that it is in, and twice as large as what
+            this is given.
+    """
 
     name: str
     module: nn.Conv2d
     input_shape: torch.Size
+    doubled: bool = False
 
     @property
     def positions(self) -> int:
@@ -41,11 +50,17 @@ def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[C
         input_shape: (B, C, H, W) of what it is given.
     """
     B, _, H, W = input_shape
+    odd = False  # whether such a side was halved
+    upsampling: Upsample2D | None = None
     for name, module in network.named_modules():
+        if isinstance(module, Upsample2D):
+            upsampling = module
         if isinstance(module, Upsample2D | nn.Upsample):
             H, W = 2 * H, 2 * W
         elif isinstance(module, ControlNetConditioningEmbedding):
             H, W = module.downsample_factor * H, module.downsample_factor * W
         elif isinstance(module, nn.Conv2d):
-            yield Convolution(name, module, torch.Size((B, module.in_channels, H, W)))
+            doubled = upsampling is not None and module is upsampling.conv and not odd
+            yield Convolution(name, module, torch.Size((B, module.in_channels, H, W)), doubled)
+            odd |= any(side % module.stride[0] for side in (H, W))
             H, W = (-(-side // stride) for side, stride in zip((H, W), module.stride, strict=True))

@@ -11,7 +11,7 @@ Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, 201
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -38,55 +38,106 @@ class Keep(Enum):
     """The originals alone, which are put in order and transformed at each use."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Transforms:
-    """The matrices of F(m x m, 3 x 3); two are for both axes at once, Kronecker products.
+    """The matrices of F(m x m, 3 x 3); some are for both axes at once, Kronecker products.
+
+    A convolution of a map that was doubled by repeating its pixels is four of the map itself, one
+    for the results of even or odd row and column each. Two of a kernel's three rows fall on the
+    same row then, so these kernels are 2x2, and F(m x m, 2 x 2) serves: they share tiles of input
+    that are as large, and multiply at (m + 1)^2 points each.
 
     Attributes:
         m: side of a tile of results; it is computed from m + 2 by m + 2 inputs.
-        weight: G x G, ((m + 2)^2, 9).
-        input: B^T, (m + 2, m + 2). It is applied to one axis after the other, which takes less.
-        output: A^T x A^T, (m^2, (m + 2)^2).
+        scale: 2 if the input is to be doubled, else 1. There are scale^2 tiles of results.
+        weight: G x G, (points, 9).
+        input: B^T, (n, m + 2) of each row (or column) of tiles of results, (scale, n, m + 2). It is
+            applied to one axis after the other, which takes less.
+        output: A^T x A^T, (m^2, n^2).
     """
 
     m: int
+    scale: int
     weight: Tensor
     input: Tensor
     output: Tensor
 
     @classmethod
     def at(cls, *points: float) -> Transforms:
-        """Those of Toom and Cook's interpolation at these m + 1 points and at infinity.
+        """Those of interpolation at these m + 1 points and at infinity."""
+        weight, input, output = _toom_cook(points, 3)
+        return cls(
+            m=len(output),
+            scale=1,
+            weight=_float(np.kron(weight, weight)),
+            input=_float(input[None]),
+            output=_float(np.kron(output, output)),
+        )
 
-        Two polynomials, the weights and the gradient of the results, are multiplied by their values
-        at the points; that is transposed to a convolution.
-        """
-        m = len(points) - 1
-        weight, input, output = np.zeros((m + 2, 3)), np.zeros((m + 2, m + 2)), np.zeros((m, m + 2))
-        for i, point in enumerate(points):
-            others = np.poly([*points[:i], *points[i + 1 :]])  # (x - p)(x - q)..., highest first
-            weight[i] = point ** np.arange(3.0) / np.polyval(others, point)
-            input[i, :-1] = others[::-1]
-            output[:, i] = point ** np.arange(float(m))
-        weight[-1, -1] = output[-1, -1] = 1
-        input[-1] = np.poly(points)[::-1]
-        matrices = np.kron(weight, weight), input, np.kron(output, output)
-        return cls(m, *(torch.from_numpy(matrix).float() for matrix in matrices))
-
-    def transform_input(self, tiles: Tensor) -> Tensor:
-        """(m + 2, m + 2, N) -> ((m + 2)^2, N): ``B^T d B`` of N tiles."""
-        side = self.m + 2
-        rows = (self.input @ tiles.flatten(1)).view(side, side, -1)
-        return torch.bmm(self.input.expand(side, side, side), rows).flatten(0, 1)
+    @classmethod
+    def doubling_at(cls, *points: float) -> Transforms:
+        """Those for inputs to be doubled, of interpolation at these m points and at infinity."""
+        weight, input, output = _toom_cook(points, 2)
+        # The rows of a kernel that fall on the first and on the second row of two.
+        falls = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+        weights = [np.kron(weight @ rows, weight @ columns) for rows in falls for columns in falls]
+        return cls(
+            m=len(output),
+            scale=2,
+            weight=_float(np.concatenate(weights)),
+            input=_float(np.stack([np.pad(input, ((0, 0), (i, 1 - i))) for i in range(2)])),
+            output=_float(np.kron(output, output)),
+        )
 
     @property
     def points(self) -> int:
-        """Matrix products a tile takes part in, one a point."""
-        return (self.m + 2) ** 2
+        """Matrix products a tile of inputs takes part in, one a point of each tile of results."""
+        return len(self.weight)
+
+    def transform_input(self, tiles: Tensor) -> Tensor:
+        """(m + 2, m + 2, N) -> (points, N): ``B^T d B`` of N tiles."""
+        scale, n, side = self.input.shape
+        rows = (self.input.flatten(0, 1) @ tiles.flatten(1)).view(scale, n, side, -1)
+        result = tiles.new_empty(scale, scale, n, n, rows.shape[-1])
+        for some_rows, places in zip(rows, result, strict=True):
+            for columns, place in zip(self.input, places, strict=True):
+                torch.bmm(columns.expand(n, n, side), some_rows, out=place)
+        return result.view(self.points, -1)
+
+    def transform_output(self, products: Tensor) -> Tensor:
+        """(points, N) -> (scale, scale, m, m, N)."""
+        scale, m = self.scale, self.m
+        products = products.view(scale**2, -1, products.shape[-1])
+        results = torch.bmm(self.output.expand(scale**2, -1, -1), products)
+        return results.view(scale, scale, m, m, -1)
+
+
+def _toom_cook(points: Sequence[float], taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """G, B^T and A^T of Toom and Cook's interpolation at these points and at infinity.
+
+    Two polynomials, the weights and the gradient of the results, are multiplied by their values at
+    the points; that is transposed to a convolution.
+    """
+    n = len(points) + 1
+    m = n - taps + 1
+    weight, input, output = np.zeros((n, taps)), np.zeros((n, n)), np.zeros((m, n))
+    for i, point in enumerate(points):
+        others = np.poly([*points[:i], *points[i + 1 :]])  # (x - p)(x - q)..., highest first
+        weight[i] = point ** np.arange(float(taps)) / np.polyval(others, point)
+        input[i, :-1] = others[::-1]
+        output[:, i] = point ** np.arange(float(m))
+    weight[-1, -1] = output[-1, -1] = 1
+    input[-1] = np.poly(points)[::-1]
+    return weight, input, output
+
+
+def _float(matrix: np.ndarray) -> Tensor:
+    return torch.from_numpy(matrix).float()
 
 
 # Tiles of six, at two points more, gained 2 % of a decoding and doubled the rounding errors.
 TRANSFORMS = {2: Transforms.at(0, 1, -1), 4: Transforms.at(0, 1, -1, 2, -2)}
+DOUBLING = Transforms.doubling_at(0, 1, -1, 2)
 
 
 @dataclass(frozen=True)
@@ -127,7 +178,7 @@ class Frame:
 
 
 class WinogradConv2d(nn.Module):
-    """A 3x3 convolution of stride 1 and padding 1, computed by F(m x m, 3 x 3).
+    """A 3x3 convolution of stride 1 and padding 1, of an input or of an input doubled.
 
     What is kept of the weights is made at the first use, and the originals are let go. Weights that
     are transformed at each use are so some output channels at a time, so that they never leave the
@@ -135,16 +186,19 @@ class WinogradConv2d(nn.Module):
 
     Args:
         conv: the convolution to replace, its weights float32 on the CPU.
-        m: 2 or 4. Rounding errors grow with it: about 1e-6 and 4e-6 of the result.
+        transforms: what to compute it by. Rounding errors grow with m: about 1e-6 of the result at
+            2, 4e-6 at 4.
         keep: what to keep of the weights.
 
     Attributes:
         let_go: called with the originals when they are not needed any more.
     """
 
-    def __init__(self, conv: nn.Conv2d, m: int, keep: Keep = Keep.TRANSFORMED) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, transforms: Transforms, keep: Keep = Keep.TRANSFORMED
+    ) -> None:
         super().__init__()
-        self.transforms, self.keep = TRANSFORMS[m], keep
+        self.transforms, self.keep = transforms, keep
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.weight: Tensor | None = conv.weight
         self.bias = conv.bias
@@ -153,23 +207,23 @@ class WinogradConv2d(nn.Module):
         self.let_go: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor | Frame, place: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, O, H, W); fastest, and the result is, in channels-last memory.
+        """(B, C, H, W) -> (B, O, scale H, scale W); fastest, and the result is, channels-last.
 
         Args:
             x: the input, or a `Frame` that was filled with it.
             place: for the result; None for new memory.
         """
-        m = self.transforms.m
+        m, scale = self.transforms.m, self.transforms.scale
         B, H, W = (x.shape[0], *x.shape[2:]) if isinstance(x, Tensor) else x.result_shape
         if place is None:
-            place = torch.empty(B, H, W, self.out_channels).permute(0, 3, 1, 2)
+            place = torch.empty(B, scale * H, scale * W, self.out_channels).permute(0, 3, 1, 2)
         result = place.permute(0, 2, 3, 1)
         for images, band in self._parts(B, H, W):
             if isinstance(x, Frame):
                 part = x.pixels[images, band.start : -(-band.stop // m) * m + 2]
             else:
                 part = _framed(x[images], band, m)
-            self._convolve(part, result[images, band])
+            self._convolve(part, result[images, _times(band, scale)])
         return place
 
     def _convolve(self, part: Tensor, result: Tensor) -> None:
@@ -181,8 +235,8 @@ class WinogradConv2d(nn.Module):
         tiles = self.transforms.transform_input(tiles).view(points, b * r * c, C)
         for outputs, weights in self._weights():
             products = tiles @ weights  # (points, tiles, outputs)
-            results = self.transforms.output @ products.view(points, -1)
-            results = results.view(m, m, b, r, c, -1).permute(2, 3, 0, 4, 1, 5)
+            results = self.transforms.transform_output(products.view(points, -1))
+            results = results.view(*results.shape[:-1], b, r, c, -1).permute(4, 5, 2, 0, 6, 3, 1, 7)
             bias = None if self.bias is None else self.bias[outputs]
             _write_tiles(results, bias, result[..., outputs])
             del products, results  # their memory is in the cache, and the next ones take it
@@ -287,12 +341,16 @@ def _framed(x: Tensor, band: slice, m: int) -> Tensor:
 
 
 def _write_tiles(tiles: Tensor, bias: Tensor | None, result: Tensor) -> None:
-    """Add the bias (O,) to tiles (b, r, m, c, m, O) and write them into ``result`` (b, H, W, O)."""
-    m = tiles.shape[2]
-    for r, rows, height in _whole_and_last(result.shape[1], m):
-        for c, columns, width in _whole_and_last(result.shape[2], m):
-            part = tiles[:, r, :height, c, :width]
-            place = _split(_split(result[:, rows, columns], 1, height), 3, width)
+    """Add the bias (O,) to tiles and write them into ``result`` (b, H, W, O).
+
+    Args:
+        tiles: (b, r, m, scale, c, m, scale, O).
+    """
+    m, scale = tiles.shape[2:4]
+    for r, rows, height in _whole_and_last(result.shape[1] // scale, m):
+        for c, columns, width in _whole_and_last(result.shape[2] // scale, m):
+            part = tiles[:, r, :height, :, c, :width]
+            place = result[:, _times(rows, scale), _times(columns, scale)].view(part.shape)
             if bias is None:
                 place.copy_(part)
             else:
@@ -308,6 +366,5 @@ def _whole_and_last(length: int, m: int) -> Iterator[tuple[slice, slice, int]]:
         yield slice(whole, whole + 1), slice(whole * m, length), rest
 
 
-def _split(x: Tensor, dim: int, size: int) -> Tensor:
-    """A view with an axis split into (n, size)."""
-    return x.view(*x.shape[:dim], -1, size, *x.shape[dim + 1 :])
+def _times(rows: slice, scale: int) -> slice:
+    return slice(rows.start * scale, rows.stop * scale)
