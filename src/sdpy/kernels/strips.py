@@ -22,6 +22,8 @@ from sdpy.models.vae import AutoencoderKL, Decoder, Encoder
 
 STRIP_BYTES = 16 * 2**20
 """How much of a feature map is normed and convolved at a time."""
+STATISTICS_BYTES = 2 * 2**20
+"""How much of it a norm's statistics are taken of at a time, which goes over it more than once."""
 WHOLE_ROWS = 4
 """A strip has a multiple of so many rows: whole tiles of Winograd's convolutions."""
 MIN_ROWS = 8
@@ -170,8 +172,7 @@ def _as_affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     B, C, H, W = x.shape
     weights, means, variances = [], [], []
-    for rows in _cut(H, _row_bytes(x)):
-        strip = x[:, :, rows]
+    for strip in torch.split(x, max(STATISTICS_BYTES // _row_bytes(x), 1), dim=2):
         height = strip.shape[-2]
         _, mean, rstd = torch.native_group_norm(
             _dense(strip), None, None, B, C, height * W, norm.num_groups, 0.0
