@@ -14,9 +14,9 @@ class WinogradUpsample2D(nn.Module):
     """`Upsample2D` whose convolution is computed of the map as it is before it is doubled.
 
     Args:
-        original: what to replace; it serves where the result is to be other than twice as large,
-            so its weights are not let go.
-        keep: what else to keep of them.
+        original: what to replace. It is kept, with its weights, for results that are to be other
+            than twice as large.
+        keep: what to keep of the weights beside them.
     """
 
     def __init__(self, original: Upsample2D, keep: Keep = Keep.TRANSFORMED) -> None:
