@@ -249,7 +249,7 @@ def steepest(sigmas: list[float]) -> float:
     return max((a / b for a, b in pairwise(sigmas) if b > 0), default=1.0)
 
 
-@pytest.mark.parametrize(("name", "noise", "spacing", "ramp"), cases())
+@pytest.mark.parametrize(("name", "noise", "spacing", "ramp"), [*cases()])
 def test_every_step(name: str, noise: str, spacing: str | None, ramp: str | None) -> None:
     ours, theirs = pair(name, NOISES[noise], spacing, ramp)
     for steps in STEPS:
