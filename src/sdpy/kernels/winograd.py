@@ -51,8 +51,8 @@ class Transforms:
         m: side of a tile of results; it is computed from m + 2 by m + 2 inputs.
         scale: 2 if the input is to be doubled, else 1. There are scale^2 tiles of results.
         weight: G x G, (points, 9).
-        input: B^T, (n, m + 2) of each row (or column) of tiles of results, (scale, n, m + 2). It is
-            applied to one axis after the other, which takes less.
+        input: B^T for each row (or column) of tiles of results, (scale, n, m + 2); a tile has n^2
+            points. It is applied to one axis after the other, which takes less.
         output: A^T x A^T, (m^2, n^2).
     """
 
@@ -105,7 +105,7 @@ class Transforms:
         return result.view(self.points, -1)
 
     def transform_output(self, products: Tensor) -> Tensor:
-        """(points, N) -> (scale, scale, m, m, N)."""
+        """(points, N) -> (scale, scale, m, m, N): which of the tiles of results, where in it."""
         scale, m = self.scale, self.m
         products = products.view(scale**2, -1, products.shape[-1])
         results = torch.bmm(self.output.expand(scale**2, -1, -1), products)
@@ -147,12 +147,12 @@ class Frame:
     Attributes:
         pixels: (B, H, W, C), the input with what is around it, up to whole tiles.
         inside: the place for the input itself, as (B, C, H, W).
-        result_shape: (B, H, W) of the results that are asked for.
+        shape: (B, H, W) of that part of the input for which results are asked.
     """
 
     pixels: Tensor
     inside: Tensor
-    result_shape: tuple[int, int, int]
+    shape: tuple[int, int, int]
 
     @classmethod
     def of(cls, shape: torch.Size, above: int, below: int, m: int) -> Frame:
@@ -214,7 +214,7 @@ class WinogradConv2d(nn.Module):
             place: for the result; None for new memory.
         """
         m, scale = self.transforms.m, self.transforms.scale
-        B, H, W = (x.shape[0], *x.shape[2:]) if isinstance(x, Tensor) else x.result_shape
+        B, H, W = (x.shape[0], *x.shape[2:]) if isinstance(x, Tensor) else x.shape
         if place is None:
             place = torch.empty(B, scale * H, scale * W, self.out_channels).permute(0, 3, 1, 2)
         result = place.permute(0, 2, 3, 1)
