@@ -63,6 +63,23 @@ def test_folds_anew_when_the_context_was_changed() -> None:
 
 
 @torch.inference_mode()
+def test_folds_again_what_failed() -> None:
+    plain = make_attention()
+    folded = FoldedAttention(plain)
+    folded(X, normal(2, 7, CONTEXT_DIM, seed=1))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    context = normal(2, 7, CONTEXT_DIM, seed=2)
+    failing = plain.to_k.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError):
+        folded(X, context)
+    failing.remove()
+    assert relative_error(folded(X, context), expected(plain, X, context)) <= TOLERANCE
+
+
+@torch.inference_mode()
 def test_lets_go_of_what_is_not_needed_meanwhile() -> None:
     plain = make_attention()
     gone: list[Tensor] = []

@@ -61,3 +61,18 @@ def test_forgets_when_the_question_has_changed() -> None:
     x += 1
     assert torch.equal(layer(x), layer.original(x))
     assert not torch.equal(layer(x), before)
+
+
+def test_gives_no_old_answer_after_a_failure() -> None:
+    layer = RememberingLinear(nn.Linear(4, 6))
+    layer(normal(2, 4))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    x = normal(2, 4, seed=1)
+    failing = layer.original.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError):
+        layer(x)
+    failing.remove()
+    assert torch.equal(layer(x), layer.original(x))

@@ -40,6 +40,7 @@ class FoldedAttention(nn.Module):
             return self.original(x, context)
         if self._context.is_new(context):
             self._fold(context)
+            self._context.remember(context)
         scores = (x @ self.queries_to_scores).view(*x.shape[:2], heads, S)
         weights = scores.softmax(dim=-1).flatten(2)  # (B, T, heads S)
         return torch.baddbmm(self.out.bias, weights, self.weights_to_result)

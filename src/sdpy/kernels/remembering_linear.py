@@ -6,18 +6,19 @@ from torch import Tensor, nn
 
 
 class LastSeen:
-    """The tensor that was seen last."""
+    """The tensor for which something was last computed."""
 
     def __init__(self) -> None:
         self._tensor: Tensor | None = None
         self._version = 0
 
     def is_new(self, x: Tensor) -> bool:
-        """Whether ``x`` is another tensor than the last time, or has been changed since."""
-        version = 0 if x.is_inference() else x._version
-        is_new = self._tensor is not x or self._version != version
-        self._tensor, self._version = x, version
-        return is_new
+        """Whether ``x`` is another tensor than the remembered one, or has been changed since."""
+        return self._tensor is not x or self._version != _version(x)
+
+    def remember(self, x: Tensor) -> None:
+        """To be called when the computation has succeeded, so that a failed one is done again."""
+        self._tensor, self._version = x, _version(x)
 
 
 class RememberingLinear(nn.Module):
@@ -39,4 +40,10 @@ class RememberingLinear(nn.Module):
         """(..., in_features) -> (..., out_features); the result is not to be changed."""
         if self._question.is_new(x) or self._answer is None:
             self._answer = self.original(x)
+            self._question.remember(x)
         return self._answer
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was changed; 0 if torch does not count that."""
+    return 0 if x.is_inference() else x._version
