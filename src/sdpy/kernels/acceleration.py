@@ -250,7 +250,8 @@ def _winograd_upsample(convolution: Convolution, keep: Keep) -> Option:
     weight_bytes = convolution.module.weight.nbytes
     kept = {Keep.TRANSFORMED: weight_bytes * DOUBLING.points // 9, Keep.ORDERED: weight_bytes}
     make = partial(WinogradUpsample2D, keep=keep)
-    return Option(_winograd_cost(convolution, DOUBLING, keep), kept.get(keep, 0), make, True)
+    cost = _winograd_cost(convolution, DOUBLING, keep)
+    return Option(cost, kept.get(keep, 0), make, doubles=True)
 
 
 def _winograd_cost(convolution: Convolution, transforms: Transforms, keep: Keep) -> float:

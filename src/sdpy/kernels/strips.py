@@ -80,10 +80,10 @@ class Upsample2DInStrips(Upsample2D):
     def _strips(self, x: Tensor) -> Strips:
         for rows in _cut(x.shape[-2], 4 * _row_bytes(x)):
             strip, above, below = _with_border(x, rows)
-            B, C, H, W = strip.shape
-            shape = torch.Size((B, C, 2 * H - above - below, 2 * W))
-            doubled = partial(_double, strip, above, below)
-            make = partial(_convolve_within, self.conv, doubled, shape, above, below)
+            doubled = F.interpolate(strip, scale_factor=2.0, mode="nearest")
+            doubled = doubled[:, :, above : doubled.shape[-2] - below]  # single rows as borders
+            made = partial(_placed, doubled)
+            make = partial(_convolve_within, self.conv, made, doubled.shape, above, below)
             yield slice(2 * rows.start, 2 * rows.stop), make
 
 
@@ -153,12 +153,6 @@ def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Strips:
 
 def _norm_silu(scale: Tensor, shift: Tensor, strip: Tensor, place: Tensor | None) -> Tensor:
     return F.silu(torch.addcmul(shift, strip, scale, out=place), inplace=True)
-
-
-def _double(strip: Tensor, above: int, below: int, place: Tensor | None) -> Tensor:
-    """A strip twice as large, with single rows above and below where it has such."""
-    doubled = F.interpolate(strip, scale_factor=2.0, mode="nearest")
-    return _placed(doubled[:, :, above : doubled.shape[-2] - below], place)
 
 
 def _placed(x: Tensor, place: Tensor | None) -> Tensor:
