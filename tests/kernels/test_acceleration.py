@@ -133,6 +133,7 @@ def test_autoencoder_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative_error(fast.encode(picture).mean, plain.encode(picture).mean) <= TOLERANCE
     assert relative_error(fast.decode(latents), plain.decode(latents)) <= TOLERANCE
     assert WinogradConv2d in kinds(fast.encoder) & kinds(fast.decoder)
+    assert WinogradUpsample2D in kinds(fast.decoder)
 
 
 def test_acts_at_the_first_use_and_once() -> None:
