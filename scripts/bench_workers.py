@@ -95,7 +95,7 @@ def now() -> float:
 def sizes() -> dict[str, Any]:
     """The variants that can be measured; imports torch."""
     from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
-    from sdpy.variants import SD15
+    from sdpy.zoo.variants import SD15
 
     tiny = replace(
         SD15,
@@ -188,9 +188,10 @@ def _measured(job: Job, phase: Callable[[int], Any]) -> dict[str, Any]:
 def sdpy_phase(job: Job) -> dict[str, Any]:
     """One phase, on models that sdpy's `Components` have loaded."""
     from sdpy.benchmark.phases import PHASES, Subject
-    from sdpy.devices import place
-    from sdpy.kernels import keep_freed_memory
-    from sdpy.pipelines import Execution, find_model
+    from sdpy.pipelines import Execution
+    from sdpy.runtime.allocator import keep_freed_memory
+    from sdpy.runtime.devices import place
+    from sdpy.zoo.recognise import find_model
 
     subject = Subject(
         find_model(job.model, Path(job.folder)),

@@ -61,17 +61,18 @@ from torch import Tensor
 
 import evaluate_demo as ev
 import sampler_chart
-from sdpy.devices import place, seeded_generator
 from sdpy.errors import SdpyError, UsageError
 from sdpy.files import atomic_write
-from sdpy.pipelines import Components, Settings, find_files
-from sdpy.pipelines.autoencoding import decode
+from sdpy.pipelines import Components, Settings
 from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.paint import latent_shape, plan, tokenize
-from sdpy.prompts import PromptEmbeddings, encode_prompt
+from sdpy.pipelines.vae import decode
+from sdpy.runtime.devices import place, seeded_generator
 from sdpy.samplers import SAMPLERS, find_sampler
 from sdpy.schedulers import Scheduler
-from sdpy.variants import DEMO
+from sdpy.text.prompts import PromptEmbeddings, encode_prompt
+from sdpy.zoo.components import find_files
+from sdpy.zoo.variants import DEMO
 
 SOLVER, CHECK = "lms", "ddim"
 SOLUTION_STEPS = 1000

@@ -32,7 +32,7 @@ from sdpy.models import AutoencoderTiny, UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
 from sdpy.schedulers.consistency import DISTILLED_STEPS
 from sdpy.schedulers.noise import make_alphas_cumprod
-from sdpy.variants import DEMO
+from sdpy.zoo.variants import DEMO
 from train_demo import (
     MERGES_FILE,
     Training,

@@ -50,9 +50,11 @@ import train_demo
 from demo_scenes import Scene
 from sdpy import pipelines
 from sdpy.checkpoints import write_checkpoint
-from sdpy.images import composite, image_to_tensor, mask_to_tensor, tensor_to_image
-from sdpy.pipelines import Components, Event, Painted, Settings, find_files
-from sdpy.variants import DEMO
+from sdpy.images.mask import composite
+from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
+from sdpy.pipelines import Components, Event, Painted, Settings
+from sdpy.zoo.components import find_files
+from sdpy.zoo.variants import DEMO
 
 SIZE = DEMO.sample_size
 READER_FILE = "reader.pt"

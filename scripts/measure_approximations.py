@@ -35,11 +35,14 @@ from torch import Tensor
 import evaluate_demo as ev
 from distil_demo import CONSISTENCY_FILE, TINY_VAE_FILE
 from sdpy import pipelines
-from sdpy.approximations import Approximation, DeepCache, TokenMerging, approximate
-from sdpy.kernels import accelerate_at_first_use, compute_in_strips, keep_freed_memory
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from sdpy.pipelines import Components, Settings, find_files
-from sdpy.variants import DEMO, SD15
+from sdpy.optimizations.approximate import Approximation, DeepCache, TokenMerging, approximate
+from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
+from sdpy.optimizations.exact.strips import compute_in_strips
+from sdpy.pipelines import Components, Settings
+from sdpy.runtime.allocator import keep_freed_memory
+from sdpy.zoo.components import find_files
+from sdpy.zoo.variants import DEMO, SD15
 from train_demo import psnr
 
 EXACT = "exact"

@@ -49,7 +49,7 @@ from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from sdpy.models.attention import Attention
 from sdpy.models.vae import AutoencoderAttention
 from sdpy.schedulers.noise import make_alphas_cumprod
-from sdpy.variants import DEMO
+from sdpy.zoo.variants import DEMO
 
 (MERGES_FILE,) = DEMO.files.vocabulary
 SIZE = DEMO.sample_size  # pixels a side

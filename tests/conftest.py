@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import write_tiny
+from support.tiny import write_tiny
 
 # The models of these tests are too small to be worth more than one thread.
 torch.set_num_threads(1)

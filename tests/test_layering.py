@@ -18,13 +18,13 @@ SOURCE = Path(sdpy.__file__).parent
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__",),  # the version; what else it offers is imported when it is asked for
     ("errors",),
-    # Writing whole files, for pictures and weights; what cli needs without torch.
-    ("files", "memory", "outputs", "samplers"),
-    (
-        *("devices", "hub", "images", "models", "preprocessors", "prompt_syntax", "tokenizer"),
-        *("checkpoints", "schedulers"),
-    ),
-    ("kernels", "approximations", "variants", "prompts"),
+    ("files",),  # atomic writing, for images and weights
+    ("samplers",),  # what cli needs without torch
+    ("models", "schedulers", "checkpoints", "images"),
+    ("text",),
+    ("zoo",),
+    ("optimizations",),
+    ("runtime",),
     ("pipelines",),
     ("benchmark", "jobs"),
     ("cli",),
@@ -38,11 +38,11 @@ ONLY_IN: dict[str, set[str] | None] = {
     "rich": {"cli"},
     "click": set(),
     "PIL": {"images"},  # and in cli, for types
-    "ftfy": {"tokenizer"},
-    "regex": {"tokenizer"},
-    "cv2": {"preprocessors"},  # where it is asked for: it is an extra
+    "ftfy": {"text"},
+    "regex": {"text"},
+    "cv2": {"images"},  # where it is asked for: it is an extra
     "safetensors": {"checkpoints"},
-    "huggingface_hub": {"hub"},
+    "huggingface_hub": {"zoo"},
     "diffusers": set(),
     "transformers": set(),
     "numpy": None,
@@ -141,10 +141,10 @@ def test_left_never_imports_right() -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("images.py", "from sdpy.pipelines import Components"),
-        ("images.py", "import sdpy.models.unet"),
+        ("images/frame.py", "from sdpy.pipelines import Components"),
+        ("images/frame.py", "import sdpy.models.unet"),
         ("models/unet.py", "from sdpy.schedulers import Scheduler"),
-        ("prompts.py", "def f():\n    from sdpy.variants import SD15"),
+        ("text/prompts.py", "def f():\n    from sdpy.zoo.variants import SD15"),
         ("errors.py", "from sdpy.files import atomic_write"),
         ("pipelines/paint.py", "import typer"),
         ("pipelines/paint.py", "from rich.progress import Progress"),

@@ -4,7 +4,8 @@
 
     from pathlib import Path
     from sdpy import Components, Painted, Settings, find_files, find_variant, generate
-    from sdpy.images import save_image, tensor_to_image
+    from sdpy.images.files import save_image
+    from sdpy.images.tensors import tensor_to_image
 
     variant = find_variant("demo")
     components = Components(variant, find_files(variant, Path("data")))
@@ -22,13 +23,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdpy.approximations import DeepCache as DeepCache
-    from sdpy.approximations import TokenMerging as TokenMerging
     from sdpy.checkpoints import Lora as Lora
     from sdpy.checkpoints import read_textual_inversion as read_textual_inversion
-    from sdpy.devices import Placement as Placement
-    from sdpy.devices import place as place
     from sdpy.errors import SdpyError as SdpyError
+    from sdpy.optimizations.approximate import DeepCache as DeepCache
+    from sdpy.optimizations.approximate import TokenMerging as TokenMerging
     from sdpy.pipelines import Components as Components
     from sdpy.pipelines import Control as Control
     from sdpy.pipelines import Notice as Notice
@@ -36,33 +35,35 @@ if TYPE_CHECKING:
     from sdpy.pipelines import Progress as Progress
     from sdpy.pipelines import PromptRead as PromptRead
     from sdpy.pipelines import Settings as Settings
-    from sdpy.pipelines import find_files as find_files
     from sdpy.pipelines import generate as generate
     from sdpy.pipelines import img2img as img2img
     from sdpy.pipelines import inpaint as inpaint
-    from sdpy.variants import find_variant as find_variant
+    from sdpy.runtime.devices import Placement as Placement
+    from sdpy.runtime.devices import place as place
+    from sdpy.zoo.components import find_files as find_files
+    from sdpy.zoo.variants import find_variant as find_variant
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Components": "sdpy.pipelines",
     "Control": "sdpy.pipelines",
-    "DeepCache": "sdpy.approximations",
+    "DeepCache": "sdpy.optimizations.approximate",
     "Lora": "sdpy.checkpoints",
     "Notice": "sdpy.pipelines",
     "Painted": "sdpy.pipelines",
-    "Placement": "sdpy.devices",
+    "Placement": "sdpy.runtime.devices",
     "Progress": "sdpy.pipelines",
     "PromptRead": "sdpy.pipelines",
     "SdpyError": "sdpy.errors",
     "Settings": "sdpy.pipelines",
-    "TokenMerging": "sdpy.approximations",
-    "find_files": "sdpy.pipelines",
-    "find_variant": "sdpy.variants",
+    "TokenMerging": "sdpy.optimizations.approximate",
+    "find_files": "sdpy.zoo.components",
+    "find_variant": "sdpy.zoo.variants",
     "generate": "sdpy.pipelines",
     "img2img": "sdpy.pipelines",
     "inpaint": "sdpy.pipelines",
-    "place": "sdpy.devices",
+    "place": "sdpy.runtime.devices",
     "read_textual_inversion": "sdpy.checkpoints",
 }
 

@@ -19,8 +19,8 @@ from sdpy.benchmark import memory
 from sdpy.benchmark.arithmetic import count_flops, matrix_product_rate
 from sdpy.benchmark.memory import HIGH_WATER, SAMPLED, Peak, measure_peak, resident
 from sdpy.benchmark.timing import measure
-from sdpy.kernels import give_back_freed_memory
-from tiny import TINY
+from sdpy.runtime.allocator import give_back_freed_memory
+from support.tiny import TINY
 
 MEBIBYTE = 2**20
 
@@ -69,7 +69,7 @@ def test_a_peak_before_the_block_is_forgotten() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
 def test_memory_that_is_kept_for_later_is_given_back_before_the_block() -> None:
     code = (
-        "from sdpy.kernels import keep_freed_memory; import torch; "
+        "from sdpy.runtime.allocator import keep_freed_memory; import torch; "
         "from sdpy.benchmark.memory import measure_peak; "
         "kept = keep_freed_memory(); x = torch.ones(64 * 2**20); del x\n"
         "with measure_peak() as peak: pass\n"
@@ -180,7 +180,7 @@ def test_a_convolution_more_adds_its_flops() -> None:
 
 def test_sd15_has_the_arithmetic_that_is_known_of_it() -> None:
     """About 0.4 T multiplications and additions for a sample of 64x64 latents."""
-    from sdpy.variants import SD15
+    from sdpy.zoo.variants import SD15
 
     flops = count_flops(SD15.text_encoder, SD15.unet, SD15.vae, (64, 64))
     assert flops["unet"] / 2 / 2 == pytest.approx(0.4e12, rel=0.01)

@@ -14,10 +14,11 @@ from transformers import CLIPTokenizer as ReferenceTokenizer
 from sdpy.benchmark.weights import made_up_merges, model_files, write_random_model
 from sdpy.checkpoints import read_checkpoint, write_checkpoint
 from sdpy.errors import OutputError, WeightsError
-from sdpy.pipelines import Components, find_model
-from sdpy.tokenizer import CLIPTokenizer
-from sdpy.variants import SD15
-from tiny import TINY
+from sdpy.pipelines import Components
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.recognise import find_model
+from sdpy.zoo.variants import SD15
+from support.tiny import TINY
 
 VARIANT = replace(TINY, text_encoder=replace(TINY.text_encoder, vocab_size=600))
 

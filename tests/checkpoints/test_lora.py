@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdpy.checkpoints import Lora, check_loras, merge_loras, write_checkpoint
 from sdpy.errors import WeightsError
-from tiny import tiny_model
+from support.tiny import tiny_model
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # (16, 16)
 KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"  # (16, 32)

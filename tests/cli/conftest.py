@@ -11,8 +11,8 @@ import pytest
 
 import sdpy.pipelines.components as components_module
 from sdpy.cli.app import run
-from sdpy.variants import VARIANTS
-from tiny import TINY, TINY_INPAINT
+from sdpy.zoo.variants import VARIANTS
+from support.tiny import TINY, TINY_INPAINT
 
 
 @dataclass

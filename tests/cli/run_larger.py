@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import sdpy.pipelines  # that it counts where nothing is painted, too
-from parity.compare import randomise
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import run
-from sdpy.kernels import streaming
 from sdpy.models import UNet2DConditionModel
-from sdpy.variants import VARIANTS
-from tiny import TINY, write_tiny
+from sdpy.runtime import streaming
+from sdpy.zoo.variants import VARIANTS
+from support.compare import randomise
+from support.tiny import TINY, write_tiny
 
 LARGER = replace(
     TINY,

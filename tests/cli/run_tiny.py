@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from sdpy.__main__ import main
-from sdpy.variants import VARIANTS
-from tiny import TINY, TINY_INPAINT
+from sdpy.zoo.variants import VARIANTS
+from support.tiny import TINY, TINY_INPAINT
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

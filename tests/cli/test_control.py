@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from parity.compare import randomise
 from sdpy.checkpoints import Lora, write_checkpoint
 from sdpy.cli.painting import find_lora
 from sdpy.errors import UsageError
 from sdpy.models import AutoencoderTiny, ControlNetConfig, ControlNetModel
-from sdpy.pipelines.control import Control
-from tiny import TINY
+from sdpy.pipelines.controlnet import Control
+from support.compare import randomise
+from support.tiny import TINY
 
 FAST = ("--n-steps", "2", "-q")
 CONTROLNET = ControlNetConfig(TINY.unet, conditioning_embedding_out_channels=(4, 8))
@@ -49,7 +49,8 @@ def pixels(path: str = "sd_final.png") -> np.ndarray:
 @pytest.fixture
 def controls(monkeypatch: pytest.MonkeyPatch) -> list[Control]:
     """The controls that the pipelines were given."""
-    from sdpy.pipelines import control, paint
+    from sdpy.pipelines import controlnet as control
+    from sdpy.pipelines import paint
 
     given: list[Control] = []
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-import sdpy.devices as devices_module
 import sdpy.pipelines.components as components_module
+import sdpy.runtime.devices as devices_module
 from sdpy import __version__
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import COMMANDS

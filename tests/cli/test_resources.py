@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import sdpy.cli.painting as painting_module
-import sdpy.devices as devices_module
 import sdpy.pipelines.fitting as fitting_module
+import sdpy.runtime.devices as devices_module
 from sdpy.models import UNet2DConditionModel
 
 FAST = ("--n-steps", "2")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdpy.checkpoints import read_checkpoint, write_checkpoint
-from tiny import tiny_weights
+from support.tiny import tiny_weights
 
 
 def test_inspect_says_what_a_file_is(sdpy: Any, tiny_data: Path) -> None:

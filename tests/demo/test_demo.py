@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from sdpy.checkpoints import read_checkpoint
-from sdpy.pipelines import Components, ModelFiles, find_files
-from sdpy.tokenizer import CLIPTokenizer
-from sdpy.variants import DEMO
+from sdpy.pipelines import Components
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.components import ModelFiles, find_files
+from sdpy.zoo.variants import DEMO
 
 assert DEMO.bundled is not None
 FOLDER = DEMO.bundled

@@ -12,7 +12,7 @@ from torch import nn
 
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
 from sdpy.models.skeleton import skeleton
-from tiny import TINY
+from support.tiny import TINY
 
 
 def test_a_skeleton_has_the_names_and_shapes_of_a_model_and_nothing_else() -> None:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from parity.compare import MODEL_TOLERANCE, normal, randomise, relative_error
-from parity.references import reference_unet
-from sdpy.approximations import DeepCache, approximate
-from sdpy.approximations.token_merging import destinations, match
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention
-from tiny import TINY
+from sdpy.optimizations.approximate import DeepCache, approximate
+from sdpy.optimizations.approximate.token_merging import destinations, match
+from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
+from support.references import reference_unet
+from support.tiny import TINY
 
 CONFIG = replace(
     TINY.unet,

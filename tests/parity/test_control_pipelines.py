@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.compare import RUN_TOLERANCE, randomise, relative_error
-from parity.references import reference_controlnet, reference_tiny_vae, reference_unet
 from parity.test_pipelines import (
     HEIGHT,
     NEGATIVE,
@@ -39,7 +37,9 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.pipelines import Control, generate, img2img, inpaint
-from tiny import TINY, random_picture, tiny_components, tiny_files
+from support.compare import RUN_TOLERANCE, randomise, relative_error
+from support.references import reference_controlnet, reference_tiny_vae, reference_unet
+from support.tiny import TINY, random_picture, tiny_components, tiny_files
 
 __all__ = ["ours", "tokenizer"]  # fixtures
 

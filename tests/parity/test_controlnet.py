@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.compare import MODEL_TOLERANCE, normal, randomise, relative_error
-from parity.references import reference_controlnet, reference_unet
 from parity.test_models import SD1_UNET, SD2_UNET
 from sdpy.models import (
     ControlNetConfig,
@@ -17,6 +15,8 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
+from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
+from support.references import reference_controlnet, reference_unet
 
 SD1 = ControlNetConfig(SD1_UNET, conditioning_embedding_out_channels=(4, 8, 12, 16))
 CONTROLNETS = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
-from parity.references import reference_ddim, reference_unet
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
 from sdpy.schedulers import DDIMScheduler, NoiseConfig, make_alphas_cumprod
+from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
+from support.references import reference_ddim, reference_unet
 
 SPACINGS = ("leading", "trailing", "linspace")
 EPSILON = NoiseConfig()

@@ -15,17 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
-from parity.references import (
-    load_text_encoder,
-    reference_controlnet,
-    reference_ddim,
-    reference_text_encoder,
-    reference_unet,
-    reference_vae,
-)
 from parity.test_models import SD21_CLIP, SD21_UNET
-from sdpy.kernels import accelerate_at_first_use, compute_in_strips
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -36,7 +26,18 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
+from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
+from sdpy.optimizations.exact.strips import compute_in_strips
 from sdpy.schedulers import DDIMScheduler, NoiseConfig
+from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
+from support.references import (
+    load_text_encoder,
+    reference_controlnet,
+    reference_ddim,
+    reference_text_encoder,
+    reference_unet,
+    reference_vae,
+)
 
 pytestmark = [pytest.mark.full_size, pytest.mark.slow]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from parity.compare import MODEL_TOLERANCE, normal, randomise, relative_error
-from parity.references import reference_unet
 from parity.test_models import SD1_UNET, SD2_UNET
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
+from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
+from support.references import reference_unet
 
 
 @pytest.mark.parametrize("dim", [4, 7, 256, 512])

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parity.compare import MODEL_TOLERANCE, normal, relative_error
-from parity.references import text_encoder_state
 from parity.test_pipelines import VARIANTS, reference, tokenizer
 from sdpy.checkpoints import Lora, check_loras, merge_loras, write_checkpoint
-from tiny import tiny_model
+from support.compare import MODEL_TOLERANCE, normal, relative_error
+from support.references import text_encoder_state
+from support.tiny import tiny_model
 
 __all__ = ["tokenizer"]  # a fixture
 

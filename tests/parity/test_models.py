@@ -13,14 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.compare import MODEL_TOLERANCE, normal, randomise, relative_error
-from parity.references import (
-    load_text_encoder,
-    reference_text_encoder,
-    reference_unet,
-    reference_vae,
-    text_encoder_state,
-)
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -28,6 +20,14 @@ from sdpy.models import (
     CLIPTextModel,
     UNet2DConditionConfig,
     UNet2DConditionModel,
+)
+from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
+from support.references import (
+    load_text_encoder,
+    reference_text_encoder,
+    reference_unet,
+    reference_vae,
+    text_encoder_state,
 )
 
 SD1_CLIP = CLIPTextConfig(

@@ -19,28 +19,19 @@ import transformers
 from torch import Tensor
 
 import sdpy.pipelines.paint
-from parity.compare import RUN_TOLERANCE, relative_error
-from parity.references import (
+from parity.test_tokenizer import byte_symbols
+from sdpy.pipelines import Components, Event, Notice, Painted, Settings, generate, img2img, inpaint
+from sdpy.schedulers import make_alphas_cumprod
+from sdpy.zoo.variants import ModelVariant
+from support.compare import RUN_TOLERANCE, relative_error
+from support.references import (
     load_text_encoder,
     reference_ddim,
     reference_text_encoder,
     reference_unet,
     reference_vae,
 )
-from parity.test_tokenizer import byte_symbols
-from sdpy.pipelines import (
-    Components,
-    Event,
-    Notice,
-    Painted,
-    Settings,
-    generate,
-    img2img,
-    inpaint,
-)
-from sdpy.schedulers import make_alphas_cumprod
-from sdpy.variants import ModelVariant
-from tiny import (
+from support.tiny import (
     MERGES,
     TINY,
     TINY_INPAINT,

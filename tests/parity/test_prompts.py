@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.compare import MODEL_TOLERANCE, normal, randomise, relative_error
-from parity.references import load_text_encoder, reference_text_encoder
 from sdpy.checkpoints import TextualInversion
 from sdpy.models import CLIPTextModel
-from sdpy.prompts import PromptEmbeddings, encode_prompt, tokenize_prompt
-from sdpy.tokenizer import CLIPTokenizer
-from tiny import MERGES, TINY
+from sdpy.text.prompts import PromptEmbeddings, encode_prompt, tokenize_prompt
+from sdpy.text.tokenizer import CLIPTokenizer
+from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
+from support.references import load_text_encoder, reference_text_encoder
+from support.tiny import MERGES, TINY
 
 TOKENIZER = CLIPTokenizer(MERGES)
 CONFIG = replace(TINY.text_encoder, num_hidden_layers=3)

@@ -20,7 +20,6 @@ import torch
 from diffusers.schedulers import AysSchedules
 from torch import Tensor
 
-from parity.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, relative_error
 from sdpy.samplers import SAMPLERS
 from sdpy.schedulers import NoiseConfig, Scheduler, dpmsolver_multistep, make_scheduler
 from sdpy.schedulers.deis import DEISMultistepScheduler
@@ -28,6 +27,7 @@ from sdpy.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from sdpy.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from sdpy.schedulers.thresholding import DynamicThresholding
 from sdpy.schedulers.unipc import UniPCMultistepScheduler
+from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, relative_error
 
 SHAPE = (2, 4, 6, 5)
 WEIGHTS = normal(4, 4, 3, 3, seed=9) / 6

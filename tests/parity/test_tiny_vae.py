@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from parity.compare import MODEL_TOLERANCE, normal, randomise, relative_error
-from parity.references import reference_tiny_vae
 from sdpy.models import AutoencoderTiny, AutoencoderTinyConfig
+from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
+from support.references import reference_tiny_vae
 
 TAESD = AutoencoderTinyConfig()
 CONFIGS = {

@@ -27,8 +27,8 @@ import pytest
 
 import sdpy
 from sdpy.models import CLIPTextConfig
-from sdpy.prompts import frame, tokenize_prompt
-from sdpy.tokenizer import CLIPTokenizer
+from sdpy.text.prompts import frame, tokenize_prompt
+from sdpy.text.tokenizer import CLIPTokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.compare import randomise, relative_error
 from pipelines.test_tasks import TASKS, one_picture, painted, run
-from sdpy.approximations import DeepCache, TokenMerging
 from sdpy.checkpoints import write_checkpoint
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionModel
+from sdpy.optimizations.approximate import DeepCache, TokenMerging
 from sdpy.pipelines import Components, Execution, Notice, Settings
 from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.paint import plan
-from sdpy.prompts import PromptEmbeddings
-from tiny import TINY, tiny_components, tiny_model
+from sdpy.text.prompts import PromptEmbeddings
+from support.compare import randomise, relative_error
+from support.tiny import TINY, tiny_components, tiny_model
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.compare import randomise
 from sdpy.checkpoints import ORIGINAL, write_checkpoint
 from sdpy.checkpoints.dialects import in_dialect
 from sdpy.models import (
@@ -23,11 +22,12 @@ from sdpy.models import (
     ControlNetModel,
     UNet2DConditionModel,
 )
-from sdpy.pipelines import find_model
-from sdpy.pipelines.conversion import plan_conversion
-from sdpy.pipelines.inspection import inspect
-from sdpy.variants import SD15
-from tiny import TINY, tiny_components
+from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.inspect import inspect
+from sdpy.zoo.recognise import find_model
+from sdpy.zoo.variants import SD15
+from support.compare import randomise
+from support.tiny import TINY, tiny_components
 
 CONTROLNET = ControlNetConfig(TINY.unet, conditioning_embedding_out_channels=(4, 8))
 # The original programs' names are known for the real structure alone.

@@ -14,21 +14,14 @@ from torch import Tensor, nn
 
 import sdpy.checkpoints.loading
 import sdpy.pipelines.components as components_module
-from mapped import resident_kilobytes
 from sdpy.checkpoints import read_checkpoint
-from sdpy.devices import Placement
 from sdpy.errors import WeightsError
-from sdpy.pipelines import (
-    Components,
-    Painted,
-    Settings,
-    find_files,
-    generate,
-    img2img,
-    inpaint,
-)
-from sdpy.variants import DEMO
-from tiny import TINY, TINY_INPAINT, random_picture, tiny_components, tiny_files
+from sdpy.pipelines import Components, Painted, Settings, generate, img2img, inpaint
+from sdpy.runtime.devices import Placement
+from sdpy.zoo.components import find_files
+from sdpy.zoo.variants import DEMO
+from support.mapped import resident_kilobytes
+from support.tiny import TINY, TINY_INPAINT, random_picture, tiny_components, tiny_files
 
 NAMES = ("text_encoder", "unet", "vae")
 

@@ -13,7 +13,6 @@ from torch import nn
 
 import sdpy.pipelines.fitting as fitting_module
 from sdpy.checkpoints import Lora, write_checkpoint
-from sdpy.devices import Placement
 from sdpy.errors import ShortageError
 from sdpy.models import (
     AutoencoderKL,
@@ -23,10 +22,12 @@ from sdpy.models import (
     ControlNetModel,
     UNet2DConditionModel,
 )
-from sdpy.pipelines import Components, Control, Execution, ModelFiles, Notice, Settings
+from sdpy.pipelines import Components, Control, Execution, Notice, Settings
 from sdpy.pipelines.fitting import Memory, Painting, find_room, fit_memory
-from sdpy.variants import SD15
-from tiny import tiny_components
+from sdpy.runtime.devices import Placement
+from sdpy.zoo.components import ModelFiles
+from sdpy.zoo.variants import SD15
+from support.tiny import tiny_components
 
 MIB, GIB = 2**20, 2**30
 SHAPE = (1, 4, 64, 64)
@@ -189,7 +190,7 @@ def test_what_cannot_be_mapped_stays(tmp_path: Path, sd15: ModelFiles, tiny_data
     """Though it comes and goes: an archive that is compressed is unpacked as a whole."""
     import numpy as np
 
-    from tiny import tiny_weights
+    from support.tiny import tiny_weights
 
     values = {name: tensor.numpy() for name, tensor in tiny_weights("unet").items()}
     np.savez_compressed(tmp_path / "unet.npz", **values)

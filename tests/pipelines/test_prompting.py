@@ -10,20 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from parity.compare import normal, randomise
 from sdpy.checkpoints import TextualInversion, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
-from sdpy.pipelines import (
-    Components,
-    Event,
-    Notice,
-    Painted,
-    PromptRead,
-    Settings,
-    generate,
-)
-from tiny import TINY, tiny_components, tiny_files
+from sdpy.pipelines import Components, Event, Notice, Painted, PromptRead, Settings, generate
+from support.compare import normal, randomise
+from support.tiny import TINY, tiny_components, tiny_files
 
 IDLE = (
     "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the scale "

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 import sdpy.pipelines.execution as execution_module
-from parity.compare import relative_error
-from sdpy.devices import Placement
 from sdpy.errors import PaintingError, ShortageError
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
 from sdpy.models.attention import Attention
@@ -30,7 +28,9 @@ from sdpy.pipelines import (
     img2img,
 )
 from sdpy.pipelines.recovery import Resort, attempt, is_out_of_memory
-from tiny import random_picture, tiny_components
+from sdpy.runtime.devices import Placement
+from support.compare import relative_error
+from support.tiny import random_picture, tiny_components
 
 SETTINGS = Settings("x", steps=3)
 ERRORS = [

@@ -14,7 +14,7 @@ from sdpy.pipelines import Notice, Progress, Settings
 from sdpy.pipelines.denoise import classifier_free_guidance
 from sdpy.pipelines.paint import plan
 from sdpy.samplers import SAMPLERS
-from tiny import tiny_components
+from support.tiny import tiny_components
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.3, 0.7, 1.0])

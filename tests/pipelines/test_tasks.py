@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sdpy.errors import ImageError, SdpyError, UsageError, WeightsError
-from sdpy.images import composite, mask_to_tensor, tensor_to_image
+from sdpy.images.mask import composite
+from sdpy.images.tensors import mask_to_tensor, tensor_to_image
 from sdpy.models import UNet2DConditionModel
 from sdpy.pipelines import (
     Components,
@@ -28,7 +29,7 @@ from sdpy.pipelines import (
 )
 from sdpy.pipelines.denoise import classifier_free_guidance
 from sdpy.schedulers import make_alphas_cumprod
-from tiny import TINY, TINY_INPAINT, TINY_V, random_picture, tiny_components, tiny_model
+from support.tiny import TINY, TINY_INPAINT, TINY_V, random_picture, tiny_components, tiny_model
 
 SIDE = 32
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpy.approximations import DeepCache
-from sdpy.devices import Placement
 from sdpy.errors import UsageError
+from sdpy.optimizations.approximate import DeepCache
 from sdpy.pipelines import Notice, Settings, generate
 from sdpy.pipelines.paint import _tell_of_compiling, check
-from tiny import tiny_components
+from sdpy.runtime.devices import Placement
+from support.tiny import tiny_components
 
 GPU = Placement(unet=torch.device("cuda"))
 

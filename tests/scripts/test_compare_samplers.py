@@ -18,10 +18,10 @@ import compare_samplers as cs
 import evaluate_demo as ev
 from sdpy.errors import UsageError
 from sdpy.pipelines import Components, Execution, Settings, generate
-from sdpy.pipelines.autoencoding import decode
+from sdpy.pipelines.vae import decode
 from sdpy.samplers import SAMPLERS
 from sdpy.schedulers import make_alphas_cumprod
-from tiny import TINY_V, tiny_components
+from support.tiny import TINY_V, tiny_components
 
 NOISY = {"ddpm", "euler-a", "kdpm2-a", "dpm++-2m-sde", "dpm++-3m-sde", "lcm", "tcd"}
 TASK = ev.withheld_tasks(1)[0]

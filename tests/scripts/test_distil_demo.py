@@ -10,11 +10,12 @@ import torch
 
 import distil_demo
 import train_demo
-from parity.compare import normal, relative_error
 from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines import Components, Painted, Settings, find_files, generate
+from sdpy.pipelines import Components, Painted, Settings, generate
 from sdpy.schedulers import DDIMScheduler, make_alphas_cumprod
-from sdpy.variants import DEMO
+from sdpy.zoo.components import find_files
+from sdpy.zoo.variants import DEMO
+from support.compare import normal, relative_error
 from train_demo import Vocabulary
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import demo_scenes as scenes
 import evaluate_demo as ev
 from demo_scenes import Scene
-from sdpy.variants import DEMO
-from tiny import TINY_V
+from sdpy.zoo.variants import DEMO
+from support.tiny import TINY_V
 
 RED_HOUSE = Scene("house", "red", "dusk", "rain", 1)
 CAT = Scene("cat", None, "dark", "clear", 2)

@@ -10,7 +10,7 @@ import torch
 
 import evaluate_demo as ev
 import measure_approximations as measure
-from tiny import TINY_V
+from support.tiny import TINY_V
 
 README = Path(__file__).parents[2] / "README.md"
 

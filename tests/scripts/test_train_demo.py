@@ -10,8 +10,8 @@ import torch
 import demo_scenes as scenes
 import train_demo
 from sdpy.models import AutoencoderKL
-from sdpy.tokenizer import CLIPTokenizer
-from sdpy.variants import DEMO
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.variants import DEMO
 from train_demo import Options, Vocabulary
 
 LENGTH = DEMO.text_encoder.max_position_embeddings
@@ -115,7 +115,8 @@ def test_export_writes_files_that_the_pipeline_loads(
 ) -> None:
     from dataclasses import replace
 
-    from sdpy.pipelines import Components, Painted, Settings, find_files, generate
+    from sdpy.pipelines import Components, Painted, Settings, generate
+    from sdpy.zoo.components import find_files
 
     bundled = replace(DEMO, bundled=tmp_path)
     monkeypatch.setattr(train_demo, "DEMO", bundled)

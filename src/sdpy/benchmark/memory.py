@@ -41,7 +41,7 @@ def measure_peak() -> Iterator[Peak]:
     (``/proc/self/clear_refs``); where that is not allowed, a thread looks a hundred times a second
     and may miss a short peak. Elsewhere nothing is measured.
     """
-    from sdpy.kernels import give_back_freed_memory  # with torch, which not all callers need
+    from sdpy.runtime.allocator import give_back_freed_memory
 
     peak = Peak()
     give_back_freed_memory()

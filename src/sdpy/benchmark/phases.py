@@ -15,10 +15,8 @@ from torch import Tensor
 from sdpy.benchmark import inputs
 from sdpy.benchmark.arithmetic import count_flops
 from sdpy.benchmark.timing import Evaluate, Phase
-from sdpy.devices import Placement, seeded_generator
 from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines import Components, Execution, Recognised, Settings
-from sdpy.pipelines.autoencoding import decode, encode
+from sdpy.pipelines import Components, Execution, Settings
 from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.paint import (
     effective_guidance_scale,
@@ -27,7 +25,10 @@ from sdpy.pipelines.paint import (
     sees_negative_prompt,
     tokenize,
 )
-from sdpy.prompts import PromptEmbeddings, encode_prompt
+from sdpy.pipelines.vae import decode, encode
+from sdpy.runtime.devices import Placement, seeded_generator
+from sdpy.text.prompts import PromptEmbeddings, encode_prompt
+from sdpy.zoo.recognise import Recognised
 
 
 @dataclass(frozen=True)

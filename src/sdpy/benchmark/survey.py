@@ -13,9 +13,9 @@ from sdpy.benchmark.arithmetic import matrix_product_rate
 from sdpy.benchmark.figures import TITLES
 from sdpy.benchmark.phases import PHASES, Subject
 from sdpy.benchmark.timing import Measurement, measure
-from sdpy.devices import CPU, best_device, place
 from sdpy.errors import UsageError
 from sdpy.pipelines import Execution
+from sdpy.runtime.devices import CPU, best_device, place
 
 SECONDS_A_PHASE = 10.0
 """Once the timed evaluations of a phase took so long, no more are begun; see `measure`."""

@@ -19,17 +19,17 @@ from sdpy.errors import OutputError
 from sdpy.files import atomic_write
 from sdpy.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
 from sdpy.models.skeleton import skeleton
-from sdpy.pipelines import ModelFiles
-from sdpy.pipelines.configs import (
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.components import ModelFiles
+from sdpy.zoo.configs import (
     model_index_json,
     scheduler_json,
     text_encoder_json,
     unet_json,
     vae_json,
 )
-from sdpy.pipelines.conversion import tokenizer_files
-from sdpy.tokenizer import CLIPTokenizer
-from sdpy.variants import ModelVariant
+from sdpy.zoo.convert import tokenizer_files
+from sdpy.zoo.variants import ModelVariant
 
 _STEMS = {
     "text_encoder": "model",

@@ -28,7 +28,7 @@ from sdpy.errors import UsageError
 if TYPE_CHECKING:  # at run time these would import torch
     from sdpy.benchmark.phases import Subject
     from sdpy.benchmark.survey import Event, Measured, Setup, Yardstick
-    from sdpy.pipelines import Recognised
+    from sdpy.zoo.recognise import Recognised
 
 
 def bench(
@@ -83,7 +83,7 @@ def bench(
     on the disk.
     """
     from sdpy.benchmark.survey import setups, survey
-    from sdpy.kernels import keep_freed_memory
+    from sdpy.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the painting commands do
     choices = setups(device, _numbers(threads))
@@ -111,8 +111,8 @@ def _subject(
 
     from sdpy.benchmark.phases import Subject
     from sdpy.benchmark.weights import model_files, write_random_model
-    from sdpy.pipelines import Recognised, find_model
-    from sdpy.variants import VARIANTS
+    from sdpy.zoo.recognise import Recognised, find_model
+    from sdpy.zoo.variants import VARIANTS
 
     def of_size(found: Recognised) -> Subject:
         side = found.variant.sample_size

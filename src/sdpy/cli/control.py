@@ -14,7 +14,7 @@ from sdpy.errors import UsageError
 if TYPE_CHECKING:  # at run time these would import torch
     from torch import Tensor
 
-    from sdpy.images import Frame
+    from sdpy.images.frame import Frame
     from sdpy.pipelines import Control
 
 _CONTROL = "ControlNet"
@@ -133,7 +133,7 @@ def load_controls(options: ControlOptions, frame: Frame) -> list[Control]:
 
 def _preprocessors(options: ControlOptions) -> dict[str, Callable[[Tensor], Tensor]]:
     """From a picture (1, 3, H, W) in [-1, 1] to what a ControlNet is shown, in [0, 1]."""
-    from sdpy.preprocessors import canny
+    from sdpy.images.preprocess import canny
 
     return {
         "none": lambda picture: (picture + 1) / 2,
@@ -156,7 +156,9 @@ def _spread(option: str, given: list[Value] | None, default: Value, count: int) 
 
 
 def _fitted(path: Path, frame: Frame) -> Tensor:
-    from sdpy.images import Frame, image_to_tensor, load_image
+    from sdpy.images.files import load_image
+    from sdpy.images.frame import Frame
+    from sdpy.images.tensors import image_to_tensor
 
     image = load_image(path)
     if image.size != frame.source:

@@ -14,7 +14,7 @@ import typer
 from sdpy.errors import OutputError, UsageError
 
 if TYPE_CHECKING:  # at run time this would import torch
-    from sdpy.pipelines.inspection import Inspection
+    from sdpy.zoo.inspect import Inspection
 
 
 def convert(
@@ -86,9 +86,9 @@ def convert(
     sdpy convert v1-5.safetensors vae.ot --part vae    one component
     """
     from sdpy.checkpoints import DTYPES
-    from sdpy.pipelines.conversion import plan_conversion
-    from sdpy.pipelines.inspection import inspect
     from sdpy.schedulers.noise import PREDICTION_TYPES
+    from sdpy.zoo.convert import plan_conversion
+    from sdpy.zoo.inspect import inspect
 
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown --dtype '{dtype}': use one of {', '.join(DTYPES)}")
@@ -127,7 +127,7 @@ def convert(
 
 
 def _vocabulary(found: Inspection, given: Path | None, data: Path) -> Path | None:
-    from sdpy.variants import SD15
+    from sdpy.zoo.variants import SD15
 
     if given is not None:
         return given

@@ -13,11 +13,11 @@ import typer
 
 from sdpy.cli.transfers import Display, display
 from sdpy.errors import UsageError
-from sdpy.hub.catalog import MODELS, find_model
+from sdpy.zoo.hub.catalog import MODELS, find_model
 
 if TYPE_CHECKING:  # at run time these would import huggingface_hub
-    from sdpy.hub.fetch import Event
-    from sdpy.hub.plan import Item, Plan
+    from sdpy.zoo.hub.fetch import Event
+    from sdpy.zoo.hub.plan import Item, Plan
 
 Result = TypeVar("Result")
 
@@ -90,9 +90,9 @@ def download(
 
     # What huggingface_hub tells its makers (and asks of their hub before it talks to a mirror).
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from sdpy.hub.client import Hub, find_endpoint, find_token
-    from sdpy.hub.fetch import check_room, fetch_files, find_missing
-    from sdpy.hub.plan import plan_model
+    from sdpy.zoo.hub.client import Hub, find_endpoint, find_token
+    from sdpy.zoo.hub.fetch import check_room, fetch_files, find_missing
+    from sdpy.zoo.hub.plan import plan_model
 
     address = find_endpoint(endpoint)
     hub = Hub(address, find_token(token_file, address))
@@ -139,7 +139,7 @@ def _list_models() -> None:
 
 
 def _print_plan(plans: list[Plan], missing: tuple[Item, ...], data: Path) -> None:
-    from sdpy.hub.fetch import free_bytes, gigabytes
+    from sdpy.zoo.hub.fetch import free_bytes, gigabytes
 
     wanted = {item.target for item in missing}
     for plan in plans:

@@ -9,7 +9,7 @@ import typer
 from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Width
 from sdpy.cli.painting import find_components, paint_to_files, painting_settings
-from sdpy.outputs import check_output
+from sdpy.images.paths import check_output
 
 
 def generate(
@@ -27,7 +27,7 @@ def generate(
     """
     check_output(options.final_image, options.num_samples)
     from sdpy import pipelines
-    from sdpy.images import Frame
+    from sdpy.images.frame import Frame
 
     components = find_components(options, default_model="sd15")
     side = components.variant.sample_size

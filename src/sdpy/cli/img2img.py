@@ -10,7 +10,7 @@ import typer
 from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Prompt, Strength, Width
 from sdpy.cli.painting import find_components, fit_picture, paint_to_files, painting_settings
-from sdpy.outputs import check_output
+from sdpy.images.paths import check_output
 
 
 def img2img(
@@ -34,7 +34,8 @@ def img2img(
     """
     check_output(options.final_image, options.num_samples)
     from sdpy import pipelines
-    from sdpy.images import image_to_tensor, load_image
+    from sdpy.images.files import load_image
+    from sdpy.images.tensors import image_to_tensor
 
     image = load_image(file)
     components = find_components(options, default_model="sd15")

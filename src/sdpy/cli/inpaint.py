@@ -10,7 +10,7 @@ import typer
 from sdpy.cli.control import ControlOptions, load_controls
 from sdpy.cli.options import CommonOptions, Height, Prompt, Strength, Width
 from sdpy.cli.painting import find_components, fit_picture, paint_to_files, painting_settings
-from sdpy.outputs import check_output
+from sdpy.images.paths import check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,9 @@ def inpaint(
     """
     check_output(options.final_image, options.num_samples)
     from sdpy import pipelines
-    from sdpy.images import composite, image_to_tensor, load_image, load_mask, mask_to_tensor
+    from sdpy.images.files import load_image
+    from sdpy.images.mask import composite, load_mask
+    from sdpy.images.tensors import image_to_tensor, mask_to_tensor
 
     image = load_image(file)
     white = load_mask(mask, image.size)

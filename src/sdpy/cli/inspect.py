@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:  # at run time these would import torch
-    from sdpy.pipelines.inspection import Component, Inspection
+    from sdpy.zoo.inspect import Component, Inspection
 
 _SHOWN = 5
 
@@ -34,7 +34,7 @@ def inspect(
     of, and what is missing or unexpected in it. Nothing in the file is run, and its numbers are
     not read.
     """
-    from sdpy.pipelines.inspection import inspect as look
+    from sdpy.zoo.inspect import inspect as look
 
     found = look(path)
     if as_json:

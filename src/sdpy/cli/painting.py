@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING
 from sdpy.cli.options import ApproximationOptions, CommonOptions
 from sdpy.cli.progress import follow
 from sdpy.errors import UsageError
-from sdpy.memory import parse_size
+from sdpy.runtime.memory import parse_size
 from sdpy.samplers import find_sampler
 
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
 
-    from sdpy.approximations import Approximation
     from sdpy.checkpoints import Lora, TextualInversion
-    from sdpy.devices import Placement
-    from sdpy.images import Frame
+    from sdpy.images.frame import Frame
+    from sdpy.optimizations.approximate import Approximation
     from sdpy.pipelines import Components, Control, Event, Execution, Settings
+    from sdpy.runtime.devices import Placement
 
 
 def find_components(options: CommonOptions, default_model: str) -> Components:
     """The models that the options name. Reads no weights; raises what is wrong with the options."""
-    from sdpy.devices import place
-    from sdpy.pipelines import Components, find_model
+    from sdpy.pipelines import Components
+    from sdpy.runtime.devices import place
+    from sdpy.zoo.recognise import find_model
 
     given = {
         "text_encoder": options.clip_weights,
@@ -57,9 +58,9 @@ def find_execution(options: CommonOptions, placement: Placement) -> Execution:
     """How the options say to compute. Sets what holds for the whole process."""
     import torch
 
-    from sdpy.devices import find_dtype
-    from sdpy.kernels import keep_freed_memory
     from sdpy.pipelines import Execution
+    from sdpy.runtime.allocator import keep_freed_memory
+    from sdpy.runtime.devices import find_dtype
 
     memory = options.memory.strip().lower()
     execution = Execution(
@@ -151,7 +152,7 @@ def find_approximations(options: ApproximationOptions) -> tuple[Approximation, .
     Raises:
         UsageError: an option that says nothing without another.
     """
-    from sdpy.approximations import DeepCache, TokenMerging
+    from sdpy.optimizations.approximate import DeepCache, TokenMerging
 
     chosen: list[Approximation] = []
     if options.deepcache is not None:
@@ -189,7 +190,7 @@ def fit_picture(
     Raises:
         ImageError: it is, or becomes, too small to paint on.
     """
-    from sdpy.images import Frame
+    from sdpy.images.frame import Frame
     from sdpy.pipelines.paint import min_side
 
     return Frame.fit(
@@ -218,8 +219,9 @@ def paint_to_files(
         options: the command's.
         finish: what is still to be done to a picture before it is written.
     """
-    from sdpy.images import save_image, tensor_to_image
-    from sdpy.outputs import numbered_paths
+    from sdpy.images.files import save_image
+    from sdpy.images.paths import numbered_paths
+    from sdpy.images.tensors import tensor_to_image
 
     paths = numbered_paths(options.final_image, options.num_samples)
     # Closed at once when writing fails, so that the bar is gone before the error is printed.

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:  # at run time these would import huggingface_hub
-    from sdpy.hub.fetch import Event, Transfer
+    from sdpy.zoo.hub.fetch import Event, Transfer
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -61,7 +61,7 @@ class Lines:
 
     def show(self, event: Event) -> None:
         """Print a line, unless the last one is recent."""
-        from sdpy.hub.fetch import Remark, gigabytes
+        from sdpy.zoo.hub.fetch import Remark, gigabytes
 
         if isinstance(event, Remark):
             self.say(event.text)
@@ -112,7 +112,7 @@ class Bar:
 
     def show(self, event: Event) -> None:
         """Move the file's bar."""
-        from sdpy.hub.fetch import Remark
+        from sdpy.zoo.hub.fetch import Remark
 
         if isinstance(event, Remark):
             self.say(event.text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdpy.models.clip import CLIPTextConfig, CLIPTextModel
 from sdpy.models.controlnet import ControlNetConfig, ControlNetModel
-from sdpy.models.tiny_vae import AutoencoderTiny, AutoencoderTinyConfig
+from sdpy.models.taesd import AutoencoderTiny, AutoencoderTinyConfig
 from sdpy.models.unet import UNet2DConditionConfig, UNet2DConditionModel
 from sdpy.models.vae import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -25,9 +24,7 @@ from sdpy.checkpoints import (
     merge_loras,
     outline_of,
 )
-from sdpy.devices import CPU, Placement
 from sdpy.errors import WeightsError
-from sdpy.kernels import give_back_freed_memory, moved, stream_weights
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -40,56 +37,17 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.models.skeleton import skeleton
-from sdpy.pipelines.configs import COND_PROJ, is_tiny_vae
 from sdpy.pipelines.execution import Execution
-from sdpy.tokenizer import CLIPTokenizer
-from sdpy.variants import ModelVariant
+from sdpy.runtime.allocator import give_back_freed_memory
+from sdpy.runtime.devices import CPU, Placement
+from sdpy.runtime.streaming import moved, stream_weights
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.components import ModelFiles
+from sdpy.zoo.configs import COND_PROJ, is_tiny_vae
+from sdpy.zoo.variants import ModelVariant
 
 Model = TypeVar("Model", bound=nn.Module)
 _Key = tuple[str, Path, torch.device, Execution]
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """The files of one set of models."""
-
-    text_encoder: Path
-    unet: Path
-    vae: Path
-    vocabulary: Path
-
-
-def find_files(
-    variant: ModelVariant, folder: Path, given: Mapping[str, Path | None] | None = None
-) -> ModelFiles:
-    """Where a variant's files are.
-
-    Args:
-        variant: gives the names that are looked for.
-        folder: the data folder; a bundled variant has its own.
-        given: files named by the user, by the fields of `ModelFiles`; None where none is.
-
-    Raises:
-        WeightsError: files are missing; says which, where, and what to do.
-    """
-    folder = folder if variant.bundled is None else variant.bundled
-    found: dict[str, Path] = {}
-    missing: list[str] = []
-    for name, candidates in vars(variant.files).items():
-        chosen = None if given is None else given.get(name)
-        paths = [folder / candidate for candidate in candidates] if chosen is None else [chosen]
-        existing = [path for path in paths if os.path.exists(path)]  # False also for a bad name
-        if existing:
-            found[name] = existing[0]
-        else:
-            missing.append(str(paths[0]))
-    if missing:
-        raise WeightsError(
-            f"no weights for {variant.name}: looked for {', '.join(missing)}; `sdpy download "
-            f"{variant.name}` fetches them (see data/README.md), --data names another folder, "
-            "--model demo paints without them"
-        )
-    return ModelFiles(**found)
 
 
 @dataclass

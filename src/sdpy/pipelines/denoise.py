@@ -12,11 +12,11 @@ from torch import Tensor
 from sdpy.errors import PaintingError
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
-from sdpy.pipelines.control import LoadedControl, steer, within
+from sdpy.pipelines.controlnet import LoadedControl, steer, within
 from sdpy.pipelines.events import Notice
 from sdpy.pipelines.recovery import Resort, attempt, finish
-from sdpy.prompts import PromptEmbeddings
 from sdpy.schedulers import Scheduler
+from sdpy.text.prompts import PromptEmbeddings
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdpy.prompts import TokenizedPrompt
+from sdpy.text.prompts import TokenizedPrompt
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sdpy.devices import cpu_has_bfloat16
-from sdpy.kernels import (
-    BUDGET,
-    accelerate_at_first_use,
-    compile_network,
-    compute_in_strips,
-    slice_attention,
-)
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from sdpy.optimizations.exact.acceleration import BUDGET, accelerate_at_first_use
+from sdpy.optimizations.exact.compiling import compile_network
+from sdpy.optimizations.exact.sliced_attention import slice_attention
+from sdpy.optimizations.exact.strips import compute_in_strips
+from sdpy.runtime.devices import cpu_has_bfloat16
 
 _COMPILED = (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny)
 """The models whose networks do the same many times, and return a single tensor."""

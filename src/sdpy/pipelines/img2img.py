@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.autoencoding import encoding
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
 from sdpy.pipelines.events import Event
 from sdpy.pipelines.fitting import fit_memory
 from sdpy.pipelines.paint import Settings, check, latent_shape, paint, skipped_steps
+from sdpy.pipelines.vae import encoding
 from sdpy.schedulers import Scheduler
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sdpy.errors import ImageError
 from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.autoencoding import encoding
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.denoise import Walk
 from sdpy.pipelines.events import Event, Notice
 from sdpy.pipelines.fitting import fit_memory
 from sdpy.pipelines.img2img import noisy, sample_latents
 from sdpy.pipelines.paint import Begin, Settings, check, latent_shape, paint, skipped_steps
+from sdpy.pipelines.vae import encoding
 from sdpy.schedulers import Scheduler
 
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sdpy.approximations import Approximation, approximate
-from sdpy.devices import seeded_generator
 from sdpy.errors import UsageError, WeightsError
-from sdpy.kernels import AUTOMATIC, slice_attention
 from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines.autoencoding import decoding
+from sdpy.optimizations.approximate import Approximation, approximate
+from sdpy.optimizations.exact.sliced_attention import AUTOMATIC, slice_attention
 from sdpy.pipelines.components import Components
-from sdpy.pipelines.control import Control, LoadedControl, check_controls, load_controls
+from sdpy.pipelines.controlnet import Control, LoadedControl, check_controls, load_controls
 from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.events import Event, Notice, Painted, Progress, PromptRead
 from sdpy.pipelines.recovery import Resort
-from sdpy.prompts import PromptEmbeddings, TokenizedPrompt, encode_prompt, tokenize_prompt
+from sdpy.pipelines.vae import decoding
+from sdpy.runtime.devices import seeded_generator
 from sdpy.schedulers import Scheduler, make_scheduler
+from sdpy.text.prompts import PromptEmbeddings, TokenizedPrompt, encode_prompt, tokenize_prompt
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Settings:
 
     ``timestep_spacing``, ``guidance_scale`` and ``prediction_type`` of None are the variant's own,
     ``sigmas`` and ``eta`` the scheduler's. ``prompt_syntax`` and ``long_prompt`` are those of
-    `sdpy.prompts.tokenize_prompt`. ``clip_skip`` 1 uses all layers of the text encoder, 2 all but
-    the last, and so on. ``guidance_interval`` is that of `sdpy.pipelines.denoise.denoise`; pictures
-    are exact where it is (0, 1) and ``approximations`` is empty.
+    `sdpy.text.prompts.tokenize_prompt`. ``clip_skip`` 1 uses all layers of the text encoder, 2 all
+    but the last, and so on. ``guidance_interval`` is that of `sdpy.pipelines.denoise.denoise`;
+    pictures are exact where it is (0, 1) and ``approximations`` is empty.
     """
 
     prompt: str

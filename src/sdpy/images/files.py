@@ -1,0 +1,178 @@
+"""Images from files and to files. Only this package imports Pillow."""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from sdpy.errors import ImageError, OutputError
+from sdpy.files import atomic_write
+from sdpy.images.frame import size_text
+from sdpy.images.paths import FORMATS
+
+_EXIF_ORIENTATION = 0x0112
+# EXIF's value -> what puts the picture upright (Exif 2.32, 4.6.4 A).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+WHITE = (255, 255, 255)
+BLACK = (0, 0, 0)
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read a picture as RGB, upright.
+
+    EXIF rotation is applied; transparency is laid over white; 16-bit, 32-bit and floating-point
+    greys are scaled to 8 bits; palette, grey, CMYK and 1-bit pictures are converted; of an
+    animation the first frame is taken. A colour profile is not applied.
+
+    Raises:
+        ImageError: missing, unreadable, a folder, no picture, cut short or absurdly large.
+    """
+    return open_image(Path(path), background=WHITE)
+
+
+def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    """Read, decode and convert to upright RGB; everything that can fail ends in ImageError."""
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ImageError(f"{path}: is a folder; give the path of a picture")
+        if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
+            raise ImageError(f"{path}: is not a plain file; give the path of a picture")
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders grumble about harmless flaws
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode(file, background)
+    except ImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"{path}: no such picture; check the path") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path}: not a picture of a known kind; PNG, JPEG, WebP, TIFF, GIF, BMP and others "
+            "are read, save it as one of them"
+        ) from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(
+            f"{path}: the picture has more than {limit:.4g} million pixels; make it smaller first"
+        ) from error
+    except Exception as error:
+        # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError,
+        # ValueError, IndexError, struct.error, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = error.strerror
+        else:
+            reason = "damaged? " + (_one_line(error) or type(error).__name__)
+        raise ImageError(
+            f"{path}: the picture cannot be read ({reason}); try another copy, or open it "
+            "elsewhere and save it as PNG"
+        ) from error
+
+
+def _decode(file: BinaryIO, background: tuple[int, int, int]) -> Image.Image:
+    Image.init()
+    # PostScript is a program, which Pillow would have Ghostscript run.
+    formats = [name for name in Image.ID if name != "EPS"]
+    with Image.open(file, formats=formats) as image:
+        image.load()
+        if 0 in image.size:
+            raise ValueError(f"it is empty, {size_text(image.size)} pixels")
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image, background)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Asked after load(): some of Pillow's readers (TIFF, AVIF) have turned the picture by then and
+    # no longer say so.
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # broken metadata is no reason to refuse a good picture
+        return 1
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _scaled_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
+    # A copy even of RGB, without the file's metadata.
+    return Image.fromarray(np.array(image.convert("RGB")))
+
+
+def _scaled_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits as 8 bits, scaled; Pillow's own conversion clips it to white.
+
+    Modes I;16* are 16 bits. Modes I and F do not say what is white: it is taken to be the first of
+    1 (F only), 255 (F only), 65535 and 2^31 - 1 that no pixel exceeds.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
+    whites = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535, 2**31 - 1)}.get(image.mode, (65535,))
+    white = next((w for w in whites if values.max() <= w), whites[-1])
+    scaled: NDArray[np.float64] = np.clip(values / white, 0.0, 1.0) * 255.0
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def save_image(image: Image.Image, path: str | Path, parameters: str | None = None) -> None:
+    """Write a picture whole or not at all; an older file stays until the new one is complete.
+
+    The suffix gives the format: .png, .jpg, .jpeg (quality 95, 4:4:4) or .webp (quality 95).
+
+    Args:
+        image: the picture.
+        path: where to; its folder must exist.
+        parameters: how the picture was made; PNG only, as the text chunk "parameters".
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    format = FORMATS.get(path.suffix.lower())
+    if format is None:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(FORMATS)}")
+    try:
+        data = _encode(image, format, parameters)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path}: the picture cannot be stored as {format} ({_one_line(error)}); "
+            "choose another kind, such as .png"
+        ) from error
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def _encode(image: Image.Image, format: str, parameters: str | None) -> bytes:
+    buffer = io.BytesIO()
+    if format == "PNG":
+        info = PngImagePlugin.PngInfo()
+        if parameters is not None:
+            info.add_text("parameters", parameters)
+        image.save(buffer, format, pnginfo=info)
+    elif format == "JPEG":
+        image.save(buffer, format, quality=95, subsampling="4:4:4")
+    else:
+        image.save(buffer, format, quality=95)
+    return buffer.getvalue()

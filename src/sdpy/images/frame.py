@@ -1,0 +1,161 @@
+"""Fitting an image to the sizes that a model takes, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sdpy.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a picture of any size becomes one that the model takes, and how the result comes back.
+
+    The picture is scaled (only where asked), cropped to the centre (only for a wanted width and
+    height) and padded at the right and at the bottom. A picture that needs none of this passes
+    through bit by bit. Make one with ``Frame.fit``; all sizes are (width, height).
+
+    Attributes:
+        source: the picture's size.
+        scaled: its size after scaling; equal to ``source`` when it is not scaled.
+        offset: left and top of what is cut out of the scaled picture.
+        content: size of what is cut out; the size of the finished picture.
+        padded: size that the model sees.
+    """
+
+    source: tuple[int, int]
+    scaled: tuple[int, int]
+    offset: tuple[int, int]
+    content: tuple[int, int]
+    padded: tuple[int, int]
+
+    @classmethod
+    def fit(
+        cls,
+        size: tuple[int, int],
+        *,
+        multiple: int = 8,
+        max_pixels: int | None = None,
+        min_side: int = 64,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> Frame:
+        """The frame for a picture of ``size``.
+
+        Args:
+            size: (width, height) of the picture.
+            multiple: the model's sides are multiples of this (8 for Stable Diffusion).
+            max_pixels: a picture with more is scaled down to at most this many; None: never. Not
+                applied where a width or height is asked for.
+            min_side: shortest side, in pixels, that is worth painting.
+            width: wanted width; alone, the height follows from the proportions. With ``height`` the
+                picture is scaled to cover both and its centre is taken.
+            height: wanted height, likewise.
+
+        Raises:
+            ImageError: a side of the finished picture would be shorter than ``min_side``.
+        """
+        if width is not None or height is not None:
+            content = _wanted_size(size, width, height)
+            scaled = _cover(size, content)
+        else:
+            content = scaled = _at_most(size, max_pixels)
+        if min(content) < min_side:
+            becomes = "" if content == size else f" and becomes {size_text(content)}"
+            raise ImageError(
+                f"the picture has {size_text(size)} pixels{becomes}, too little to paint on: "
+                f"both sides must be at least {min_side}; enlarge it first"
+            )
+        return cls(
+            source=size,
+            scaled=scaled,
+            offset=((scaled[0] - content[0]) // 2, (scaled[1] - content[1]) // 2),
+            content=content,
+            padded=(-(-content[0] // multiple) * multiple, -(-content[1] // multiple) * multiple),
+        )
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Scale (Lanczos), crop and pad a picture; the padding repeats the last row and column."""
+        image = self._cut(image, Image.Resampling.LANCZOS)
+        if self.padded == self.content:
+            return image
+        return Image.fromarray(np.pad(np.asarray(image), (*self._padding(), (0, 0)), mode="edge"))
+
+    def apply_mask(self, mask: Image.Image) -> Image.Image:
+        """The same for a mask: nearest neighbour; the padding is not repainted.
+
+        Raises:
+            ImageError: scaling or cropping left no white pixel.
+        """
+        mask = self._cut(mask, Image.Resampling.NEAREST)
+        if not mask.getbbox():
+            raise ImageError(
+                f"nothing white is left of the mask where the picture is used at "
+                f"{size_text(self.content)} pixels; paint more of it white, nearer the centre"
+            )
+        if self.padded == self.content:
+            return mask
+        return Image.fromarray(np.pad(np.asarray(mask), self._padding()))
+
+    def restore(self, image: Image.Image) -> Image.Image:
+        """Cut the padding away; the result has the size ``content``, it is not scaled back."""
+        if image.size != self.padded:
+            raise ValueError(
+                f"image is {size_text(image.size)}, this frame's is {size_text(self.padded)}"
+            )
+        if self.padded == self.content:
+            return image
+        return image.crop((0, 0, *self.content))
+
+    def _cut(self, image: Image.Image, filter: Image.Resampling) -> Image.Image:
+        if image.size != self.source:
+            raise ValueError(
+                f"image is {size_text(image.size)}, this frame's is {size_text(self.source)}"
+            )
+        if self.scaled != self.source:
+            image = image.resize(self.scaled, filter)
+        if self.content != self.scaled:
+            left, top = self.offset
+            image = image.crop((left, top, left + self.content[0], top + self.content[1]))
+        return image
+
+    def _padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        right, bottom = (p - c for p, c in zip(self.padded, self.content, strict=True))
+        return ((0, bottom), (0, right))
+
+
+def _wanted_size(size: tuple[int, int], width: int | None, height: int | None) -> tuple[int, int]:
+    if width is None and height is not None:
+        width = max(1, round(size[0] * height / size[1]))
+    elif height is None and width is not None:
+        height = max(1, round(size[1] * width / size[0]))
+    assert width is not None and height is not None
+    return (width, height)
+
+
+def _cover(size: tuple[int, int], content: tuple[int, int]) -> tuple[int, int]:
+    """``size`` scaled so that it just covers ``content``."""
+    scale = max(content[0] / size[0], content[1] / size[1])
+    return (
+        max(content[0], round(size[0] * scale)),
+        max(content[1], round(size[1] * scale)),
+    )
+
+
+def _at_most(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
+    if max_pixels is None or size[0] * size[1] <= max_pixels:
+        return size
+    # Rounded down, in whole numbers, so that the product stays within the limit.
+    return (
+        max(1, math.isqrt(max_pixels * size[0] // size[1])),
+        max(1, math.isqrt(max_pixels * size[1] // size[0])),
+    )
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """``(640, 480)`` as people write it: 640x480."""
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,191 @@
+"""float32 matrix products on processors that multiply bfloat16 many times as fast (Intel's AMX).
+
+A float32 number is the sum of two bfloat16 ones, but for 2^-17 of it. So a product of matrices is
+that of the high parts, and of the high part of either with the low part of the other, all summed up
+in float32; what is left out is smaller than 1e-5 of the result.
+
+Source: "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations"
+(Henry, Tang and Heinecke, 2019), section III.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sdpy.optimizations.exact.matmul_conv import unfold_patches
+
+WORKSPACE = 4 * 2**20
+"""Bytes of float32 rows that are split at a time: they should stay in a cache."""
+
+_ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # of the CBLAS interface
+
+
+@lru_cache
+def is_available() -> bool:
+    """Whether torch carries MKL's product of bfloat16 matrices with float32 results."""
+    return _mkl_product() is not None
+
+
+@lru_cache
+def is_fast() -> bool:
+    """Whether the processor has matrix units for bfloat16, and nobody forbade them."""
+    held_back = "MKL_ENABLE_INSTRUCTIONS" in os.environ
+    capable = torch.cpu.get_capabilities().get("amx_bf16", False)
+    at_large = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return is_available() and bool(capable) and at_large and not held_back
+
+
+@dataclass(frozen=True)
+class Pair:
+    """float32 numbers as sums of two bfloat16 ones.
+
+    Attributes:
+        high: rounded to bfloat16.
+        low: what that leaves, rounded in its turn.
+    """
+
+    high: Tensor
+    low: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Pair:
+        """A tensor of any shape, in the order in which it lies in memory."""
+        high = x.bfloat16()
+        rest = high.float()
+        torch.sub(x, rest, out=rest)
+        return cls(high, rest.bfloat16())
+
+
+def add_product(left: Pair, right: Pair, result: Tensor) -> None:
+    """Add ``left`` (R, K) times the transposed ``right`` (O, K) to ``result`` (R, O), in float32.
+
+    Matrices are to be dense in one direction at least, ``result`` along its rows.
+    """
+    for a, b in ((left.high, right.low), (left.low, right.high), (left.high, right.high)):
+        _add_bfloat16_product(a, b, result)
+
+
+class PairedLinear(nn.Module):
+    """A linear layer whose weights are pairs, in as much memory as before.
+
+    The weights are split at the first use, and the originals let go.
+
+    Args:
+        weight: (O, ...) float32 on the CPU; flattened, (O, K).
+        bias: (O,), or None.
+
+    Attributes:
+        let_go: called with the original weights when they are not needed any more.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = len(weight), weight[0].numel()
+        self.weight: Tensor | None = weight
+        self.bias = bias
+        self.high: Tensor | None
+        self.low: Tensor | None
+        self.register_buffer("high", None, persistent=False)
+        self.register_buffer("low", None, persistent=False)
+        self.let_go: Callable[[Tensor], None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., O)."""
+        rows = x.reshape(-1, self.in_features)
+        result = x.new_empty(len(rows), self.out_features)
+        step = max(WORKSPACE // (x.element_size() * self.in_features), 256)
+        for part, place in zip(torch.split(rows, step), torch.split(result, step), strict=True):
+            self.write(Pair.of(part), place)
+        return result.view(*x.shape[:-1], self.out_features)
+
+    def write(self, rows: Pair, result: Tensor) -> None:
+        """The layer's ``result`` (R, O) for ``rows`` (R, K), which may be transposed in memory."""
+        if self.bias is None:
+            result.zero_()
+        else:
+            result.copy_(self.bias)
+        add_product(rows, self._weights(), result)
+
+    def _weights(self) -> Pair:
+        if self.high is None or self.low is None:
+            assert self.weight is not None
+            pair = Pair.of(self.weight.detach().flatten(1))
+            self.high, self.low = pair.high, pair.low
+            if self.let_go is not None:
+                self.let_go(self.weight)
+            self.weight, self.let_go = None, None  # it may hold on to the file where weights lie
+        return Pair(self.high, self.low)
+
+
+class PairedConv2d(nn.Module):
+    """A convolution as one matrix product of pairs.
+
+    Args:
+        conv: the convolution to replace, with a square kernel, without groups or dilation.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.linear = PairedLinear(conv.weight, conv.bias)
+        self.kernel = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
+        if self.kernel == (1, 1, 0):
+            return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        pair = Pair.of(x)
+        high, low = (unfold_patches(part, *self.kernel) for part in (pair.high, pair.low))
+        B, h, w = high.shape[1:]
+        result = x.new_empty(B, h, w, self.linear.out_features)
+        self.linear.write(Pair(high.flatten(1).t(), low.flatten(1).t()), result.view(B * h * w, -1))
+        return result.permute(0, 3, 1, 2)
+
+
+def _add_bfloat16_product(left: Tensor, right: Tensor, result: Tensor) -> None:
+    product = _mkl_product()
+    assert product is not None, "torch has no MKL here"
+    (rows, inner), outputs = left.shape, len(right)
+    left_order, left_stride = _order(left)
+    right_order, right_stride = _order(right.t())
+    product(
+        *(_ROW_MAJOR, left_order, right_order, rows, outputs, inner),
+        *(1.0, left.data_ptr(), left_stride, right.data_ptr(), right_stride),
+        *(1.0, result.data_ptr(), result.stride(0)),
+    )
+
+
+def _order(matrix: Tensor) -> tuple[int, int]:
+    """How a matrix lies in memory, and the distance of its rows or columns there."""
+    rows, columns = matrix.shape
+    if matrix.stride(1) == 1 or columns == 1:
+        return _AS_IT_IS, max(matrix.stride(0), columns)
+    assert matrix.stride(0) == 1 or rows == 1, "neither rows nor columns are dense"
+    return _TRANSPOSED, max(matrix.stride(1), rows)
+
+
+@lru_cache
+def _mkl_product() -> Callable[..., None] | None:
+    """``cblas_gemm_bf16bf16f32`` of the MKL within torch, whose own products round to bfloat16."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        product: Callable[..., None] = library.cblas_gemm_bf16bf16f32
+    except (OSError, AttributeError):  # another system, or torch built against a shared MKL
+        return None
+    integer, pointer, number = ctypes.c_int, ctypes.c_void_p, ctypes.c_float
+    product.argtypes = [  # type: ignore[attr-defined]
+        *[integer] * 6,
+        *(number, pointer, integer, pointer, integer),
+        *(number, pointer, integer),
+    ]
+    product.restype = None  # type: ignore[attr-defined]
+    return product

@@ -1,0 +1,335 @@
+"""From a prompt's text to the embeddings that the UNet attends to.
+
+The text encoder reads 77 tokens at a time: start, 75 of the prompt, end or padding. A longer
+prompt is cut into chunks of 75, which are encoded each by itself and laid end to end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from sdpy.checkpoints import TextualInversion
+from sdpy.errors import UsageError, WeightsError
+from sdpy.models import CLIPTextConfig, CLIPTextModel
+from sdpy.text.syntax import Section, Span, parse
+from sdpy.text.tokenizer import CLIPTokenizer
+
+LONG_PROMPT = ("chunk", "truncate", "error")
+PROMPT_SYNTAX = ("weighted", "plain")
+
+COMMA_WINDOW = 20
+"""A full chunk ends after its last comma if that is one of so many last tokens."""
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """What is not cut apart: a token, or all those of a textual inversion.
+
+    Attributes:
+        ids: one, or as many as the textual inversion has vectors, from ``vocab_size`` on.
+        text: its share of the prompt; see `sdpy.text.tokenizer.Token`.
+        weight: of its attention; 1 for none.
+        inversion: the textual inversion.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    weight: float = 1.0
+    inversion: TextualInversion | None = None
+
+
+Chunk = tuple[PromptToken, ...]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt's tokens.
+
+    Attributes:
+        chunks: at least one; each of at most ``room`` ids.
+        dropped: the end of the prompt that was left out, "" when nothing was.
+        room: ids that fit into a chunk.
+    """
+
+    chunks: tuple[Chunk, ...]
+    dropped: str
+    room: int
+
+    @property
+    def tokens(self) -> list[PromptToken]:
+        """Those of all chunks."""
+        return [token for chunk in self.chunks for token in chunk]
+
+    def uses(self, textual_inversion: TextualInversion) -> bool:
+        """Whether the prompt says one of its names."""
+        return any(token.inversion is textual_inversion for token in self.tokens)
+
+    def __str__(self) -> str:
+        """Number of tokens, and what is weighted, for people."""
+        count = len(_ids(self.tokens))
+        told = f"{count} of {self.room} tokens"
+        if len(self.chunks) > 1:
+            told = f"{count} tokens in {len(self.chunks)} chunks of {self.room}"
+        weighted = [
+            f"'{_text(group)}' {weight:.3g}"
+            for weight, group in groupby(self.tokens, key=lambda token: token.weight)
+            if weight != 1
+        ]
+        return f"{told}; weighted: {', '.join(weighted)}" if weighted else told
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """What the text encoder made of a prompt and of what it is guided away from.
+
+    Attributes:
+        prompt: (1, T, D) float32, T a multiple of the text encoder's length.
+        negative: (1, T, D) float32, of the negative prompt, which may be empty.
+    """
+
+    prompt: Tensor
+    negative: Tensor
+
+
+def tokenize_prompt(
+    text: str,
+    tokenizer: CLIPTokenizer,
+    config: CLIPTextConfig,
+    *,
+    syntax: str = "weighted",
+    long_prompt: str = "chunk",
+    textual_inversions: Sequence[TextualInversion] = (),
+    what: str = "prompt",
+) -> TokenizedPrompt:
+    """The tokens of a prompt, in chunks.
+
+    Args:
+        text: as typed.
+        tokenizer: of the text encoder's vocabulary.
+        config: of the text encoder; the chunks are of its length, less start and end.
+        syntax: ``weighted`` (see `sdpy.text.syntax`) or ``plain``: all characters are text.
+        long_prompt: what to do with more than a chunk: ``chunk`` makes as many as are needed,
+            ``truncate`` keeps the first of them, full without regard to commas, ``error`` raises.
+        textual_inversions: words that the prompt may use beside the vocabulary.
+        what: what an error calls the text.
+
+    Raises:
+        UsageError: the prompt is too long and ``long_prompt`` is ``error``, an unknown choice, or
+            two textual inversions of one name.
+        WeightsError: a textual inversion is for another text encoder.
+    """
+    _check_choice("prompt syntax", syntax, PROMPT_SYNTAX)
+    _check_choice("way with long prompts", long_prompt, LONG_PROMPT)
+    sections: tuple[Section, ...] = parse(text) if syntax == "weighted" else ((Span(text),),)
+    words = _words(textual_inversions, config)
+    room = config.max_position_embeddings - 2
+    tokens = [list(_tokens(section, tokenizer, words)) for section in sections]
+    if long_prompt == "chunk":
+        (comma,) = tokenizer.encode(",")
+        chunks = [chunk for section in tokens for chunk in _chunks(section, room, comma)]
+        if len(chunks) > 1 and not chunks[-1]:
+            del chunks[-1]  # nothing follows the last BREAK
+        return TokenizedPrompt(tuple(chunks), "", room)
+
+    first = tokens[0]
+    kept = _fitting(first, room)
+    dropped = _text([*first[kept:], *(token for section in tokens[1:] for token in section)])
+    if dropped and long_prompt == "error":
+        raise UsageError(
+            f"the {what} takes more than one chunk of {room} tokens, '{dropped}' does not fit; "
+            "shorten it, or use --long-prompt chunk"
+        )
+    return TokenizedPrompt((tuple(first[:kept]),), dropped, room)
+
+
+def encode_prompt(
+    prompt: TokenizedPrompt,
+    negative: TokenizedPrompt,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    *,
+    pad_id: int | None = None,
+    skip_layers: int = 0,
+    textual_inversions: Sequence[TextualInversion] = (),
+) -> PromptEmbeddings:
+    """Encode a prompt and its negative in one batch; empty chunks lengthen the shorter of them.
+
+    Args:
+        prompt: what to paint.
+        negative: what to steer away from.
+        tokenizer: that made both.
+        text_encoder: on any device; its length is ``room`` and two more.
+        pad_id: fills up short chunks; None for the end token.
+        skip_layers: last layers of the text encoder that are left out.
+        textual_inversions: the same as when the prompts were tokenized.
+
+    Raises:
+        UsageError: weights that make the embeddings infinite.
+    """
+    count = max(len(prompt.chunks), len(negative.chunks))
+    chunks = [*_lengthened(prompt, count), *_lengthened(negative, count)]
+    framed = [frame(chunk, tokenizer, pad_id, prompt.room) for chunk in chunks]
+    device = text_encoder.text_model.final_layer_norm.weight.device
+    input_ids = torch.tensor([ids for ids, _ in framed], device=device)
+    weights = torch.tensor([weights for _, weights in framed], device=device)
+    added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
+    with torch.inference_mode():
+        embeddings = text_encoder(input_ids, skip_layers=skip_layers, added_embeddings=added)
+        embeddings = weigh(embeddings.float(), weights)  # (2 * count, T, D)
+    return PromptEmbeddings(
+        prompt=embeddings[:count].flatten(0, 1)[None],
+        negative=embeddings[count:].flatten(0, 1)[None],
+    )
+
+
+def frame(
+    chunk: Chunk, tokenizer: CLIPTokenizer, pad_id: int | None, room: int
+) -> tuple[list[int], list[float]]:
+    """A chunk as the text encoder takes it: ids between start and end, padded, and their weights.
+
+    ``pad_id`` None stands for the end token. Start, end and padding have the weight 1.
+    """
+    weights = [token.weight for token in chunk for _ in token.ids]
+    padding = room - len(weights)
+    pad_id = tokenizer.end_id if pad_id is None else pad_id
+    ids = [tokenizer.start_id, *_ids(chunk), tokenizer.end_id, *[pad_id] * padding]
+    return ids, [1.0, *weights, 1.0, *[1.0] * padding]
+
+
+def weigh(embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Multiply tokens by their weights, then the whole so that its mean is what it was.
+
+    Args:
+        embeddings: (B, T, D).
+        weights: (B, T). Where a row of them is 1 throughout, nothing changes.
+
+    Raises:
+        UsageError: the result is infinite.
+
+    Source: A1111's web UI, whose documentation calls this emphasis "original".
+    """
+    is_weighted = (weights != 1).any(dim=1)
+    if not is_weighted.any():
+        return embeddings
+    weighted = embeddings * weights[..., None]
+    mean, weighted_mean = (x.mean(dim=(1, 2), keepdim=True) for x in (embeddings, weighted))
+    weighted = weighted * (mean / weighted_mean)
+    if not weighted[is_weighted].isfinite().all():
+        raise UsageError("the prompt's weights are too large or cancel out; use some nearer to 1")
+    return torch.where(is_weighted[:, None, None], weighted, embeddings)
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"unknown {what} '{value}': use one of {', '.join(choices)}")
+
+
+def _words(
+    textual_inversions: Iterable[TextualInversion], config: CLIPTextConfig
+) -> dict[str, PromptToken]:
+    """The new words by their names, lower-cased; their ids begin at the vocabulary's end."""
+    room = config.max_position_embeddings - 2
+    words: dict[str, PromptToken] = {}
+    start = config.vocab_size
+    for inversion in textual_inversions:
+        count, width = inversion.vectors.shape
+        if width != config.hidden_size:
+            raise WeightsError(
+                f"{inversion.path}: an embedding {width} wide, but the text encoder is "
+                f"{config.hidden_size} wide; use one that was made for this model"
+            )
+        if count > room:
+            raise WeightsError(
+                f"{inversion.path}: an embedding of {count} vectors, but the text encoder takes "
+                f"{room}; use a shorter one"
+            )
+        word = PromptToken(tuple(range(start, start + count)), "", inversion=inversion)
+        start += count
+        for name in inversion.names:
+            if name.lower() in words:
+                raise UsageError(
+                    f"two embeddings are called '{name}'; rename one: --embedding NAME=PATH"
+                )
+            words[name.lower()] = word
+    return words
+
+
+def _tokens(
+    section: Section, tokenizer: CLIPTokenizer, words: Mapping[str, PromptToken]
+) -> Iterator[PromptToken]:
+    for span in section:
+        for text, word in _split_at_words(span.text, words):
+            if word is not None:
+                yield replace(word, text=f"{text} ", weight=span.weight)
+                continue
+            tokens = tokenizer.tokenize(text)
+            for i, token in enumerate(tokens, start=1):
+                space = " " if i == len(tokens) else ""  # before what follows
+                yield PromptToken((token.id,), token.text + space, span.weight)
+
+
+def _split_at_words(
+    text: str, words: Mapping[str, PromptToken]
+) -> Iterator[tuple[str, PromptToken | None]]:
+    """Pieces of a text: the names in it, in upper or lower case, and what is between them.
+
+    A name is no part of a longer word; of two that fit, the longer counts.
+    """
+    position = 0
+    if words:
+        ordered = sorted(words, key=len, reverse=True)
+        pattern = "|".join(rf"({_whole(name)})" for name in ordered)
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            assert match.lastindex is not None  # the group that matched, from 1 on
+            yield text[position : match.start()], None
+            yield match.group(), words[ordered[match.lastindex - 1]]
+            position = match.end()
+    yield text[position:], None
+
+
+def _whole(name: str) -> str:
+    before = r"(?<!\w)" if re.match(r"\w", name[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", name[-1]) else ""
+    return before + re.escape(name) + after
+
+
+def _chunks(tokens: Sequence[PromptToken], room: int, comma: int) -> Iterator[Chunk]:
+    """Cut a section. As in A1111's web UI, a full chunk ends after a comma, if there is one near.
+
+    It does not if the token after it is itself a comma.
+    """
+    while (fitting := _fitting(tokens, room)) < len(tokens):
+        chunk = tokens[:fitting]
+        ids = _ids(chunk)
+        if len(ids) == room and tokens[fitting].ids != (comma,) and comma in ids[-COMMA_WINDOW:]:
+            fitting -= [token.ids for token in reversed(chunk)].index((comma,))
+        yield tuple(tokens[:fitting])
+        tokens = tokens[fitting:]
+    yield tuple(tokens)
+
+
+def _fitting(tokens: Sequence[PromptToken], room: int) -> int:
+    """How many of the tokens fit. A textual inversion longer than a chunk never does."""
+    for i, token in enumerate(tokens):
+        room -= len(token.ids)
+        if room < 0:
+            return i
+    return len(tokens)
+
+
+def _lengthened(prompt: TokenizedPrompt, count: int) -> list[Chunk]:
+    return [*prompt.chunks, *[()] * (count - len(prompt.chunks))]
+
+
+def _ids(tokens: Iterable[PromptToken]) -> list[int]:
+    return [number for token in tokens for number in token.ids]
+
+
+def _text(tokens: Iterable[PromptToken]) -> str:
+    return "".join(token.text for token in tokens).strip()

@@ -1,0 +1,1 @@
+"""What a model on disk is: its variant, its components, their sizes, and where to get it."""

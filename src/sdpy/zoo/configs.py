@@ -1,0 +1,375 @@
+"""The sizes of models, read off their weights' shapes, and to and from diffusers' JSON files.
+
+Shapes tell everything but the number of attention heads, the groups of the norms and the scale of
+the latents. These come from a ``config.json`` where there is one, otherwise from the variant whose
+sizes the weights have, otherwise from what Stable Diffusion's published models have in common.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from sdpy.errors import WeightsError
+from sdpy.models import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    CLIPTextConfig,
+    ControlNetConfig,
+    UNet2DConditionConfig,
+)
+from sdpy.models.taesd import LATENT_MAGNITUDE
+from sdpy.schedulers import NoiseConfig
+from sdpy.zoo.variants import VARIANTS
+
+Json = Mapping[str, Any]
+Outline = Mapping[str, Tensor]
+"""Our names to tensors of the right shapes."""
+
+HEAD_WIDTH = 64
+"""Of all attention heads in CLIP, OpenCLIP and Stable Diffusion 2.x."""
+
+COND_PROJ = "time_embedding.cond_proj.weight"
+"""Only in UNets that take the guidance scale as an embedding."""
+
+VARYING = {"in_channels", "time_cond_proj_dim"}
+"""Sizes of a UNet in which files of one variant differ."""
+
+
+# --------------------------------------------------------------------------------- from weights
+
+
+def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
+    """The sizes of a UNet.
+
+    Args:
+        outline: its weights' shapes.
+        config: what its ``config.json`` says; empty if there is none.
+
+    Raises:
+        WeightsError: the weights have no such names and shapes as a UNet's.
+    """
+    return _unet_config(outline, config, out_channels=_size(outline, "conv_out.weight", 0))
+
+
+def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
+    """The sizes of a ControlNet; see `unet_config`."""
+    embedding = "controlnet_cond_embedding"
+    halvings = _count(outline, rf"{embedding}\.blocks\.(\d+)\.") // 2
+    layers = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
+    in_channels = _size(outline, "conv_in.weight", 1)
+    return ControlNetConfig(
+        # A UNet gives back as many channels as it takes, if it is not for inpainting.
+        unet=_unet_config(outline, config, out_channels=in_channels),
+        conditioning_channels=_size(outline, f"{embedding}.conv_in.weight", 1),
+        conditioning_embedding_out_channels=tuple(
+            _size(outline, f"{embedding}.{layer}.weight", 0) for layer in layers
+        ),
+    )
+
+
+def is_tiny_vae(outline: Outline) -> bool:
+    """Whether these are the names of a tiny autoencoder."""
+    return "decoder.layers.0.weight" in outline
+
+
+def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2DConditionConfig:
+    levels = range(_count(outline, r"down_blocks\.(\d+)\."))
+    channels = tuple(_size(outline, f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels)
+    projection = _first(outline, r".*attentions\.0\.proj_in\.weight")
+    linear = projection is not None and projection.ndim == 2
+    context = _first(outline, r".*attn2\.to_k\.weight")
+    found = UNet2DConditionConfig(
+        in_channels=_size(outline, "conv_in.weight", 1),
+        out_channels=out_channels,
+        block_out_channels=channels,
+        cross_attention=tuple(
+            f"down_blocks.{i}.attentions.0.norm.weight" in outline for i in levels
+        ),
+        attention_heads=tuple(max(n // HEAD_WIDTH, 1) for n in channels)
+        if linear
+        else (math.gcd(8, *channels),) * len(channels),
+        layers_per_block=_count(outline, r"down_blocks\.0\.resnets\.(\d+)\."),
+        transformer_layers_per_block=_count(
+            outline, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."
+        ),
+        cross_attention_dim=0 if context is None else context.shape[1],
+        use_linear_projection=linear,
+        norm_num_groups=math.gcd(32, *channels),
+        time_cond_proj_dim=_size(outline, COND_PROJ, 1) if COND_PROJ in outline else None,
+    )
+    if config:
+        heads = config.get("num_attention_heads")
+        heads = config.get("attention_head_dim", 8) if heads is None else heads
+        return replace(
+            found,
+            attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(channels),
+            norm_num_groups=config.get("norm_num_groups", 32),
+        )
+    unseen = {"attention_heads", "norm_num_groups"}
+    for variant in VARIANTS.values():
+        if _agree(variant.unet, found, unseen | VARYING):
+            return replace(variant.unet, **{name: getattr(found, name) for name in VARYING})
+    return found
+
+
+def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
+    """The sizes of an autoencoder; see `unet_config`."""
+    levels = range(_count(outline, r"encoder\.down_blocks\.(\d+)\."))
+    channels = tuple(
+        _size(outline, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
+    )
+    found = AutoencoderKLConfig(
+        in_channels=_size(outline, "encoder.conv_in.weight", 1),
+        out_channels=_size(outline, "decoder.conv_out.weight", 0),
+        latent_channels=_size(outline, "post_quant_conv.weight", 0),
+        block_out_channels=channels,
+        layers_per_block=_count(outline, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        norm_num_groups=math.gcd(32, *channels),
+    )
+    if config:
+        return replace(
+            found,
+            norm_num_groups=config.get("norm_num_groups", 32),
+            scaling_factor=config.get("scaling_factor", found.scaling_factor),
+        )
+    for variant in VARIANTS.values():
+        if _agree(variant.vae, found, {"norm_num_groups", "scaling_factor"}):
+            return variant.vae
+    return found
+
+
+def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
+    """The sizes of a text encoder; see `unet_config`."""
+    embedding = "text_model.embeddings"
+    hidden = _size(outline, f"{embedding}.token_embedding.weight", 1)
+    layer = "text_model.encoder.layers.0"
+    found = CLIPTextConfig(
+        vocab_size=_size(outline, f"{embedding}.token_embedding.weight", 0),
+        hidden_size=hidden,
+        intermediate_size=_size(outline, f"{layer}.mlp.fc1.weight", 0),
+        num_hidden_layers=_count(outline, r"text_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=max(hidden // HEAD_WIDTH, 1),
+        max_position_embeddings=_size(outline, f"{embedding}.position_embedding.weight", 0),
+    )
+    if config:
+        config = config.get("text_config", config)
+        return replace(
+            found,
+            num_attention_heads=config.get("num_attention_heads", found.num_attention_heads),
+            hidden_act=config.get("hidden_act", found.hidden_act),
+        )
+    for variant in VARIANTS.values():
+        if _agree(variant.text_encoder, found, {"num_attention_heads", "hidden_act"}):
+            return variant.text_encoder
+    return found
+
+
+def is_known(config: object) -> bool:
+    """Whether a model's sizes are those of some variant, but for what varies within one."""
+    if isinstance(config, ControlNetConfig):
+        config = config.unet
+    known = [c for v in VARIANTS.values() for c in (v.unet, v.vae, v.tiny_vae, v.text_encoder)]
+    return any(type(one) is type(config) and _agree(one, config, VARYING) for one in known)
+
+
+GUESSED = (
+    "its sizes are of no known model, and attention heads, norm groups and activation cannot be "
+    "seen in weights: assuming usual ones; a diffusers folder with its config.json files says them"
+)
+"""What to tell where neither `is_known` nor a ``config.json`` says the sizes."""
+
+
+def _agree(a: object, b: object, unseen: set[str]) -> bool:
+    """Whether two configurations are the same but for what shapes do not show."""
+    return all(value == vars(b)[name] for name, value in vars(a).items() if name not in unseen)
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that the pattern finds at the start of a name."""
+    matches = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def _first(outline: Outline, pattern: str) -> Tensor | None:
+    return next((tensor for name, tensor in outline.items() if re.match(pattern, name)), None)
+
+
+def _size(outline: Outline, name: str, dimension: int) -> int:
+    tensor = outline.get(name)
+    if tensor is None or tensor.ndim <= dimension:
+        raise WeightsError(f"{name} is missing or of an odd shape")
+    return tensor.shape[dimension]
+
+
+# ------------------------------------------------------------------------------ diffusers' JSON
+
+
+def noise_config(config: Json, default: NoiseConfig) -> NoiseConfig:
+    """What a ``scheduler_config.json`` says of the noise and the prediction.
+
+    Raises:
+        WeightsError: a kind of schedule that no Stable Diffusion has.
+    """
+    if not config:
+        return default
+    schedule = config.get("beta_schedule", "scaled_linear")
+    if schedule != "scaled_linear":
+        raise WeightsError(f"its scheduler has the unknown beta_schedule '{schedule}'")
+    prediction = config.get("prediction_type", "epsilon")
+    return NoiseConfig(
+        num_train_timesteps=config.get("num_train_timesteps", default.num_train_timesteps),
+        beta_start=config.get("beta_start", default.beta_start),
+        beta_end=config.get("beta_end", default.beta_end),
+        prediction_type=prediction,
+        rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False))
+        and prediction != "epsilon",
+    )
+
+
+def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]:
+    """``unet/config.json``; ``sample_size`` is the side of the latents."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": list(config.attention_heads),
+        "block_out_channels": list(config.block_out_channels),
+        "center_input_sample": False,
+        "cross_attention_dim": config.cross_attention_dim,
+        "down_block_types": [_block("Down", attends) for attends in config.cross_attention],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": config.in_channels,
+        "layers_per_block": config.layers_per_block,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": config.norm_num_groups,
+        "out_channels": config.out_channels,
+        "sample_size": sample_size,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
+        "transformer_layers_per_block": config.transformer_layers_per_block,
+        "up_block_types": [_block("Up", attends) for attends in reversed(config.cross_attention)],
+        "use_linear_projection": config.use_linear_projection,
+    }
+
+
+def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
+    """``config.json`` of a ControlNet's own folder."""
+    unet = unet_json(config.unet, 0)
+    of_unets = {
+        *("center_input_sample", "out_channels", "sample_size"),
+        *("time_cond_proj_dim", "up_block_types"),
+    }
+    return {
+        **{name: value for name, value in unet.items() if name not in of_unets},
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": config.conditioning_channels,
+        "conditioning_embedding_out_channels": list(config.conditioning_embedding_out_channels),
+        "controlnet_conditioning_channel_order": "rgb",
+    }
+
+
+def _block(direction: str, attends: bool) -> str:
+    return f"CrossAttn{direction}Block2D" if attends else f"{direction}Block2D"
+
+
+def vae_json(config: AutoencoderKLConfig, sample_size: int) -> dict[str, Any]:
+    """``vae/config.json``; ``sample_size`` is the side of the pictures."""
+    levels = len(config.block_out_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.block_out_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "out_channels": config.out_channels,
+        "sample_size": sample_size,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def tiny_vae_json(config: AutoencoderTinyConfig) -> dict[str, Any]:
+    """``vae/config.json`` of a tiny autoencoder."""
+    return {
+        "_class_name": "AutoencoderTiny",
+        "act_fn": "relu",
+        "decoder_block_out_channels": [config.channels] * len(config.decoder_blocks),
+        "encoder_block_out_channels": [config.channels] * len(config.encoder_blocks),
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "latent_magnitude": LATENT_MAGNITUDE,
+        "num_decoder_blocks": list(config.decoder_blocks),
+        "num_encoder_blocks": list(config.encoder_blocks),
+        "out_channels": config.out_channels,
+        "scaling_factor": config.scaling_factor,
+    }
+
+
+def text_encoder_json(config: CLIPTextConfig, pad_id: int | None) -> dict[str, Any]:
+    """``text_encoder/config.json``."""
+    end = config.vocab_size - 1
+    return {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": end - 1,
+        "eos_token_id": end,
+        "hidden_act": config.hidden_act,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": config.max_position_embeddings,
+        "model_type": "clip_text_model",
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "pad_token_id": end if pad_id is None else pad_id,
+        "projection_dim": config.hidden_size,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
+    """``scheduler/scheduler_config.json``, for diffusers' DDIM."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_end": noise.beta_end,
+        "beta_schedule": "scaled_linear",
+        "beta_start": noise.beta_start,
+        "clip_sample": False,
+        "num_train_timesteps": noise.num_train_timesteps,
+        "prediction_type": noise.prediction_type,
+        "rescale_betas_zero_snr": noise.rescale_betas_zero_snr,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        # diffusers does not know the original program's spacing; this is the nearest.
+        "timestep_spacing": "leading" if timestep_spacing == "original" else timestep_spacing,
+    }
+
+
+def model_index_json(
+    components: Iterable[str], *, has_tokenizer: bool, tiny_vae: bool = False
+) -> dict[str, Any]:
+    """``model_index.json`` of a pipeline with these components."""
+    classes = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderTiny" if tiny_vae else "AutoencoderKL"],
+    }
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "tokenizer": ["transformers", "CLIPTokenizer"] if has_tokenizer else [None, None],
+        **{name: classes[name] for name in components if name in classes},
+    }

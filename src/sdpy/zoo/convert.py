@@ -1,0 +1,353 @@
+"""A model on disk into another layout: which files, under which names, with what beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpy.checkpoints import (
+    DIFFUSERS,
+    FORMATS,
+    LABELS,
+    OLD_DIFFUSERS,
+    ORIGINAL,
+    Output,
+    plan_output,
+    write_output,
+)
+from sdpy.checkpoints.conversion import Advance
+from sdpy.errors import OutputError, UsageError, WeightsError
+from sdpy.files import atomic_write
+from sdpy.models import AutoencoderTinyConfig
+from sdpy.text.tokenizer import CLIPTokenizer, read_merges
+from sdpy.zoo.configs import (
+    GUESSED,
+    controlnet_json,
+    model_index_json,
+    scheduler_json,
+    text_encoder_json,
+    tiny_vae_json,
+    unet_json,
+    vae_json,
+)
+from sdpy.zoo.inspect import Component, Inspection
+from sdpy.zoo.recognise import WEIGHTS
+from sdpy.zoo.variants import ModelVariant
+
+LAYOUTS = ("diffusers", "original", "ot")
+"""A diffusers folder or component; the original programs' single file; .ot files in a folder."""
+
+_FOLDER_STEMS = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "controlnet": "diffusion_pytorch_model",
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is to be written.
+
+    Attributes:
+        outputs: weights files.
+        texts: small files beside them.
+        notices: what the user should know, a line each.
+    """
+
+    outputs: tuple[Output, ...]
+    texts: dict[Path, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights."""
+        return sum(output.size for output in self.outputs)
+
+    def run(self) -> Iterator[Path]:
+        """Write everything, each file whole or not at all, and tell its path.
+
+        Raises:
+            WeightsError: the source cannot be read, or the format cannot hold it.
+            OutputError: a file or folder could not be written.
+        """
+        for output in self.outputs:
+            _make_folder(output.path.parent)
+            write_output(output)
+            yield output.path
+        for path, text in self.texts.items():
+            _make_folder(path.parent)
+            with atomic_write(path) as file:
+                file.write(text.encode())
+            yield path
+
+
+def plan_conversion(
+    source: Inspection,
+    target: Path,
+    *,
+    layout: str | None = None,
+    part: str | None = None,
+    dtype: torch.dtype | None = None,
+    vocabulary: Path | None = None,
+    prediction: str | None = None,
+    advance: Advance = lambda size: None,
+) -> Conversion:
+    """Decide what to write. Reads no numbers and writes nothing.
+
+    Args:
+        source: what is converted.
+        target: a file if it ends like one of the formats, otherwise a folder.
+        layout: one of `LAYOUTS`; None for what suits source and target.
+        part: the only component to convert; None for all.
+        dtype: of the floating-point numbers; None for the source's.
+        vocabulary: CLIP's merges, for a folder; None for none.
+        prediction: what the UNet predicts, for a folder; None for what the source says.
+        advance: told of every tensor's bytes.
+
+    Raises:
+        UsageError: the source does not go into such a target.
+        WeightsError: the source is incomplete or holds what no table knows.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise UsageError(f"unknown layout '{layout}': use one of {', '.join(LAYOUTS)}")
+    components = _chosen(source, part)
+    _check(components)
+    single = any(target.suffix.lower() in form.suffixes for form in FORMATS.values())
+    if single:
+        return _into_file(components, target, layout, dtype, advance)
+    if layout == ORIGINAL:
+        raise UsageError(f"{target}: the original layout is one file; give a name in .safetensors")
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise OutputError(f"{target} is a file; give the name of a folder")
+    if layout == "ot":
+        return _into_ot_folder(source, components, target, dtype, vocabulary, advance)
+    return _into_diffusers(source, components, target, dtype, vocabulary, prediction, advance)
+
+
+def _chosen(source: Inspection, part: str | None) -> list[Component]:
+    if part is None:
+        return list(source.components)
+    if part not in LABELS:
+        raise UsageError(f"unknown part '{part}': use one of {', '.join(LABELS)}")
+    chosen = source.component(part)
+    if chosen is None:
+        raise WeightsError(f"{source.path} holds no {LABELS[part]}; `sdpy inspect` says what it is")
+    return [chosen]
+
+
+def _check(components: list[Component]) -> None:
+    """Refuse what would be lost or wrong on the other side."""
+    for one in components:
+        for problem, cases in one.problems.items():
+            where = one.weights.checkpoint.path
+            raise WeightsError(
+                f"{where} is not a whole {LABELS[str(one.name)]}: {len(cases)} {problem} "
+                f"({cases[0]}{', ...' if len(cases) > 1 else ''}); `sdpy inspect` lists them"
+            )
+
+
+def _into_file(
+    components: list[Component],
+    target: Path,
+    layout: str | None,
+    dtype: torch.dtype | None,
+    advance: Advance,
+) -> Conversion:
+    is_ot = target.suffix.lower() == ".ot"
+    if len(components) > 1 and (is_ot or layout not in (None, ORIGINAL)):
+        held = ", ".join(str(one.name) for one in components)
+        raise UsageError(
+            f"{target} can hold one component: choose with --part ({held}), or give a folder"
+        )
+    if layout == "ot" and not is_ot:
+        raise UsageError(f"{target}: the ot layout is for .ot files and folders")
+    if layout == ORIGINAL or len(components) > 1:
+        dialect = ORIGINAL
+    else:
+        dialect = OLD_DIFFUSERS if is_ot and layout != DIFFUSERS else DIFFUSERS
+    weights = [one.weights for one in components]
+    clip = _is_open_clip(components)
+    output = plan_output(target, weights, dialect, dtype=dtype, open_clip=clip, advance=advance)
+    unknown = [one for one in components if one.name is None]
+    notices = tuple(
+        f"{one.weights.checkpoint.path} is of no known kind: copying it under the same names"
+        for one in unknown
+    )
+    return Conversion((output,), notices=notices)
+
+
+def _is_open_clip(components: list[Component]) -> bool:
+    """Stable Diffusion 2.x has OpenCLIP's text encoder, and linear projections in the UNet."""
+    for one in components:
+        if one.name == "unet" and one.config is not None:
+            return bool(one.config.use_linear_projection)
+    return any(
+        one.name == "text_encoder" and one.config is not None and one.config.hidden_act == "gelu"
+        for one in components
+    )
+
+
+def _into_ot_folder(
+    source: Inspection,
+    components: list[Component],
+    target: Path,
+    dtype: torch.dtype | None,
+    vocabulary: Path | None,
+    advance: Advance,
+) -> Conversion:
+    names = _variant(source, components).files
+    outputs = []
+    for one in components:
+        if one.name not in WEIGHTS:
+            raise UsageError(f"a folder of .ot files has no place for {one.summary}; use --part")
+        path = target / getattr(names, one.name)[0]
+        outputs.append(
+            plan_output(path, [one.weights], OLD_DIFFUSERS, dtype=dtype, advance=advance)
+        )
+    vocabulary_files, notices = _vocabulary_files(components, vocabulary)
+    texts = {}
+    if vocabulary_files:
+        texts[target / names.vocabulary[0]] = vocabulary_files[_MERGES]
+    return Conversion(tuple(outputs), texts, notices)
+
+
+def _into_diffusers(
+    source: Inspection,
+    components: list[Component],
+    target: Path,
+    dtype: torch.dtype | None,
+    vocabulary: Path | None,
+    prediction: str | None,
+    advance: Advance,
+) -> Conversion:
+    held = {one.name: one for one in components}
+    missing = [LABELS[name] for name in WEIGHTS if name not in held]
+    if missing and len(components) > 1:
+        raise WeightsError(f"{source.path} holds no {' and no '.join(missing)}; use --part")
+    variant = _variant(source, components)
+    outputs: list[Output] = []
+    texts: dict[Path, str] = {}
+    guesses = tuple(
+        f"{one.weights.checkpoint.path}: {GUESSED}" for one in components if one.guessed
+    )
+    for one in components:
+        if one.name is None or one.config is None:
+            raise WeightsError(
+                f"{source.path}: a diffusers folder needs the sizes of what it holds, which "
+                "cannot be told here; give the name of a file"
+            )
+        # One component alone is the folder itself.
+        folder = target if len(components) == 1 else target / one.name
+        path = folder / f"{_FOLDER_STEMS[one.name]}.safetensors"
+        outputs.append(plan_output(path, [one.weights], DIFFUSERS, dtype=dtype, advance=advance))
+        texts[folder / "config.json"] = _json(_config_json(one, variant))
+    if len(components) == 1:
+        return Conversion(tuple(outputs), texts, guesses)
+
+    vocabulary_files, notices = _vocabulary_files(components, vocabulary, variant.pad_id)
+    texts |= {target / "tokenizer" / name: text for name, text in vocabulary_files.items()}
+    noise = variant.noise
+    if prediction is not None:
+        rescale = noise.rescale_betas_zero_snr and prediction != "epsilon"
+        noise = type(noise)(
+            **{**vars(noise), "prediction_type": prediction, "rescale_betas_zero_snr": rescale}
+        )
+    else:
+        notices = (*source.assumptions, *notices)
+    scheduler = scheduler_json(noise, variant.timestep_spacing)
+    texts[target / "scheduler" / "scheduler_config.json"] = _json(scheduler)
+    # Last, so that a folder that was not finished is none.
+    names = [str(name) for name in held]
+    tiny_vae = any(isinstance(one.config, AutoencoderTinyConfig) for one in components)
+    index = model_index_json(names, has_tokenizer=bool(vocabulary_files), tiny_vae=tiny_vae)
+    texts[target / "model_index.json"] = _json(index)
+    return Conversion(tuple(outputs), texts, (*guesses, *notices))
+
+
+def _variant(source: Inspection, components: list[Component]) -> ModelVariant:
+    """The source's, or where it has no UNet the one that its other parts are of."""
+    from sdpy.zoo.variants import SD15, SD21
+
+    if source.variant is not None:
+        return source.variant
+    return SD21 if _is_open_clip(components) else SD15
+
+
+def _config_json(component: Component, variant: ModelVariant) -> dict[str, Any]:
+    side = variant.sample_size
+    if component.name == "unet":
+        return unet_json(component.config, side // variant.vae.downsample_factor)
+    if component.name == "controlnet":
+        return controlnet_json(component.config)
+    if isinstance(component.config, AutoencoderTinyConfig):
+        return tiny_vae_json(component.config)
+    if component.name == "vae":
+        return vae_json(component.config, side)
+    return text_encoder_json(component.config, variant.pad_id)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+# ------------------------------------------------------------------------------- the vocabulary
+
+_MERGES = "merges.txt"
+
+
+def tokenizer_files(
+    tokenizer: CLIPTokenizer,
+    merges: Iterable[tuple[str, str]],
+    *,
+    length: int,
+    pad_id: int | None = None,
+) -> dict[str, str]:
+    """The files of a diffusers folder's ``tokenizer``, by their names.
+
+    Args:
+        tokenizer: as it is to be written.
+        merges: that it was made of.
+        length: tokens that the text encoder reads, start and end included.
+        pad_id: token that fills up a prompt; None for the end token.
+    """
+    start, end = tokenizer.tokens[tokenizer.start_id], tokenizer.tokens[tokenizer.end_id]
+    pad = end if pad_id is None else tokenizer.tokens[pad_id]
+    specials = {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end}
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    ids = {token: i for i, token in enumerate(tokenizer.tokens)}
+    options = {"do_lower_case": True, "model_max_length": length}
+    return {
+        _MERGES: "\n".join(lines) + "\n",
+        "vocab.json": json.dumps(ids, ensure_ascii=False),
+        "special_tokens_map.json": _json(specials),
+        "tokenizer_config.json": _json({**specials, **options, "tokenizer_class": "CLIPTokenizer"}),
+    }
+
+
+def _vocabulary_files(
+    components: list[Component], vocabulary: Path | None, pad_id: int | None = None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The `tokenizer_files` of what is converted, and what is to be said of them."""
+    text = next((one for one in components if one.name == "text_encoder"), None)
+    if text is None or text.config is None:
+        return {}, ()
+    if vocabulary is None:
+        return {}, ("no vocabulary was found to go with it; name one with --vocab-file",)
+    size, length = text.config.vocab_size, text.config.max_position_embeddings
+    tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=size)
+    merges = read_merges(vocabulary, size - 514)
+    return tokenizer_files(tokenizer, merges, length=length, pad_id=pad_id), ()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error

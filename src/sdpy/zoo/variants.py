@@ -1,0 +1,182 @@
+"""The kinds of Stable Diffusion that sdpy knows: sizes, noise, defaults, and names of files.
+
+A variant is data. Nothing else in the program knows one from another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sdpy.errors import UsageError
+from sdpy.models import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    CLIPTextConfig,
+    UNet2DConditionConfig,
+)
+from sdpy.schedulers.noise import NoiseConfig
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """Where a variant's files are looked for, in a folder; the first that exists is taken."""
+
+    text_encoder: tuple[str, ...] = ("pytorch_model.ot", "pytorch_model.safetensors")
+    unet: tuple[str, ...] = ("unet.ot", "unet.safetensors")
+    vae: tuple[str, ...] = ("vae.ot", "vae.safetensors")
+    vocabulary: tuple[str, ...] = ("bpe_simple_vocab_16e6.txt", "bpe_simple_vocab_16e6.txt.gz")
+
+
+@dataclass(frozen=True)
+class ModelVariant:
+    """One kind of Stable Diffusion. The defaults are those of Stable Diffusion 1.5.
+
+    Attributes:
+        name: what ``--model`` calls it.
+        summary: a line for people.
+        tiny_vae: the autoencoder that may stand in for the real one.
+        pad_id: token that fills up a prompt; None for the end token.
+        timestep_spacing: of the schedule, unless the user names another.
+        guidance_scale: unless the user names another.
+        sample_size: side of the pictures that it was trained on, in pixels.
+        max_pixels: a larger input picture is scaled down to this many.
+        bundled: folder of the files inside the package; None: they are in the user's data folder.
+    """
+
+    name: str
+    summary: str
+    text_encoder: CLIPTextConfig = CLIPTextConfig()
+    unet: UNet2DConditionConfig = UNet2DConditionConfig()
+    vae: AutoencoderKLConfig = AutoencoderKLConfig()
+    tiny_vae: AutoencoderTinyConfig = AutoencoderTinyConfig()
+    noise: NoiseConfig = NoiseConfig()
+    pad_id: int | None = None
+    timestep_spacing: str = "original"
+    guidance_scale: float = 7.5
+    sample_size: int = 512
+    max_pixels: int = 1024 * 1024
+    files: FileNames = field(default_factory=FileNames)
+    bundled: Path | None = None
+
+
+SD15 = ModelVariant(name="sd15", summary="Stable Diffusion 1.5 (and 1.1 to 1.4), 512x512")
+
+SD15_INPAINT = replace(
+    SD15,
+    name="sd15-inpaint",
+    summary="Stable Diffusion 1.5 for inpainting (a UNet with 9 input channels)",
+    unet=replace(SD15.unet, in_channels=9),
+    # An ordinary UNet can inpaint as well.
+    files=FileNames(
+        unet=("unet-inpaint.ot", "unet-inpaint.safetensors", "unet.ot", "unet.safetensors")
+    ),
+)
+
+SD21 = replace(
+    SD15,
+    name="sd21",
+    summary="Stable Diffusion 2.1 (and 2.0), 768x768",
+    text_encoder=CLIPTextConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,  # of OpenCLIP's ViT-H/14, which has one more
+        num_attention_heads=16,
+        hidden_act="gelu",
+    ),
+    unet=replace(
+        SD15.unet,
+        attention_heads=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ),
+    noise=NoiseConfig(prediction_type="v_prediction"),
+    pad_id=0,
+    sample_size=768,
+    # As the Rust program calls them.
+    files=FileNames(
+        text_encoder=("clip_v2.1.ot", "clip_v2.1.safetensors"),
+        unet=("unet_v2.1.ot", "unet_v2.1.safetensors"),
+        vae=("vae_v2.1.ot", "vae_v2.1.safetensors"),
+    ),
+)
+
+SD20 = replace(SD21, name="sd20", summary="Stable Diffusion 2.0, 768x768; as 2.1")
+
+SD21_BASE = replace(
+    SD21,
+    name="sd21-base",
+    summary="Stable Diffusion 2.1 base (and 2.0 base), 512x512",
+    noise=NoiseConfig(prediction_type="epsilon"),
+    sample_size=512,
+)
+
+SD2_INPAINT = replace(
+    SD21_BASE,
+    name="sd2-inpaint",
+    summary="Stable Diffusion 2.0 for inpainting, 512x512",
+    unet=replace(SD21.unet, in_channels=9),
+)
+
+SD_TURBO = replace(
+    SD21_BASE,
+    name="sd-turbo",
+    summary="SD-Turbo, 512x512 in 1 to 4 steps without guidance",
+    timestep_spacing="trailing",
+    guidance_scale=1.0,
+)
+
+DEMO = ModelVariant(
+    name="demo",
+    summary="the small model that comes with sdpy: ten subjects, 128x128",
+    text_encoder=CLIPTextConfig(
+        vocab_size=770,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    ),
+    unet=UNet2DConditionConfig(
+        block_out_channels=(48, 96, 128),
+        cross_attention=(False, True, True),
+        attention_heads=(2, 3, 4),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        norm_num_groups=16,
+    ),
+    vae=AutoencoderKLConfig(
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=1.0,
+    ),
+    tiny_vae=AutoencoderTinyConfig(channels=32, encoder_blocks=(1, 1, 2), decoder_blocks=(2, 2, 1)),
+    noise=NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    timestep_spacing="trailing",
+    guidance_scale=4.0,
+    sample_size=128,
+    max_pixels=128 * 128,
+    files=FileNames(
+        text_encoder=("text_encoder.ot",),
+        unet=("unet.ot",),
+        vae=("vae.ot",),
+        vocabulary=("merges.txt",),
+    ),
+    bundled=Path(__file__).parents[1] / "demo",
+)
+
+VARIANTS: dict[str, ModelVariant] = {
+    variant.name: variant
+    for variant in (SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO, DEMO)
+}
+
+
+def find_variant(name: str) -> ModelVariant:
+    """The variant called ``name``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in VARIANTS:
+        raise UsageError(f"unknown model '{name}': use one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]

@@ -1,0 +1,92 @@
+"""Compiled networks against the same ones as they are.
+
+What torch makes of the traced operations is torch's: here they are run one by one, which needs no
+C++ compiler. That nothing escapes the trace is what is to be seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sdpy.models import AutoencoderKL
+from sdpy.optimizations.exact.compiling import compile_network
+from sdpy.pipelines import Execution
+from support.compare import normal, relative_error
+from support.tiny import TINY, tiny_model
+
+UNET_INPUTS = (normal(2, 4, 12, 10), torch.tensor(981), normal(2, 77, 32, seed=1))
+_CHANNELS = TINY.unet.block_out_channels
+MIDDLE = (_CHANNELS[-1], *(-(-side // 2 ** (len(_CHANNELS) - 1)) for side in (12, 10)))
+"""(C, H, W) in the middle of the UNet."""
+GPU = torch.device("cuda")
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of each compilation."""
+    asked: list[dict[str, Any]] = []
+    original = torch.compile
+
+    def trace(function: Any, **options: Any) -> Any:
+        asked.append(options)
+        return original(function, dynamic=False, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    return asked
+
+
+@torch.inference_mode()
+def test_unet_is_traced_as_a_whole(traces: list[dict[str, Any]]) -> None:
+    plain, compiled = tiny_model("unet"), tiny_model("unet")
+    compile_network(compiled)
+    assert traces == [{"dynamic": False, "mode": "reduce-overhead"}]
+    expected = plain(*UNET_INPUTS)
+    first = compiled(*UNET_INPUTS)
+    kept = first.clone()
+    other = compiled(UNET_INPUTS[0] + 1, *UNET_INPUTS[1:])
+    assert relative_error(first, expected) <= TOLERANCE
+    assert torch.equal(first, kept) and not torch.equal(other, first)
+    larger = (normal(1, 4, 16, 16), UNET_INPUTS[1], normal(1, 77, 32))
+    assert relative_error(compiled(*larger), plain(*larger)) <= TOLERANCE
+    residual = {"mid_residual": normal(2, *MIDDLE, seed=3)}
+    assert relative_error(compiled(*UNET_INPUTS, **residual), plain(*UNET_INPUTS, **residual)) <= (
+        TOLERANCE
+    )
+
+
+@torch.inference_mode()
+def test_autoencoder_is_traced_as_a_whole() -> None:
+    plain, compiled = tiny_model("vae"), tiny_model("vae")
+    assert isinstance(plain, AutoencoderKL) and isinstance(compiled, AutoencoderKL)
+    for network in (compiled.encoder, compiled.decoder):
+        compile_network(network)
+    picture, latents = normal(1, 3, 24, 20), normal(1, 4, 12, 10)
+    assert relative_error(compiled.encode(picture).mean, plain.encode(picture).mean) <= TOLERANCE
+    assert relative_error(compiled.decode(latents), plain.decode(latents)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "execution", "compiled"),
+    [
+        ("unet", GPU, Execution(compiled=True), True),
+        ("unet", GPU, Execution(), False),
+        ("unet", torch.device("cpu"), Execution(compiled=True), False),
+        ("unet", GPU, Execution(compiled=True, streamed=True), False),
+        ("unet", GPU, Execution(compiled=True, offload=True), False),
+        ("text_encoder", GPU, Execution(compiled=True), False),
+    ],
+)
+def test_what_is_compiled(
+    traces: list[dict[str, Any]],
+    name: str,
+    device: torch.device,
+    execution: Execution,
+    compiled: bool,
+) -> None:
+    model = tiny_model(name)
+    execution.apply_to(model, [model], device, lambda weight: None)
+    assert bool(traces) == compiled

@@ -1,0 +1,119 @@
+"""The autoencoder in strips gives what it gives as a whole."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sdpy.models import AutoencoderKL, AutoencoderKLConfig, AutoencoderTiny
+from sdpy.optimizations.exact import strips
+from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
+from sdpy.optimizations.exact.strips import compute_in_strips
+from sdpy.zoo.variants import SD15
+from support.compare import normal, randomise, relative_error
+from support.tiny import tiny_model
+
+TOLERANCE = 1e-5
+CONFIG = AutoencoderKLConfig(block_out_channels=(16, 32, 32), norm_num_groups=8)
+
+
+@pytest.fixture(autouse=True)
+def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "STRIP_BYTES", 4000)
+    monkeypatch.setattr(strips, "MIN_ROWS", 3)
+    monkeypatch.setattr(strips, "WHOLE_ROWS", 3)
+
+
+def both() -> tuple[AutoencoderKL, AutoencoderKL]:
+    """The same autoencoder as a whole and in strips."""
+    whole, cut = (randomise(AutoencoderKL(CONFIG)) for _ in range(2))
+    compute_in_strips(cut)
+    return whole, cut  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 7), (1, 20), (33, 5), (2, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_decodes_the_same(batch: int, height: int, width: int) -> None:
+    whole, cut = both()
+    latents = normal(batch, 4, height, width)
+    assert relative_error(cut.decode(latents), whole.decode(latents)) <= TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 30), (4, 50), (67, 21)])
+def test_encodes_the_same(height: int, width: int) -> None:
+    whole, cut = both()
+    picture = normal(2, 3, height, width)
+    ours, theirs = cut.encode(picture), whole.encode(picture)
+    assert relative_error(ours.mean, theirs.mean) <= TOLERANCE
+    assert relative_error(ours.std, theirs.std) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_there_is_no_seam() -> None:
+    """No row of pixels is further off than rounding, those at the borders of strips included."""
+    whole, cut = both()
+    latents = normal(1, 4, 16, 12)
+    expected = whole.decode(latents)
+    error = (cut.decode(latents) - expected).abs().amax(dim=(0, 1, 3))
+    assert error.max() <= TOLERANCE * expected.abs().max()
+
+
+@torch.inference_mode()
+def test_the_norms_see_the_whole_map() -> None:
+    """A map that is bright on top and dark below, of which a strip alone would tell nothing."""
+    whole, cut = both()
+    latents = normal(1, 4, 16, 12)
+    latents[:, :, :8] += 5
+    assert relative_error(cut.decode(latents), whole.decode(latents)) <= TOLERANCE
+
+
+def sizes_of_inputs(model: nn.Module) -> dict[str, list[int]]:
+    """Fills up with the bytes of whatever each 3x3 convolution between maps is given."""
+    sizes: dict[str, list[int]] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes.setdefault(name, []).append(inputs[0].nbytes)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and min(module.weight.shape) == 3 < module.in_channels:
+            module.register_forward_pre_hook(partial(note, name))
+    return sizes
+
+
+@torch.inference_mode()
+def test_no_large_map_is_convolved_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "STRIP_BYTES", 64_000)
+    whole, cut = both()
+    sizes, cut_sizes = sizes_of_inputs(whole), sizes_of_inputs(cut)
+    for model in (whole, cut):
+        model.decode(normal(1, 4, 32, 32))
+        model.encode(normal(1, 3, 128, 128))
+    assert len(sizes) == len(cut_sizes) > 25
+    assert max(max(one) for one in sizes.values()) > 30 * strips.STRIP_BYTES
+    # The rows of the border come on top; of three that are doubled they make ten.
+    assert max(max(one) for one in cut_sizes.values()) <= 3 * strips.STRIP_BYTES
+
+
+@torch.inference_mode()
+def test_with_faster_convolutions() -> None:
+    whole, cut = both()
+    accelerate_at_first_use(cut.encoder)
+    accelerate_at_first_use(cut.decoder)
+    latents, picture = normal(1, 4, 16, 12), normal(1, 3, 40, 36)
+    assert relative_error(cut.decode(latents), whole.decode(latents)) <= TOLERANCE
+    assert relative_error(cut.encode(picture).mean, whole.encode(picture).mean) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_other_models_stay_as_they_are() -> None:
+    tiny_vae = randomise(AutoencoderTiny(SD15.tiny_vae))
+    for model in (tiny_vae, tiny_model("unet"), tiny_model("text_encoder")):
+        modules, classes = list(model.modules()), [type(module) for module in model.modules()]
+        compute_in_strips(model)
+        assert list(model.modules()) == modules
+        assert [type(module) for module in model.modules()] == classes

@@ -1,0 +1,190 @@
+"""What goes wrong with a hub, in one line each."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from contents import SD15, pipeline
+from huggingface_hub import constants
+from loopback import LoopbackHub, Silence, Status, serve
+
+from sdpy.errors import HubError, UsageError
+from sdpy.zoo.hub.client import Hub, PassingError, RemoteFile, find_endpoint, find_token
+
+CONFIG = "vae/config.json"
+
+
+def read(hub: Hub, repository: str = SD15, path: str = CONFIG) -> bytes:
+    file = RemoteFile(repository, "main", path, None, None)
+    with hub.open(file) as (_, chunks):
+        return b"".join(chunks)
+
+
+def test_nobody_answers(hub: LoopbackHub) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(HubError, match=rf"connection to 127.0.0.1:{port} failed .*--endpoint"):
+            Hub(f"http://127.0.0.1:{port}").list_files(SD15)
+
+
+def test_it_answers_too_late(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[CONFIG] = [Silence(0.5)]
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+
+    with pytest.raises(PassingError, match=r"failed \(.*timed out"):
+        read(Hub(hub.address))
+
+
+def test_offline_is_forbidden(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set.*unset it"):
+        Hub(hub.address).list_files(SD15)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("token", [None, "hf_good"])
+def test_no_such_repository(hub: LoopbackHub, token: str | None) -> None:
+    with pytest.raises(HubError, match=r"no repository owner/nothing, or it is private"):
+        Hub(hub.address, token).list_files("owner/nothing")
+
+
+def test_names_that_no_hub_takes() -> None:
+    with pytest.raises(HubError, match="owner/a--b is no name of a repository"):
+        Hub("http://127.0.0.1:9").list_files("owner/a--b")
+
+
+def test_no_such_file(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+
+    with pytest.raises(HubError, match=rf"{SD15} at 127.0.0.1:\d+ has no file no/such.json"):
+        read(Hub(hub.address), path="no/such.json")
+
+
+def test_gated_without_and_with_a_token(hub: LoopbackHub) -> None:
+    hub.repositories["owner/gated"] = {CONFIG: b"{}"}
+    hub.gated.add("owner/gated")
+    hub.token = "hf_good"
+    page = f"{hub.address}/owner/gated"
+
+    with pytest.raises(HubError, match=rf"is gated: log in at {page} and accept its licence"):
+        read(Hub(hub.address), "owner/gated")
+    with pytest.raises(HubError, match=rf"owner may not read it yet: accept its licence at {page}"):
+        read(Hub(hub.address, "hf_other"), "owner/gated")
+    assert read(Hub(hub.address, "hf_good"), "owner/gated") == b"{}"
+
+
+def test_a_token_that_is_not_accepted(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.token = "hf_good"
+
+    with pytest.raises(HubError, match="does not accept the access token"):
+        Hub(hub.address, "hf_stale").list_files(SD15)
+
+
+@pytest.mark.parametrize(("status", "passing"), [(503, True), (429, True), (403, False)])
+def test_other_answers(hub: LoopbackHub, status: int, passing: bool) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[CONFIG] = [Status(status, (("Retry-After", "7"), ("X-Error-Message", "Not today")))]
+
+    with pytest.raises(HubError, match=f"status {status}") as caught:
+        read(Hub(hub.address))
+
+    assert isinstance(caught.value, PassingError) == passing
+    if isinstance(caught.value, PassingError):
+        assert caught.value.wait == 7.0
+    else:
+        assert "Not today" in str(caught.value)
+
+
+def test_what_is_no_hub_at_all() -> None:
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\nContent-Type: text/html\r\n\r\n<html></html>"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(page)
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = server.getsockname()[1]
+        with pytest.raises(HubError, match=f"127.0.0.1:{port} does not answer as a model hub does"):
+            Hub(f"http://127.0.0.1:{port}").list_files(SD15)
+
+
+def test_every_message_is_one_line_without_the_token(hub: LoopbackHub) -> None:
+    hub.token = "hf_good"
+    hub.repositories[SD15] = pipeline("sd15")
+
+    with pytest.raises(HubError) as caught:
+        Hub(hub.address, "hf_secret").list_files(SD15)
+
+    assert "\n" not in str(caught.value)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_the_token_stays_with_the_hub(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.token = "hf_good"
+    with serve(LoopbackHub({f"mirrored/{SD15}": {}})) as elsewhere:
+        hub.cdn = elsewhere.address
+        with pytest.raises(HubError):
+            read(Hub(hub.address, "hf_good"))
+
+        assert [request.headers["Authorization"] for request in hub.requests] == ["Bearer hf_good"]
+        assert [request.headers["Authorization"] for request in elsewhere.requests] == [None]
+
+
+def test_tokens_come_from_the_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = "https://mirror.example"
+    file = tmp_path / "token"
+    file.write_text("hf_file\n")
+    assert find_token(None, mirror) is None
+
+    monkeypatch.setenv("HF_TOKEN", " hf_environment\n")
+    assert find_token(None, mirror) == "hf_environment"
+    assert find_token(None, constants.ENDPOINT) == "hf_environment"
+    assert find_token(file, mirror) == "hf_file"
+
+
+def test_a_stored_login_is_for_the_usual_hub_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tmp_path / "stored"
+    stored.write_text("hf_login")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(stored))
+
+    assert find_token(None, constants.ENDPOINT) == "hf_login"
+    assert find_token(None, "https://mirror.example") is None
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two words", "a\nb", "hf_ü"])
+def test_files_without_a_token(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(content, encoding="utf-8")
+
+    with pytest.raises(UsageError, match="holds no access token") as caught:
+        find_token(file, "https://mirror.example")
+    assert not content.strip() or content.strip() not in str(caught.value)
+    with pytest.raises(UsageError, match="No such file"):
+        find_token(tmp_path / "nothing", "https://mirror.example")
+
+
+@pytest.mark.parametrize("address", ["", "mirror.example", "ftp://x", "https://", "http://a b"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(UsageError, match=r"--endpoint is .*https://HOST"):
+        find_endpoint(address)
+
+
+def test_a_slash_at_the_end_does_not_count() -> None:
+    assert find_endpoint("https://mirror.example/hub/") == "https://mirror.example/hub"
+    assert find_endpoint(None) == constants.ENDPOINT

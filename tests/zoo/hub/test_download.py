@@ -1,0 +1,357 @@
+"""The command ``sdpy download``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from contents import INPAINTING, MERGES, SD15, SD21, pipeline
+from loopback import Break, LoopbackHub
+
+from sdpy.checkpoints import write_checkpoint
+from sdpy.cli import transfers
+from sdpy.cli.app import run
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.hub import fetch
+from sdpy.zoo.hub.catalog import MODELS
+from sdpy.zoo.variants import VARIANTS
+from support.tiny import MERGES as TINY_MERGES
+from support.tiny import TINY, tiny_weights
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def download(hub: LoopbackHub, *arguments: str) -> int:
+    return run(["download", *arguments, "--endpoint", hub.address])
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sd15(hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = hub.repositories[SD15] = pipeline("sd15")
+
+    assert download(hub, "sd15") == 0
+
+    data = tmp_path / "data"
+    assert files_in(data) == {
+        "bpe_simple_vocab_16e6.txt",
+        "pytorch_model.safetensors",
+        "unet.safetensors",
+        "vae.safetensors",
+    }
+    assert (data / "unet.safetensors").read_bytes() == files[UNET]
+    printed = capsys.readouterr()
+    assert printed.out == 'sdpy generate "lighthouse at dark"\n'
+    assert "fetching data/unet.safetensors: 40.0 kB of 40.0 kB" in printed.err
+
+
+def test_the_vocabulary_is_one(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+
+    download(hub, "sd15", "--quiet")
+
+    vocabulary = tmp_path / "data" / "bpe_simple_vocab_16e6.txt"
+    assert vocabulary.read_bytes() == MERGES
+    tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=512 + 2 + 2)
+    assert tokenizer.decode(tokenizer.encode("in")) == "in"
+
+
+def test_again_fetches_nothing(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.repositories[INPAINTING] = pipeline("inpaint")
+    download(hub, "sd15")
+    hub.requests.clear()
+
+    assert download(hub, "sd15") == 0
+    assert [request.path for request in hub.requests if "/resolve/" in request.path] == []
+    capsys.readouterr()
+
+    assert download(hub, "sd15-inpaint", "sd15") == 0
+    fetched = [request.path for request in hub.requests if "/resolve/" in request.path]
+    assert len(fetched) == 1 and fetched[0].startswith(f"/{INPAINTING}/")
+    assert (tmp_path / "data" / "unet-inpaint.safetensors").is_file()
+    usages = capsys.readouterr().out.splitlines()
+    assert usages == [
+        "sdpy inpaint PICTURE.jpg MASK.png",
+        'sdpy generate "lighthouse at dark"',
+    ]
+
+
+def test_what_was_fetched_paints(
+    hub: LoopbackHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(VARIANTS, "sd15", TINY)
+    paint = ["generate", "lighthouse at dark", "--steps", "2", "--cpu", "all"]
+    assert run(paint) == 3
+    assert "`sdpy download sd15` fetches them" in capsys.readouterr().err
+
+    files = hub.repositories[SD15] = {}
+    for part, path in (
+        ("text_encoder", "text_encoder/model.safetensors"),
+        ("unet", UNET),
+        ("vae", "vae/diffusion_pytorch_model.safetensors"),
+    ):
+        write_checkpoint(tmp_path / "made.safetensors", tiny_weights(part))
+        files[path] = (tmp_path / "made.safetensors").read_bytes()
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in TINY_MERGES)]
+    files["tokenizer/merges.txt"] = "\n".join(merges).encode()
+
+    assert download(hub, "sd15") == 0
+    assert run(paint) == 0
+    assert (tmp_path / "sd_final.png").is_file()
+
+
+def test_a_folder_and_another_data_folder(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = hub.repositories[SD21] = pipeline("sd21")
+    hub.repositories[SD15] = pipeline("sd15")
+
+    assert download(hub, "sd21", "sd15", "--data", "my weights", "--dtype", "fp16") == 0
+
+    unet = tmp_path / "my weights" / "sd21" / UNET
+    assert unet.read_bytes() == files["unet/diffusion_pytorch_model.fp16.safetensors"]
+    assert capsys.readouterr().out.splitlines() == [
+        "sdpy generate \"lighthouse at dark\" --model 'my weights/sd21'",
+        "sdpy generate \"lighthouse at dark\" --data 'my weights'",
+    ]
+
+
+def test_a_dry_run_lists_and_fetches_nothing(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    download(hub, "sd15")
+    (tmp_path / "data" / "unet.safetensors").unlink()
+    (tmp_path / "data" / "vae.safetensors").write_bytes(b"mine")
+    capsys.readouterr()
+    hub.requests.clear()
+
+    assert download(hub, "sd15", "--dry-run") == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines[:4]] == [
+        ["present", "26", "bytes", "data/bpe_simple_vocab_16e6.txt"],
+        ["present", "40.0", "kB", "data/pytorch_model.safetensors"],
+        ["differs", "40.0", "kB", "data/vae.safetensors"],
+        ["missing", "40.0", "kB", "data/unet.safetensors"],
+    ]
+    assert lines[4].startswith("to fetch: 80.0 kB; free in data: ")
+    assert [request for request in hub.requests if "/resolve/" in request.path] == []
+
+
+def test_a_dry_run_makes_no_folder(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+
+    assert download(hub, "sd15", "--dry-run", "--data", "somewhere/else") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_broke_off_is_resumed_by_the_same_command(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[UNET] = [Break(20_000)] + [Break(0)] * fetch.MAX_TRIES
+
+    assert download(hub, "sd15") == 6
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sdpy: ") and last.endswith("the same command goes on from there")
+    hub.faults.clear()
+    hub.requests.clear()
+
+    assert download(hub, "sd15") == 0
+    assert [request.headers["Range"] for request in hub.fetched(UNET)] == ["bytes=20000-"]
+    assert (tmp_path / "data" / "unet.safetensors").read_bytes() == files[UNET]
+
+
+def test_nothing_is_fetched_when_something_is_in_the_way(hub: LoopbackHub, tmp_path: Path) -> None:
+    files = hub.repositories[SD15] = pipeline("sd15")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "unet.safetensors").write_bytes(b"mine")
+
+    assert download(hub, "sd15") == 2
+    assert files_in(data) == {"unet.safetensors"}
+    assert [request for request in hub.requests if "/resolve/" in request.path] == []
+
+    assert download(hub, "sd15", "--force") == 0
+    assert (data / "unet.safetensors").read_bytes() == files[UNET]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["sd16"], 2, "unknown model 'sd16': use one of sd15, "),
+        (["owner/nothing"], 6, "has no repository owner/nothing"),
+        (["sd15", "--revision", "v9"], 6, "has no revision 'v9'"),
+        (["sd15", "sd21", "--revision", "main"], 2, "--revision belongs to one repository"),
+        (["sd15", "--dtype", "int8"], 2, "unknown dtype 'int8'"),
+        (["sd15", "--token-file", "nothing"], 2, "cannot read the token in nothing"),
+        (["sd15", "--data", "file"], 2, "file cannot be written to"),
+    ],
+)
+def test_errors_are_a_line_and_an_exit_code(
+    hub: LoopbackHub,
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    (tmp_path / "file").write_text("")
+
+    assert download(hub, *arguments, "--quiet") == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_wrong_checksum_is_exit_code_3(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.corrupt.add(UNET)
+
+    assert download(hub, "sd15") == 3
+    assert "unet.safetensors" not in files_in(tmp_path / "data")
+
+
+def test_no_room_is_exit_code_5(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    monkeypatch.setattr(fetch, "free_bytes", lambda _: 1000)
+
+    assert download(hub, "sd15") == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gated_repository_with_a_token_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories["owner/gated"] = pipeline("gated")
+    hub.gated.add("owner/gated")
+    hub.token = "hf_good"
+    (tmp_path / "token").write_text("hf_good\n")
+
+    assert download(hub, "owner/gated") == 6
+    assert download(hub, "owner/gated", "--token-file", "token") == 0
+    assert (tmp_path / "data" / "gated" / UNET).is_file()
+
+
+def test_without_a_name_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["download"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MODELS)
+
+
+def test_quiet_prints_nothing(hub: LoopbackHub, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+
+    assert download(hub, "sd15", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_bars(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[UNET] = [Break(20_000)]
+    monkeypatch.setattr(transfers, "display", lambda _: transfers.Bar())
+    monkeypatch.setattr("sdpy.cli.download.display", lambda _: transfers.Bar())
+    monkeypatch.setenv("COLUMNS", "200")
+
+    assert download(hub, "sd15") == 0
+    error = capsys.readouterr().err
+    assert "fetching data/unet.safetensors" in error
+    assert "40.0/40.0 kB" in error
+    assert "trying again" in error
+
+
+def test_long_transfers_print_lines_now_and_then(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[SD15] = pipeline("sd15") | {UNET: bytes(3_000_000)}
+    monkeypatch.setattr(transfers, "SECONDS_BETWEEN_LINES", 0.0)
+
+    assert download(hub, "sd15") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "unet" in line]
+    assert len(lines) > 2
+    assert all(line.endswith(" s left") for line in lines[1:-1])
+    assert lines[-1] == "fetching data/unet.safetensors: 3.0 MB of 3.0 MB"
+
+
+def sdpy(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own, whose huggingface_hub reads the environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "sdpy", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_mirror_is_named_by_the_environment(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.token = "hf_good"
+
+    done = sdpy("download", "sd15", HF_ENDPOINT=hub.address + "/", HF_TOKEN="hf_good")
+
+    assert (done.returncode, done.stdout) == (0, 'sdpy generate "lighthouse at dark"\n'), (
+        done.stderr
+    )
+    assert len(files_in(tmp_path / "data")) == 4
+    # Nothing but the model is asked for, such as statistics.
+    assert {request.path.split("/")[1] for request in hub.requests} <= {"api", SD15.split("/")[0]}
+    assert {request.path for request in hub.requests if request.path.startswith("/api")} == {
+        f"/api/models/{SD15}/revision/main"
+    }
+    assert {request.headers["Authorization"] for request in hub.requests} == {"Bearer hf_good"}
+
+
+def test_offline(hub: LoopbackHub, tmp_path: Path) -> None:
+    done = sdpy("download", "sd15", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+
+    assert done.returncode == 6
+    assert "HF_HUB_OFFLINE is set" in done.stderr.splitlines()[-1]
+    assert hub.requests == []
+
+
+def test_a_proxy_that_cannot_be_used_is_said() -> None:
+    done = sdpy("download", "sd15", HF_ENDPOINT="http://127.0.0.1:9", HTTP_PROXY="gopher://x:1")
+
+    assert done.returncode == 6
+    assert "proxy" in done.stderr.splitlines()[-1]
+
+
+def test_neither_help_nor_downloads_import_torch(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    script = """
+import sys
+from sdpy.cli.app import run
+assert run(["--help"]) == run(["download", "--help"]) == 0
+print("huggingface_hub" in sys.modules, "torch" in sys.modules, file=sys.stderr)
+assert run(["download", "sd15", "--quiet"]) == 0
+print("huggingface_hub" in sys.modules, "torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "HF_ENDPOINT": hub.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.stderr.splitlines() == ["False False", "True False"]

@@ -1,0 +1,303 @@
+"""Which files of a repository are fetched, and what they are called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from contents import INPAINTING, SD15, SD21, pipeline, weights
+from loopback import LoopbackHub, checksum_of, commit_of
+
+from sdpy.errors import HubError, UsageError
+from sdpy.zoo.hub.catalog import find_model
+from sdpy.zoo.hub.client import Hub
+from sdpy.zoo.hub.plan import Plan, plan_model
+
+DATA = Path("data")
+
+
+def plan(hub: LoopbackHub, name: str, **options: str) -> Plan:
+    return plan_model(Hub(hub.address), find_model(name), DATA, **options)
+
+
+def targets(planned: Plan) -> dict[str, str]:
+    """Names in the data folder to paths on the hub."""
+    return {
+        item.target.relative_to(DATA).as_posix(): f"{item.remote.repository}/{item.remote.path}"
+        for item in planned.items
+    }
+
+
+def test_sd15_gets_the_names_that_painting_looks_for(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+
+    assert targets(plan(hub, "sd15")) == {
+        "bpe_simple_vocab_16e6.txt": f"{SD15}/tokenizer/merges.txt",
+        "pytorch_model.safetensors": f"{SD15}/text_encoder/model.safetensors",
+        "unet.safetensors": f"{SD15}/unet/diffusion_pytorch_model.safetensors",
+        "vae.safetensors": f"{SD15}/vae/diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_sd15_lands_where_its_variant_looks(hub: LoopbackHub) -> None:
+    from sdpy.zoo.variants import find_variant
+
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.repositories[INPAINTING] = pipeline("inpaint")
+
+    for name in ("sd15", "sd15-inpaint"):
+        found = set(targets(plan(hub, name)))
+        for candidates in vars(find_variant(name).files).values():
+            assert found & set(candidates), (name, candidates)
+
+
+def test_what_painting_would_take_instead_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    (tmp_path / "unet.ot").touch()
+
+    planned = plan_model(Hub(hub.address), find_model("sd15"), tmp_path)
+
+    (note,) = planned.notes
+    assert note == f"{tmp_path}/unet.ot is there too, and painting takes it before unet.safetensors"
+
+
+def test_inpainting_shares_all_but_the_unet(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.repositories[INPAINTING] = pipeline("inpaint")
+
+    sd15, inpaint = targets(plan(hub, "sd15")), targets(plan(hub, "sd15-inpaint"))
+
+    assert dict(inpaint.items() - sd15.items()) == {
+        "unet-inpaint.safetensors": f"{INPAINTING}/unet/diffusion_pytorch_model.safetensors"
+    }
+    assert dict(sd15.items() - inpaint.items()).keys() == {"unet.safetensors"}
+
+
+def test_sizes_and_checksums_are_the_hubs(hub: LoopbackHub) -> None:
+    files = hub.repositories[SD15] = pipeline("sd15")
+
+    for item in plan(hub, "sd15").items:
+        content = files[item.remote.path]
+        assert item.size == len(content)
+        assert item.remote.checksum == checksum_of(item.remote.path, content)
+        assert item.remote.commit == commit_of(files)
+
+
+@pytest.mark.parametrize("redirected", [False, True])
+def test_a_mirror_without_sizes_in_its_listing_is_asked_for_each(
+    hub: LoopbackHub, redirected: bool
+) -> None:
+    files = hub.repositories[SD15] = pipeline("sd15")
+    hub.bare = True
+    hub.cdn = "http://cdn.invalid" if redirected else None
+
+    for item in plan(hub, "sd15").items:
+        content = files[item.remote.path]
+        assert (item.size, item.remote.checksum) == (
+            len(content),
+            checksum_of(item.remote.path, content),
+        )
+
+
+def test_half_precision_gets_the_same_names(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+
+    planned = plan(hub, "sd15", dtype="fp16")
+
+    assert (
+        targets(planned)["unet.safetensors"]
+        == f"{SD15}/unet/diffusion_pytorch_model.fp16.safetensors"
+    )
+    assert planned.notes == ()
+
+
+def test_a_folder_holds_what_painting_needs_and_nothing_else(hub: LoopbackHub) -> None:
+    hub.repositories[SD21] = pipeline("sd21")
+
+    planned = plan(hub, "sd21")
+
+    assert targets(planned) == {
+        f"sd21/{path}": f"{SD21}/{path}"
+        for path in (
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "tokenizer/merges.txt",
+            "tokenizer/vocab.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        )
+    }
+    assert planned.path == DATA / "sd21"
+
+
+def test_any_repository_is_fetched_as_a_folder(hub: LoopbackHub) -> None:
+    hub.repositories["owner/Some_Model-2"] = pipeline("other")
+
+    planned = plan(hub, "owner/Some_Model-2", dtype="fp16")
+
+    assert planned.path == DATA / "Some_Model-2"
+    assert planned.usage.endswith("--model {path}")
+    assert (
+        targets(planned)["Some_Model-2/text_encoder/model.safetensors"]
+        == "owner/Some_Model-2/text_encoder/model.fp16.safetensors"
+    )
+
+
+def test_where_one_dtype_is_missing_the_other_is_taken_and_said(hub: LoopbackHub) -> None:
+    files = hub.repositories["owner/name"] = pipeline("other")
+    del files["unet/diffusion_pytorch_model.safetensors"]
+    del files["vae/diffusion_pytorch_model.fp16.safetensors"]
+
+    single, half = plan(hub, "owner/name"), plan(hub, "owner/name", dtype="fp16")
+
+    unet = "owner/name/unet/diffusion_pytorch_model.fp16.safetensors"
+    assert targets(single)["name/unet/diffusion_pytorch_model.safetensors"] == unet
+    assert single.notes == ("owner/name has no fp32 unet/diffusion_pytorch_model: taking fp16",)
+    vae = "owner/name/vae/diffusion_pytorch_model.safetensors"
+    assert targets(half)["name/vae/diffusion_pytorch_model.safetensors"] == vae
+    assert half.notes == ("owner/name has no fp16 vae/diffusion_pytorch_model: taking fp32",)
+
+
+def test_pickles_are_the_last_resort_and_said(hub: LoopbackHub) -> None:
+    files = hub.repositories["owner/name"] = pipeline("other")
+    for path in [path for path in files if path.startswith("text_encoder/model")]:
+        del files[path]
+
+    planned = plan(hub, "owner/name")
+
+    assert "name/text_encoder/pytorch_model.bin" in targets(planned)
+    assert planned.notes == (
+        "owner/name has no .safetensors here: taking text_encoder/pytorch_model.bin",
+    )
+
+
+def test_weights_in_several_files(hub: LoopbackHub) -> None:
+    files = hub.repositories["owner/name"] = pipeline("other")
+    stem = "unet/diffusion_pytorch_model"
+    del files[f"{stem}.safetensors"]
+    shards = [f"diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    weight_map = {"conv_in.weight": shards[0], "conv_in.bias": shards[0], "out": shards[1]}
+    files[f"{stem}.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    for shard in shards:
+        files[f"unet/{shard}"] = weights(shard)
+
+    unet = {name for name in targets(plan(hub, "owner/name")) if name.startswith("name/unet/")}
+
+    assert unet == {
+        "name/unet/config.json",
+        f"name/{stem}.safetensors.index.json",
+        *(f"name/unet/{shard}" for shard in shards),
+    }
+
+
+def test_an_index_cannot_name_files_outside_its_folder(hub: LoopbackHub) -> None:
+    files = hub.repositories["owner/name"] = pipeline("other")
+    stem = "unet/diffusion_pytorch_model"
+    del files[f"{stem}.safetensors"]
+    weight_map = {"conv_in.weight": "../../../outside.safetensors"}
+    files[f"{stem}.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    # A listing may hold any name: the names that a file's index may give are checked all the same.
+    files["unet/../../../outside.safetensors"] = b"evil"
+
+    with pytest.raises(HubError, match="outside"):
+        plan(hub, "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("kind", "usage"),
+    [
+        ("ControlNetModel", "--controlnet {path}"),
+        ("AutoencoderKL", "--vae-weights {path}"),
+        ("UNet2DConditionModel", "--unet-weights {path}"),
+        ("SomethingElse", "sdpy inspect {path}"),
+    ],
+)
+def test_a_single_component(hub: LoopbackHub, kind: str, usage: str) -> None:
+    hub.repositories["owner/name"] = {
+        "config.json": json.dumps({"_class_name": kind}).encode(),
+        "diffusion_pytorch_model.safetensors": weights(kind),
+        "diffusion_pytorch_model.bin": weights(kind + "bin"),
+        "control.pth": b"",
+    }
+
+    planned = plan(hub, "owner/name")
+
+    names = ["name/config.json", "name/diffusion_pytorch_model.safetensors"]
+    assert list(targets(planned)) == names
+    assert usage in planned.usage
+    assert planned.path == DATA / names[1]
+
+
+def test_a_lora(hub: LoopbackHub) -> None:
+    hub.repositories["owner/lora"] = {"pytorch_lora_weights.safetensors": weights("lora")}
+
+    planned = plan(hub, "owner/lora")
+
+    assert planned.path == DATA / "lora" / "pytorch_lora_weights.safetensors"
+    assert [item.target for item in planned.items] == [planned.path]
+    assert "--lora {path}" in planned.usage
+
+
+def test_a_single_file_goes_into_the_data_folder(hub: LoopbackHub) -> None:
+    hub.repositories["owner/name"] = {"sub/lora.safetensors": weights("lora")}
+
+    planned = plan(hub, "owner/name/sub/lora.safetensors")
+
+    assert targets(planned) == {"lora.safetensors": "owner/name/sub/lora.safetensors"}
+    with pytest.raises(HubError, match=r"owner/name has no file sub/other.safetensors"):
+        plan(hub, "owner/name/sub/other.safetensors")
+
+
+def test_models_of_another_kind_are_refused(hub: LoopbackHub) -> None:
+    files = hub.repositories["owner/xl"] = pipeline("xl", "StableDiffusionXLPipeline")
+    index = json.loads(files["model_index.json"])
+    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+    files["model_index.json"] = json.dumps(index).encode()
+
+    with pytest.raises(UsageError, match=r"StableDiffusionXLPipeline.*has a text_encoder_2"):
+        plan(hub, "owner/xl")
+
+
+def test_a_repository_of_single_files_says_how_to_name_one(hub: LoopbackHub) -> None:
+    hub.repositories["owner/files"] = {"a.safetensors": b"a", "b.ckpt": b"b", "README.md": b""}
+    hub.repositories["owner/text"] = {"README.md": b""}
+
+    with pytest.raises(UsageError, match=r"name the file.*owner/files/a.safetensors.*b.ckpt"):
+        plan(hub, "owner/files")
+    with pytest.raises(UsageError, match="no weights"):
+        plan(hub, "owner/text")
+
+
+@pytest.mark.parametrize("lost", ["tokenizer/merges.txt", "vae"])
+def test_what_is_missing_is_named(hub: LoopbackHub, lost: str) -> None:
+    files = hub.repositories["owner/name"] = pipeline("other")
+    for path in [path for path in files if path.startswith(lost)]:
+        del files[path]
+
+    with pytest.raises(HubError, match=f"owner/name has no .*{lost}"):
+        plan(hub, "owner/name")
+
+
+def test_a_broken_index_is_refused(hub: LoopbackHub) -> None:
+    hub.repositories["owner/name"] = {**pipeline("other"), "model_index.json": b"<html>"}
+
+    with pytest.raises(HubError, match=r"model_index.json of owner/name .*is not a JSON object"):
+        plan(hub, "owner/name")
+
+
+def test_an_older_revision(hub: LoopbackHub) -> None:
+    files = hub.repositories[SD21] = pipeline("sd21")
+
+    assert plan(hub, "sd21", revision=commit_of(files)).items
+    with pytest.raises(HubError, match=rf"no revision 'v9' of {SD21}; .*--revision"):
+        plan(hub, "sd21", revision="v9")
+
+
+def test_dtypes_are_listed(hub: LoopbackHub) -> None:
+    with pytest.raises(UsageError, match="unknown dtype 'fp8': use one of fp32, fp16"):
+        plan(hub, "sd15", dtype="fp8")
