@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from sdpy.cli.transfers import Display, display
+from sdpy.cli.display import ProgressBar, ProgressDisplay, open_display
 from sdpy.errors import UsageError
-from sdpy.zoo.hub.catalog import MODELS, find_model
+from sdpy.zoo.hub.catalog import MODELS, find_hub_model
 
 if TYPE_CHECKING:  # at run time these would import huggingface_hub
-    from sdpy.zoo.hub.fetch import Event
-    from sdpy.zoo.hub.plan import Item, Plan
+    from sdpy.zoo.hub.fetch import Event, FileProgress
+    from sdpy.zoo.hub.plan import DownloadPlan, PlannedFile
 
 Result = TypeVar("Result")
 
@@ -30,22 +30,22 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="What to fetch: one of the names that are listed without NAME, OWNER/NAME of any "
-            "repository laid out for diffusers, or OWNER/NAME/FILE.",
+            help="What to download: one of the names that are listed without NAME, OWNER/NAME of "
+            "any repository in the layout of diffusers, or OWNER/NAME/FILE.",
             show_default=False,
         ),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Folder that the files go to.")] = _DEFAULT_DATA,
+    data: Annotated[Path, typer.Option(help="Folder for the files.")] = _DEFAULT_DATA,
     dtype: Annotated[
         str,
-        typer.Option(help="Numbers of the weights: fp32, or fp16, which is half the size."),
+        typer.Option(help="Precision of the weights: fp32, or fp16, which is half the size."),
     ] = "fp32",
     force: Annotated[
         bool, typer.Option("--force", help="Replace files that differ from the hub's.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="List the files and their sizes, and fetch nothing."),
+        typer.Option("--dry-run", help="List the files and their sizes, and download nothing."),
     ] = False,
     revision: Annotated[
         str | None,
@@ -75,58 +75,83 @@ def download(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Fetch weights from a model hub into the data folder.
+    """Download weights from a model hub into the data folder.
 
-    Without NAME, list what there is. Files that are there already are compared with the hub's
-    checksums and not fetched again. A download that broke off goes on where it was when the same
-    command is run again. A file appears in its place when it is whole and its checksum right.
+    Without NAME, list the known models. Files that exist already are compared with the hub's
+    checksums and not downloaded again. A download that broke off is resumed by running the same
+    command again. Files are written atomically, once their checksum has been verified.
     """
     if not names:
         _list_models()
         return
-    models = [find_model(name) for name in names]
+    models = [find_hub_model(name) for name in names]
     if revision is not None and len(models) > 1:
-        raise UsageError("--revision belongs to one repository; fetch one NAME at a time with it")
+        raise UsageError("--revision belongs to one repository; give one NAME with it")
 
-    # What huggingface_hub tells its makers (and asks of their hub before it talks to a mirror).
+    # No statistics for its makers (asked of their hub before it talks to a mirror), and no messages
+    # of its own: among them are texts of the hub's, as they came.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     from sdpy.zoo.hub.client import Hub, find_endpoint, find_token
-    from sdpy.zoo.hub.fetch import check_room, fetch_files, find_missing
-    from sdpy.zoo.hub.plan import plan_model
+    from sdpy.zoo.hub.fetch import check_disk_space, fetch_files, find_missing
+    from sdpy.zoo.hub.plan import plan_download
 
     address = find_endpoint(endpoint)
     hub = Hub(address, find_token(token_file, address))
-    with display(quiet) as shown:
-        shown.say(f"asking {hub.host}")
-        plans = [plan_model(hub, model, data, dtype=dtype, revision=revision) for model in models]
+    with open_display(quiet) as display:
+        display.line(f"asking {hub.host}")
+        plans = [
+            plan_download(hub, model, data, dtype=dtype, revision=revision) for model in models
+        ]
         for note in (note for plan in plans for note in plan.notes):
-            shown.say(note)
-        items = [item for plan in plans for item in plan.items]
-        missing = _watch(find_missing(items, force=force or dry_run), shown)
+            display.line(note)
+        bars = _FileBars(display)
+        files = [file for plan in plans for file in plan.files]
+        missing = _result(find_missing(files, force=force or dry_run), bars)
         if not dry_run:
-            check_room(missing, data)
-            _fetch(fetch_files(hub, missing), shown)
+            check_disk_space(missing, data)
+            _fetch(fetch_files(hub, missing), bars)
     if dry_run:
         _print_plan(plans, missing, data)
     elif not quiet:
         _print_usages(plans, data)
 
 
-def _fetch(events: Generator[Event, None, None], shown: Display) -> None:
-    # Closed at once when the user ends it, so that what has arrived is kept whole.
+class _FileBars:
+    """A bar for each file that is checked or downloaded."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self.display = display
+        self.bars: dict[tuple[str, Path], ProgressBar] = {}
+
+    def show(self, progress: FileProgress) -> None:
+        key = (progress.action, progress.file.target)
+        if key not in self.bars:
+            label = f"{progress.action} {progress.file.target}"
+            self.bars[key] = self.display.bar(progress.file.size, label, "bytes")
+        self.bars[key].update(progress.done)
+
+
+def _fetch(events: Generator[Event, None, None], bars: _FileBars) -> None:
+    from sdpy.zoo.hub.fetch import Notice
+
+    # Closed at once when the user interrupts it, so that everything that has arrived is on disk.
     with closing(events):
         try:
             for event in events:
-                shown.show(event)
+                if isinstance(event, Notice):
+                    bars.display.line(event.text)
+                else:
+                    bars.show(event)
         except KeyboardInterrupt:
-            shown.say("the same command goes on from here")
+            bars.display.line("the same command resumes from here")
             raise
 
 
-def _watch(events: Generator[Event, None, Result], shown: Display) -> Result:
+def _result(steps: Generator[FileProgress, None, Result], bars: _FileBars) -> Result:
     while True:
         try:
-            shown.show(next(events))
+            bars.show(next(steps))
         except StopIteration as end:
             result: Result = end.value
             return result
@@ -138,29 +163,29 @@ def _list_models() -> None:
         print(f"{model.name:{width}}  {model.summary} ({model.repository})")
 
 
-def _print_plan(plans: list[Plan], missing: tuple[Item, ...], data: Path) -> None:
-    from sdpy.zoo.hub.fetch import free_bytes, gigabytes
+def _print_plan(plans: list[DownloadPlan], missing: tuple[PlannedFile, ...], data: Path) -> None:
+    from sdpy.zoo.hub.fetch import format_size, free_bytes
 
-    wanted = {item.target for item in missing}
+    wanted = {file.target for file in missing}
     for plan in plans:
-        for item in plan.items:
-            state = _state(item, wanted)
-            print(f"{state:8} {gigabytes(item.size):>11}  {item.target}  from {_origin(item)}")
-    total = gigabytes(sum(item.size for item in missing))
-    print(f"to fetch: {total}; free in {data}: {gigabytes(free_bytes(data))}")
+        for file in plan.files:
+            state = _state(file, wanted)
+            print(f"{state:8} {format_size(file.size):>11}  {file.target}  from {_origin(file)}")
+    total = format_size(sum(file.size for file in missing))
+    print(f"to download: {total}; free in {data}: {format_size(free_bytes(data))}")
 
 
-def _state(item: Item, wanted: set[Path]) -> str:
-    if item.target not in wanted:
+def _state(file: PlannedFile, wanted: set[Path]) -> str:
+    if file.target not in wanted:
         return "present"
-    return "differs" if os.path.lexists(item.target) else "missing"
+    return "differs" if os.path.lexists(file.target) else "missing"
 
 
-def _origin(item: Item) -> str:
-    return f"{item.remote.repository}/{item.remote.path} at {item.remote.commit[:12]}"
+def _origin(file: PlannedFile) -> str:
+    return f"{file.remote.repository}/{file.remote.path} at {file.remote.commit[:12]}"
 
 
-def _print_usages(plans: list[Plan], data: Path) -> None:
+def _print_usages(plans: list[DownloadPlan], data: Path) -> None:
     folder = "" if data == _DEFAULT_DATA else f" --data {shlex.quote(str(data))}"
     for plan in plans:
         path = shlex.quote(str(plan.path))

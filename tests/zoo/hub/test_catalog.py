@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from sdpy.errors import UsageError
-from sdpy.zoo.hub.catalog import MODELS, find_model
+from sdpy.zoo.hub.catalog import MODELS, find_hub_model
 
 
 def test_a_repository_goes_by_its_own_name() -> None:
-    model = find_model("SG161222/Realistic_Vision_V5.1_noVAE")
+    model = find_hub_model("SG161222/Realistic_Vision_V5.1_noVAE")
 
     assert (model.repository, model.name) == (
         "SG161222/Realistic_Vision_V5.1_noVAE",
@@ -18,7 +18,7 @@ def test_a_repository_goes_by_its_own_name() -> None:
 
 
 def test_a_file_of_a_repository() -> None:
-    model = find_model("owner/name/sub/lora.safetensors")
+    model = find_hub_model("owner/name/sub/lora.safetensors")
 
     assert (model.repository, model.single, model.name) == (
         "owner/name",
@@ -44,7 +44,7 @@ def test_a_file_of_a_repository() -> None:
 )
 def test_anything_else_lists_the_names(name: str) -> None:
     with pytest.raises(UsageError, match=r"sd15, sd15-inpaint, .*controlnet-tile, or OWNER/NAME"):
-        find_model(name)
+        find_hub_model(name)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from loopback import LoopbackHub, Silence, Status, serve
 
 from sdpy.errors import HubError, UsageError
-from sdpy.zoo.hub.client import Hub, PassingError, RemoteFile, find_endpoint, find_token
+from sdpy.zoo.hub.client import Hub, RemoteFile, TransientError, find_endpoint, find_token
 
 CONFIG = "vae/config.json"
 
@@ -36,7 +36,7 @@ def test_it_answers_too_late(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) 
     hub.faults[CONFIG] = [Silence(0.5)]
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
 
-    with pytest.raises(PassingError, match=r"failed \(.*timed out"):
+    with pytest.raises(TransientError, match=r"failed \(.*timed out"):
         read(Hub(hub.address))
 
 
@@ -56,7 +56,7 @@ def test_no_such_repository(hub: LoopbackHub, token: str | None) -> None:
 
 
 def test_names_that_no_hub_takes() -> None:
-    with pytest.raises(HubError, match="owner/a--b is no name of a repository"):
+    with pytest.raises(HubError, match="owner/a--b is not the name of a repository"):
         Hub("http://127.0.0.1:9").list_files("owner/a--b")
 
 
@@ -88,17 +88,17 @@ def test_a_token_that_is_not_accepted(hub: LoopbackHub) -> None:
         Hub(hub.address, "hf_stale").list_files(SD15)
 
 
-@pytest.mark.parametrize(("status", "passing"), [(503, True), (429, True), (403, False)])
-def test_other_answers(hub: LoopbackHub, status: int, passing: bool) -> None:
+@pytest.mark.parametrize(("status", "transient"), [(503, True), (429, True), (403, False)])
+def test_other_answers(hub: LoopbackHub, status: int, transient: bool) -> None:
     hub.repositories[SD15] = pipeline("sd15")
     hub.faults[CONFIG] = [Status(status, (("Retry-After", "7"), ("X-Error-Message", "Not today")))]
 
     with pytest.raises(HubError, match=f"status {status}") as caught:
         read(Hub(hub.address))
 
-    assert isinstance(caught.value, PassingError) == passing
-    if isinstance(caught.value, PassingError):
-        assert caught.value.wait == 7.0
+    assert isinstance(caught.value, TransientError) == transient
+    if isinstance(caught.value, TransientError):
+        assert caught.value.retry_after == 7.0
     else:
         assert "Not today" in str(caught.value)
 

@@ -12,7 +12,7 @@ from contents import INPAINTING, MERGES, SD15, SD21, pipeline
 from loopback import Break, LoopbackHub
 
 from sdpy.checkpoints import write_checkpoint
-from sdpy.cli import transfers
+from sdpy.cli import display
 from sdpy.cli.app import run
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.hub import fetch
@@ -52,7 +52,7 @@ def test_sd15(hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (data / "unet.safetensors").read_bytes() == files[UNET]
     printed = capsys.readouterr()
     assert printed.out == 'sdpy generate "lighthouse at dark"\n'
-    assert "fetching data/unet.safetensors: 40.0 kB of 40.0 kB" in printed.err
+    assert "downloading data/unet.safetensors: 40.0 kB of 40.0 kB" in printed.err
 
 
 def test_the_vocabulary_is_one(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_again_fetches_nothing(
     assert (tmp_path / "data" / "unet-inpaint.safetensors").is_file()
     usages = capsys.readouterr().out.splitlines()
     assert usages == [
-        "sdpy inpaint PICTURE.jpg MASK.png",
+        "sdpy inpaint IMAGE.jpg MASK.png",
         'sdpy generate "lighthouse at dark"',
     ]
 
@@ -151,7 +151,7 @@ def test_a_dry_run_lists_and_fetches_nothing(
         ["differs", "40.0", "kB", "data/vae.safetensors"],
         ["missing", "40.0", "kB", "data/unet.safetensors"],
     ]
-    assert lines[4].startswith("to fetch: 80.0 kB; free in data: ")
+    assert lines[4].startswith("to download: 80.0 kB; free in data: ")
     assert [request for request in hub.requests if "/resolve/" in request.path] == []
 
 
@@ -170,7 +170,7 @@ def test_a_download_that_broke_off_is_resumed_by_the_same_command(
 
     assert download(hub, "sd15") == 6
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("sdpy: ") and last.endswith("the same command goes on from there")
+    assert last.startswith("sdpy: ") and last.endswith("the same command resumes from there")
     hub.faults.clear()
     hub.requests.clear()
 
@@ -268,13 +268,12 @@ def test_a_terminal_gets_bars(
 ) -> None:
     hub.repositories[SD15] = pipeline("sd15")
     hub.faults[UNET] = [Break(20_000)]
-    monkeypatch.setattr(transfers, "display", lambda _: transfers.Bar())
-    monkeypatch.setattr("sdpy.cli.download.display", lambda _: transfers.Bar())
+    monkeypatch.setattr("sdpy.cli.download.open_display", lambda _: display.TerminalDisplay())
     monkeypatch.setenv("COLUMNS", "200")
 
     assert download(hub, "sd15") == 0
     error = capsys.readouterr().err
-    assert "fetching data/unet.safetensors" in error
+    assert "downloading data/unet.safetensors" in error
     assert "40.0/40.0 kB" in error
     assert "trying again" in error
 
@@ -283,13 +282,13 @@ def test_long_transfers_print_lines_now_and_then(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.repositories[SD15] = pipeline("sd15") | {UNET: bytes(3_000_000)}
-    monkeypatch.setattr(transfers, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
 
     assert download(hub, "sd15") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "unet" in line]
     assert len(lines) > 2
     assert all(line.endswith(" s left") for line in lines[1:-1])
-    assert lines[-1] == "fetching data/unet.safetensors: 3.0 MB of 3.0 MB"
+    assert lines[-1] == "downloading data/unet.safetensors: 3.0 MB of 3.0 MB"
 
 
 def sdpy(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

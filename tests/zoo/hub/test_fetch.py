@@ -17,8 +17,8 @@ from loopback import Break, Extra, LoopbackHub, Silence, Status, checksum_of, co
 from sdpy.errors import HubError, OutputError, UsageError, WeightsError
 from sdpy.zoo.hub import fetch
 from sdpy.zoo.hub.client import Hub, RemoteFile
-from sdpy.zoo.hub.fetch import Remark, Transfer, check_room, fetch_files, find_missing
-from sdpy.zoo.hub.plan import Item
+from sdpy.zoo.hub.fetch import FileProgress, Notice, check_disk_space, fetch_files, find_missing
+from sdpy.zoo.hub.plan import PlannedFile
 
 REPOSITORY = "owner/name"
 UNET = "unet.safetensors"
@@ -26,24 +26,24 @@ CONTENT = weights("unet", 200_000)
 
 
 @pytest.fixture
-def item(hub: LoopbackHub, tmp_path: Path) -> Item:
+def item(hub: LoopbackHub, tmp_path: Path) -> PlannedFile:
     files = hub.repositories[REPOSITORY] = {UNET: CONTENT, "merges.txt": b"#version: 0.2\n"}
     return item_of(files, UNET, tmp_path / "data" / "sub" / UNET)
 
 
-def item_of(files: dict[str, bytes], path: str, target: Path) -> Item:
+def item_of(files: dict[str, bytes], path: str, target: Path) -> PlannedFile:
     content = files[path]
     remote = RemoteFile(
         REPOSITORY, commit_of(files), path, len(content), checksum_of(path, content)
     )
-    return Item(remote, target)
+    return PlannedFile(remote, target)
 
 
-def run(hub: LoopbackHub, *items: Item) -> list[Transfer | Remark]:
+def run(hub: LoopbackHub, *items: PlannedFile) -> list[FileProgress | Notice]:
     return list(fetch_files(Hub(hub.address), items))
 
 
-def finish(steps: Generator[Any, None, tuple[Item, ...]]) -> tuple[Item, ...]:
+def finish(steps: Generator[Any, None, tuple[PlannedFile, ...]]) -> tuple[PlannedFile, ...]:
     while True:
         try:
             next(steps)
@@ -51,7 +51,7 @@ def finish(steps: Generator[Any, None, tuple[Item, ...]]) -> tuple[Item, ...]:
             return end.value
 
 
-def beside(item: Item) -> list[str]:
+def beside(item: PlannedFile) -> list[str]:
     """What lies in the folder of an item."""
     return sorted(path.name for path in item.target.parent.iterdir())
 
@@ -60,14 +60,14 @@ def ranges(hub: LoopbackHub) -> list[str | None]:
     return [request.headers["Range"] for request in hub.fetched(UNET)]
 
 
-def test_a_file_arrives(hub: LoopbackHub, item: Item) -> None:
+def test_a_file_arrives(hub: LoopbackHub, item: PlannedFile) -> None:
     events = run(hub, item)
 
     assert item.target.read_bytes() == CONTENT
     assert beside(item) == [UNET]
-    transfers = [event for event in events if isinstance(event, Transfer)]
+    transfers = [event for event in events if isinstance(event, FileProgress)]
     assert [event.done for event in transfers] == sorted({event.done for event in transfers})
-    assert transfers[-1] == Transfer("fetching", item, len(CONTENT))
+    assert transfers[-1] == FileProgress("downloading", item, len(CONTENT))
     assert events == transfers
     umask = os.umask(0o022)
     os.umask(umask)
@@ -83,19 +83,19 @@ def test_small_and_empty_files(hub: LoopbackHub, tmp_path: Path) -> None:
     assert [item.target.read_bytes() for item in items] == list(files.values())
 
 
-def test_a_broken_connection_goes_on_where_it_broke(hub: LoopbackHub, item: Item) -> None:
+def test_a_broken_connection_goes_on_where_it_broke(hub: LoopbackHub, item: PlannedFile) -> None:
     hub.faults[UNET] = [Break(100_000), Break(50_000)]
 
     events = run(hub, item)
 
     assert item.target.read_bytes() == CONTENT
     assert ranges(hub) == [None, "bytes=100000-", "bytes=150000-"]
-    remarks = [event.text for event in events if isinstance(event, Remark)]
+    remarks = [event.text for event in events if isinstance(event, Notice)]
     assert len(remarks) == 2
     assert all("trying again in" in remark for remark in remarks)
 
 
-def test_a_hub_that_knows_no_ranges_begins_again(hub: LoopbackHub, item: Item) -> None:
+def test_a_hub_that_knows_no_ranges_begins_again(hub: LoopbackHub, item: PlannedFile) -> None:
     hub.whole_only = True
     hub.faults[UNET] = [Break(150_000), Break(100_000)]
 
@@ -106,7 +106,7 @@ def test_a_hub_that_knows_no_ranges_begins_again(hub: LoopbackHub, item: Item) -
 
 
 def test_busy_hubs_and_silences_are_waited_for(
-    hub: LoopbackHub, item: Item, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, item: PlannedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=waits.append))
@@ -120,11 +120,11 @@ def test_busy_hubs_and_silences_are_waited_for(
 
 
 def test_a_connection_that_keeps_breaking_is_given_up_and_resumed_by_the_next_run(
-    hub: LoopbackHub, item: Item
+    hub: LoopbackHub, item: PlannedFile
 ) -> None:
     hub.faults[UNET] = [Break(120_000), *[Break(0)] * (fetch.MAX_TRIES - 1)]
 
-    with pytest.raises(HubError, match=r"120.0 kB of 200.0 kB.*the same command goes on"):
+    with pytest.raises(HubError, match=r"120.0 kB of 200.0 kB.*the same command resumes"):
         run(hub, item)
     assert not item.target.exists()
     assert len(beside(item)) == 1
@@ -137,7 +137,9 @@ def test_a_connection_that_keeps_breaking_is_given_up_and_resumed_by_the_next_ru
     assert beside(item) == [UNET]
 
 
-def test_tries_are_counted_from_the_last_byte_that_came(hub: LoopbackHub, item: Item) -> None:
+def test_tries_are_counted_from_the_last_byte_that_came(
+    hub: LoopbackHub, item: PlannedFile
+) -> None:
     failures = [Break(1000), *[Break(0)] * (fetch.MAX_TRIES - 2)]
     hub.faults[UNET] = failures * 3
 
@@ -146,7 +148,7 @@ def test_tries_are_counted_from_the_last_byte_that_came(hub: LoopbackHub, item: 
     assert item.target.read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_removes_the_file(hub: LoopbackHub, item: Item) -> None:
+def test_a_wrong_checksum_removes_the_file(hub: LoopbackHub, item: PlannedFile) -> None:
     hub.corrupt.add(UNET)
 
     with pytest.raises(WeightsError, match=rf"{UNET} does not have the checksum.*was removed"):
@@ -166,7 +168,7 @@ def test_the_checksums_of_small_files_are_gits(hub: LoopbackHub, tmp_path: Path)
         run(hub, item_of(files, "merges.txt", tmp_path / "merges.txt"))
 
 
-def test_a_damaged_rest_of_an_earlier_run_is_found(hub: LoopbackHub, item: Item) -> None:
+def test_a_damaged_rest_of_an_earlier_run_is_found(hub: LoopbackHub, item: PlannedFile) -> None:
     hub.faults[UNET] = [Break(100_000)] + [Break(0)] * fetch.MAX_TRIES
     with pytest.raises(HubError):
         run(hub, item)
@@ -182,7 +184,7 @@ def test_a_damaged_rest_of_an_earlier_run_is_found(hub: LoopbackHub, item: Item)
 
 
 @pytest.mark.parametrize("length", [len(CONTENT), len(CONTENT) + 1])
-def test_a_rest_that_is_whole_or_too_long(hub: LoopbackHub, item: Item, length: int) -> None:
+def test_a_rest_that_is_whole_or_too_long(hub: LoopbackHub, item: PlannedFile, length: int) -> None:
     hub.faults[UNET] = [Break(0)] * fetch.MAX_TRIES
     with pytest.raises(HubError):
         run(hub, item)
@@ -196,7 +198,7 @@ def test_a_rest_that_is_whole_or_too_long(hub: LoopbackHub, item: Item, length: 
     assert len(hub.fetched(UNET)) == length - len(CONTENT)
 
 
-def test_more_bytes_than_there_should_be(hub: LoopbackHub, item: Item) -> None:
+def test_more_bytes_than_there_should_be(hub: LoopbackHub, item: PlannedFile) -> None:
     hub.faults[UNET] = [Extra(b"more")]
 
     with pytest.raises(WeightsError):
@@ -205,7 +207,7 @@ def test_more_bytes_than_there_should_be(hub: LoopbackHub, item: Item) -> None:
 
 
 def test_another_revision_does_not_go_on_from_the_rest_of_this_one(
-    hub: LoopbackHub, item: Item
+    hub: LoopbackHub, item: PlannedFile
 ) -> None:
     hub.faults[UNET] = [Break(100_000)] + [Break(0)] * fetch.MAX_TRIES
     with pytest.raises(HubError):
@@ -220,28 +222,28 @@ def test_another_revision_does_not_go_on_from_the_rest_of_this_one(
     assert ranges(hub) == [None]
 
 
-def test_a_file_without_a_checksum_is_taken_and_said(hub: LoopbackHub, item: Item) -> None:
+def test_a_file_without_a_checksum_is_taken_and_said(hub: LoopbackHub, item: PlannedFile) -> None:
     remote = RemoteFile(REPOSITORY, item.remote.commit, UNET, len(CONTENT), None)
 
-    events = run(hub, Item(remote, item.target))
+    events = run(hub, PlannedFile(remote, item.target))
 
     assert item.target.read_bytes() == CONTENT
-    assert any(isinstance(event, Remark) and "no checksum" in event.text for event in events)
+    assert any(isinstance(event, Notice) and "no checksum" in event.text for event in events)
 
 
-def test_a_file_that_vanished(hub: LoopbackHub, item: Item) -> None:
+def test_a_file_that_vanished(hub: LoopbackHub, item: PlannedFile) -> None:
     del hub.repositories[REPOSITORY]["merges.txt"]
-    gone = Item(RemoteFile(REPOSITORY, "main", "merges.txt", 14, None), item.target)
+    gone = PlannedFile(RemoteFile(REPOSITORY, "main", "merges.txt", 14, None), item.target)
 
     with pytest.raises(HubError, match="has no file merges.txt"):
         run(hub, gone)
     assert not item.target.exists()
 
 
-def test_interrupted_runs_are_resumed(hub: LoopbackHub, item: Item) -> None:
+def test_interrupted_runs_are_resumed(hub: LoopbackHub, item: PlannedFile) -> None:
     steps = fetch_files(Hub(hub.address), [item])
     arrived = next(steps)
-    assert isinstance(arrived, Transfer)
+    assert isinstance(arrived, FileProgress)
     steps.close()
     assert not item.target.exists()
 
@@ -252,9 +254,9 @@ def test_interrupted_runs_are_resumed(hub: LoopbackHub, item: Item) -> None:
 
 
 def test_a_disk_that_fills_up(
-    hub: LoopbackHub, item: Item, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, item: PlannedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_alone = fetch._open_alone
+    open_exclusively = fetch._open_exclusively
 
     class Full:
         """A file on a disk with room for 100 kB."""
@@ -271,13 +273,13 @@ def test_a_disk_that_fills_up(
             return self.file.write(chunk)
 
     @fetch.contextmanager
-    def open_full(part: Path, item: Item) -> Any:
-        with open_alone(part, item) as file:
+    def open_full(part: Path, item: PlannedFile) -> Any:
+        with open_exclusively(part, item) as file:
             yield Full(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_open_alone", open_full)
-        with pytest.raises(OutputError, match=rf"{UNET}: No space left.*goes on from there"):
+        patch.setattr(fetch, "_open_exclusively", open_full)
+        with pytest.raises(OutputError, match=rf"{UNET}: No space left.*resumes from there"):
             run(hub, item)
     assert not item.target.exists()
 
@@ -287,55 +289,55 @@ def test_a_disk_that_fills_up(
 
 
 def test_too_little_room_is_said_before(
-    hub: LoopbackHub, item: Item, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, item: PlannedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(item.target.anchor)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=150_000))
 
     with pytest.raises(OutputError, match=r"200.0 kB .*only 150.0 kB are free.*--data"):
-        check_room([item], item.target.parent)
+        check_disk_space([item], item.target.parent)
 
     # What an earlier run has fetched needs no room any more.
     hub.faults[UNET] = [Break(100_000)] + [Break(0)] * fetch.MAX_TRIES
     with pytest.raises(HubError):
         run(hub, item)
-    check_room([item], item.target.parent)
+    check_disk_space([item], item.target.parent)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_folder_that_cannot_be_written_to(item: Item, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to(item: PlannedFile, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
 
     with pytest.raises(UsageError, match=r"locked cannot be written to .*--data"):
-        check_room([item], tmp_path / "locked" / "data")
+        check_disk_space([item], tmp_path / "locked" / "data")
 
 
-def test_a_file_in_the_place_of_the_folder(item: Item, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder(item: PlannedFile, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
 
     with pytest.raises(UsageError, match=r"data cannot be written to .*--data"):
-        check_room([item], tmp_path / "data" / "sub")
+        check_disk_space([item], tmp_path / "data" / "sub")
 
 
-def test_what_is_there_is_not_fetched_again(hub: LoopbackHub, item: Item) -> None:
+def test_what_is_there_is_not_fetched_again(hub: LoopbackHub, item: PlannedFile) -> None:
     item.target.parent.mkdir(parents=True)
     item.target.write_bytes(CONTENT)
 
     events = list(find_missing([item]))
 
     assert finish(find_missing([item])) == ()
-    assert events[-1] == Transfer("checking", item, len(CONTENT))
+    assert events[-1] == FileProgress("checking", item, len(CONTENT))
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("other", [b"", CONTENT[:-1], CONTENT[:-1] + b"\0", CONTENT + b"\0"])
 def test_what_is_another_file_is_replaced_by_force_only(
-    hub: LoopbackHub, item: Item, other: bytes
+    hub: LoopbackHub, item: PlannedFile, other: bytes
 ) -> None:
     item.target.parent.mkdir(parents=True)
     item.target.write_bytes(other)
 
-    with pytest.raises(UsageError, match=rf"{UNET} is there already.*--force"):
+    with pytest.raises(UsageError, match=rf"{UNET} exists already.*--force"):
         finish(find_missing([item]))
     assert item.target.read_bytes() == other
 
@@ -344,19 +346,19 @@ def test_what_is_another_file_is_replaced_by_force_only(
     assert item.target.read_bytes() == CONTENT
 
 
-def test_a_folder_in_the_place_of_a_file(item: Item) -> None:
+def test_a_folder_in_the_place_of_a_file(item: PlannedFile) -> None:
     item.target.mkdir(parents=True)
 
-    with pytest.raises(UsageError, match="is no plain file"):
+    with pytest.raises(UsageError, match="is not a regular file"):
         finish(find_missing([item], force=True))
 
 
-def test_a_file_that_two_models_share_is_fetched_once(item: Item) -> None:
+def test_a_file_that_two_models_share_is_fetched_once(item: PlannedFile) -> None:
     assert finish(find_missing([item, item])) == (item,)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
-def test_a_link_stays_a_link(hub: LoopbackHub, item: Item, tmp_path: Path) -> None:
+def test_a_link_stays_a_link(hub: LoopbackHub, item: PlannedFile, tmp_path: Path) -> None:
     real = tmp_path / "disk" / "unet"
     real.parent.mkdir()
     item.target.parent.mkdir(parents=True)
@@ -371,11 +373,11 @@ def test_a_link_stays_a_link(hub: LoopbackHub, item: Item, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.name != "posix", reason="files are locked on POSIX only")
-def test_two_runs_at_once_do_not_mix(hub: LoopbackHub, item: Item) -> None:
+def test_two_runs_at_once_do_not_mix(hub: LoopbackHub, item: PlannedFile) -> None:
     first = fetch_files(Hub(hub.address), [item])
     next(first)
 
-    with pytest.raises(UsageError, match="another process is fetching"):
+    with pytest.raises(UsageError, match="another process is downloading"):
         run(hub, item)
 
     list(first)

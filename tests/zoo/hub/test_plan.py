@@ -10,26 +10,26 @@ from contents import INPAINTING, SD15, SD21, pipeline, weights
 from loopback import LoopbackHub, checksum_of, commit_of
 
 from sdpy.errors import HubError, UsageError
-from sdpy.zoo.hub.catalog import find_model
+from sdpy.zoo.hub.catalog import find_hub_model
 from sdpy.zoo.hub.client import Hub
-from sdpy.zoo.hub.plan import Plan, plan_model
+from sdpy.zoo.hub.plan import DownloadPlan, plan_download
 
 DATA = Path("data")
 
 
-def plan(hub: LoopbackHub, name: str, **options: str) -> Plan:
-    return plan_model(Hub(hub.address), find_model(name), DATA, **options)
+def plan(hub: LoopbackHub, name: str, **options: str) -> DownloadPlan:
+    return plan_download(Hub(hub.address), find_hub_model(name), DATA, **options)
 
 
-def targets(planned: Plan) -> dict[str, str]:
+def targets(planned: DownloadPlan) -> dict[str, str]:
     """Names in the data folder to paths on the hub."""
     return {
-        item.target.relative_to(DATA).as_posix(): f"{item.remote.repository}/{item.remote.path}"
-        for item in planned.items
+        file.target.relative_to(DATA).as_posix(): f"{file.remote.repository}/{file.remote.path}"
+        for file in planned.files
     }
 
 
-def test_sd15_gets_the_names_that_painting_looks_for(hub: LoopbackHub) -> None:
+def test_sd15_gets_the_names_that_generate_looks_for(hub: LoopbackHub) -> None:
     hub.repositories[SD15] = pipeline("sd15")
 
     assert targets(plan(hub, "sd15")) == {
@@ -52,14 +52,14 @@ def test_sd15_lands_where_its_variant_looks(hub: LoopbackHub) -> None:
             assert found & set(candidates), (name, candidates)
 
 
-def test_what_painting_would_take_instead_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_weights_that_would_be_loaded_instead_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repositories[SD15] = pipeline("sd15")
     (tmp_path / "unet.ot").touch()
 
-    planned = plan_model(Hub(hub.address), find_model("sd15"), tmp_path)
+    planned = plan_download(Hub(hub.address), find_hub_model("sd15"), tmp_path)
 
     (note,) = planned.notes
-    assert note == f"{tmp_path}/unet.ot is there too, and painting takes it before unet.safetensors"
+    assert note == f"{tmp_path}/unet.ot exists too, and sdpy loads it instead of unet.safetensors"
 
 
 def test_inpainting_shares_all_but_the_unet(hub: LoopbackHub) -> None:
@@ -77,11 +77,11 @@ def test_inpainting_shares_all_but_the_unet(hub: LoopbackHub) -> None:
 def test_sizes_and_checksums_are_the_hubs(hub: LoopbackHub) -> None:
     files = hub.repositories[SD15] = pipeline("sd15")
 
-    for item in plan(hub, "sd15").items:
-        content = files[item.remote.path]
-        assert item.size == len(content)
-        assert item.remote.checksum == checksum_of(item.remote.path, content)
-        assert item.remote.commit == commit_of(files)
+    for file in plan(hub, "sd15").files:
+        content = files[file.remote.path]
+        assert file.size == len(content)
+        assert file.remote.checksum == checksum_of(file.remote.path, content)
+        assert file.remote.commit == commit_of(files)
 
 
 @pytest.mark.parametrize("redirected", [False, True])
@@ -92,11 +92,11 @@ def test_a_mirror_without_sizes_in_its_listing_is_asked_for_each(
     hub.bare = True
     hub.cdn = "http://cdn.invalid" if redirected else None
 
-    for item in plan(hub, "sd15").items:
-        content = files[item.remote.path]
-        assert (item.size, item.remote.checksum) == (
+    for file in plan(hub, "sd15").files:
+        content = files[file.remote.path]
+        assert (file.size, file.remote.checksum) == (
             len(content),
-            checksum_of(item.remote.path, content),
+            checksum_of(file.remote.path, content),
         )
 
 
@@ -112,7 +112,7 @@ def test_half_precision_gets_the_same_names(hub: LoopbackHub) -> None:
     assert planned.notes == ()
 
 
-def test_a_folder_holds_what_painting_needs_and_nothing_else(hub: LoopbackHub) -> None:
+def test_a_folder_holds_what_is_needed_and_nothing_else(hub: LoopbackHub) -> None:
     hub.repositories[SD21] = pipeline("sd21")
 
     planned = plan(hub, "sd21")
@@ -163,7 +163,7 @@ def test_where_one_dtype_is_missing_the_other_is_taken_and_said(hub: LoopbackHub
     assert half.notes == ("owner/name has no fp16 vae/diffusion_pytorch_model: taking fp32",)
 
 
-def test_pickles_are_the_last_resort_and_said(hub: LoopbackHub) -> None:
+def test_pickles_are_the_fallback_and_said(hub: LoopbackHub) -> None:
     files = hub.repositories["owner/name"] = pipeline("other")
     for path in [path for path in files if path.startswith("text_encoder/model")]:
         del files[path]
@@ -239,7 +239,7 @@ def test_a_lora(hub: LoopbackHub) -> None:
     planned = plan(hub, "owner/lora")
 
     assert planned.path == DATA / "lora" / "pytorch_lora_weights.safetensors"
-    assert [item.target for item in planned.items] == [planned.path]
+    assert [file.target for file in planned.files] == [planned.path]
     assert "--lora {path}" in planned.usage
 
 
@@ -293,7 +293,7 @@ def test_a_broken_index_is_refused(hub: LoopbackHub) -> None:
 def test_an_older_revision(hub: LoopbackHub) -> None:
     files = hub.repositories[SD21] = pipeline("sd21")
 
-    assert plan(hub, "sd21", revision=commit_of(files)).items
+    assert plan(hub, "sd21", revision=commit_of(files)).files
     with pytest.raises(HubError, match=rf"no revision 'v9' of {SD21}; .*--revision"):
         plan(hub, "sd21", revision="v9")
 

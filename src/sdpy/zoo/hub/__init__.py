@@ -1,5 +1,5 @@
-"""Fetching weights from a model hub.
+"""Downloading weights from a model hub.
 
-`catalog` says what there is by name, `client` talks to the hub, `plan` chooses the files and
-checks the folder, `fetch` brings the bytes. Nothing here needs torch.
+`catalog` names models, `client` talks to the hub, `plan` chooses the files of a repository,
+`fetch` downloads them into the data folder. Nothing here imports torch.
 """

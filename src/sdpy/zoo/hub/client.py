@@ -1,23 +1,35 @@
-"""Talking to a model hub: what a repository holds, the bytes of a file, and what errors mean.
+"""Requests to a model hub: what a repository holds, the bytes of a file, and what errors mean.
 
-`huggingface_hub` gives the addresses, the requests' session (with its proxies and certificates)
-and the kinds of errors. Its own ``hf_hub_download`` is not used: since version 2 it throws away
-what it has when a download breaks off, so that the next run starts from nothing.
+`huggingface_hub` provides the addresses, the session with its proxies, certificates and offline
+mode, the stored tokens, the metadata of a single file, and the kinds of errors. These of its
+functions are deliberately not used:
+
+- ``hf_hub_download`` and ``snapshot_download`` delete a partial file when a download breaks off,
+  so the next run would start again from the first byte. They compare sizes, not checksums.
+- ``http_get`` could append to a partial file that we keep, but it writes a body that never ends
+  until the disk is full, gives up when a hub answers with status 502, 503 or 504, and before
+  version 1.33 also when a connection breaks.
+- ``http_stream_backoff`` waits as long as a hub's Retry-After says, be it a year.
+- ``HfApi.model_info`` reads a listing into memory however long it is. So does
+  ``hf_raise_for_status`` with an error, and is given only the beginning of it.
+
+What a hub says is not trusted: answers are bounded, and text from them is made printable and
+loses the access token before it gets into a message.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from huggingface_hub import (
-    HfApi,
     constants,
     get_hf_file_metadata,
     get_session,
@@ -36,25 +48,34 @@ from huggingface_hub.errors import (
 
 # The root of all that a request can raise: httpx's in version 1 of huggingface_hub, httpx2's in 2.
 from huggingface_hub.errors import HTTPError as RequestError  # type: ignore[attr-defined]
-from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
 from sdpy import __version__
 from sdpy.errors import HubError, UsageError
 
+MAX_LISTING_BYTES = 16 << 20  # repositories of 50,000 files
 MAX_JSON_BYTES = 1 << 20
+MAX_ERROR_BYTES = 1 << 14
+MAX_QUOTED_CHARACTERS = 200
 MAX_WAIT_SECONDS = 60.0
 
-_PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+_CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class PassingError(HubError):
+class TransientError(HubError):
     """An error that may be gone at the next try, such as a broken connection.
 
     Attributes:
-        wait: seconds that the hub asks to wait, None where it does not say.
+        retry_after: seconds that the hub asks to wait, None where it does not say.
     """
 
-    wait: float | None = None
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +84,11 @@ class RemoteFile:
 
     Attributes:
         repository: OWNER/NAME.
-        commit: that it belongs to.
+        commit: the commit that it belongs to.
         path: in the repository.
         size: bytes; None until `Hub.complete` has asked for it.
         checksum: hex digits: 64 are the SHA-256 of the content, 40 are git's SHA-1 of it; None
-            where the hub tells none.
+            where the hub gives none.
     """
 
     repository: str
@@ -83,7 +104,7 @@ class Listing:
 
     Attributes:
         repository: OWNER/NAME.
-        commit: its hash.
+        commit: its hash; the revision that was asked for where a mirror gives no hash.
         files: by their paths.
     """
 
@@ -105,9 +126,11 @@ def find_endpoint(given: str | None) -> str:
         _ = parts.port
     except ValueError:
         usable = False
-    if not usable or not endpoint.isascii() or not endpoint.isprintable() or " " in endpoint:
+    if not usable or not _is_one_word(endpoint):
         origin = "HF_ENDPOINT" if given is None else "--endpoint"
-        raise UsageError(f"{origin} is '{endpoint}', no address of a hub; write it as https://HOST")
+        raise UsageError(
+            f"{origin} is '{endpoint}', which is not the address of a hub; write it as https://HOST"
+        )
     return endpoint
 
 
@@ -134,9 +157,13 @@ def find_token(file: Path | None, endpoint: str) -> str | None:
 
 
 def _check_token(token: str, origin: str) -> str:
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    if not token or not _is_one_word(token):
         raise UsageError(f"{origin} holds no access token; it is one word, such as hf_...")
     return token
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 class Hub:
@@ -144,7 +171,7 @@ class Hub:
 
     Attributes:
         endpoint: its address, without a slash at the end.
-        host: the address without its scheme, for people.
+        host: the address without its scheme and password, for messages.
 
     Raises:
         HubError: the environment names a proxy that cannot be used.
@@ -152,7 +179,7 @@ class Hub:
 
     def __init__(self, endpoint: str, token: str | None = None) -> None:
         self.endpoint = endpoint
-        self.host = endpoint.partition("://")[2]
+        self.host = endpoint.partition("://")[2].rpartition("@")[2]
         self._token = token
         try:
             get_session()
@@ -164,12 +191,6 @@ class Hub:
         self._headers = {"user-agent": f"sdpy/{__version__}"}
         if token is not None:
             self._headers["authorization"] = f"Bearer {token}"
-        self._api = HfApi(
-            endpoint=endpoint,
-            token=False if token is None else token,
-            library_name="sdpy",
-            library_version=__version__,
-        )
 
     def list_files(self, repository: str, revision: str | None = None) -> Listing:
         """What a repository holds.
@@ -182,29 +203,21 @@ class Hub:
             HubError: the hub cannot be reached, or has no such repository or revision.
         """
         revision = constants.DEFAULT_REVISION if revision is None else revision
+        url = f"{self.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}"
+        with self._errors(f"revision '{revision}' of {repository}", repository):
+            validate_repo_id(repository)
+            with self._get(url, params={"blobs": True}) as response:
+                found = _read_json(response.iter_bytes(), MAX_LISTING_BYTES)
         try:
-            with self._errors(f"revision '{revision}' of {repository}", repository):
-                info = self._api.model_info(
-                    repository,
-                    revision=revision,
-                    files_metadata=True,
-                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                )
+            return _read_listing(repository, revision, found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise HubError(f"{self.host} does not answer as a model hub does") from error
-        commit = revision if info.sha is None else info.sha
-        listing = Listing(repository, commit)
-        for sibling in info.siblings or ():
-            checksum = sibling.blob_id if sibling.lfs is None else sibling.lfs.sha256
-            path = sibling.rfilename
-            listing.files[path] = RemoteFile(repository, commit, path, sibling.size, checksum)
-        return listing
 
     def complete(self, file: RemoteFile) -> RemoteFile:
         """``file`` with its size and checksum, which some mirrors leave out of their listings.
 
         Raises:
-            HubError: the hub does not tell, or cannot be reached.
+            HubError: the hub does not give the size, or cannot be reached.
         """
         if file.size is not None and file.checksum is not None:
             return file
@@ -216,28 +229,20 @@ class Hub:
                 headers=dict(self._headers),
                 endpoint=self.endpoint,
             )
-        if found.size is None:
-            raise HubError(f"{self.host} does not tell how large {file.path} is; use another hub")
-        known = found.etag is not None and len(found.etag) in (40, 64) and _is_hex(found.etag)
-        return replace(file, size=found.size, checksum=found.etag if known else None)
+        size = _size(found.size)
+        if size is None:
+            raise HubError(f"{self.host} does not give the size of {file.path}; use another hub")
+        return replace(file, size=size, checksum=_checksum(found.etag))
 
     def read_json(self, file: RemoteFile) -> dict[str, Any]:
         """The content of a small JSON file.
 
         Raises:
-            HubError: it cannot be fetched, or is no JSON object.
+            HubError: it cannot be read, or is not a JSON object.
         """
-        content = bytearray()
         with self.open(file) as (_, chunks):
-            for chunk in chunks:
-                content += chunk
-                if len(content) > MAX_JSON_BYTES:
-                    break
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            found = _read_json(chunks, MAX_JSON_BYTES)
+        if found is None:
             raise HubError(f"{file.path} of {file.repository} at {self.host} is not a JSON object")
         return found
 
@@ -249,28 +254,55 @@ class Hub:
         file, and the bytes in pieces.
 
         Raises:
-            PassingError: the connection broke off or timed out, or the hub is busy.
+            TransientError: the connection broke off or timed out, or the hub is busy.
             HubError: the hub does not give the file.
         """
         # A file that is compressed on its way cannot be asked for by ranges of its bytes.
-        headers = {**self._headers, "accept-encoding": "identity"}
+        headers = {"accept-encoding": "identity"}
         if start:
             headers["range"] = f"bytes={start}-"
         with (
             self._errors(file.path, file.repository),
-            get_session().stream(
-                "GET",
-                self._url(file),
-                headers=headers,
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                follow_redirects=True,
-            ) as response,
+            self._get(self._url(file), headers=headers) as response,
         ):
-            hf_raise_for_status(response)
             yield start if response.status_code == 206 else 0, response.iter_bytes()
+
+    def printable(self, text: object) -> str:
+        """What the hub said, fit for a message: one line, bounded, harmless, without the token."""
+        shown = " ".join(str(text).split())
+        if self._token is not None:
+            shown = shown.replace(self._token, "***")
+        if len(shown) > MAX_QUOTED_CHARACTERS:
+            shown = shown[:MAX_QUOTED_CHARACTERS] + "..."
+        return "".join(character if character.isprintable() else "?" for character in shown)
 
     def _url(self, file: RemoteFile) -> str:
         return hf_hub_url(file.repository, file.path, revision=file.commit, endpoint=self.endpoint)
+
+    @contextmanager
+    def _get(
+        self, url: str, *, headers: dict[str, str] | None = None, params: Any = None
+    ) -> Iterator[Any]:
+        """A response (httpx's, or httpx2's) whose body has not been read yet."""
+        with get_session().stream(
+            "GET",
+            url,
+            headers={**self._headers, **(headers or {})},
+            params=params,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            follow_redirects=True,
+        ) as response:
+            if response.is_error:
+                kept = ("content-type", "retry-after", "x-error-code", "x-error-message")
+                hf_raise_for_status(
+                    type(response)(
+                        response.status_code,
+                        headers=[pair for pair in response.headers.items() if pair[0] in kept],
+                        content=next(response.iter_bytes(MAX_ERROR_BYTES), b""),
+                        request=response.request,
+                    )
+                )
+            yield response
 
     @contextmanager
     def _errors(self, what: str, repository: str) -> Iterator[None]:
@@ -279,17 +311,20 @@ class Hub:
             yield
         except OfflineModeIsEnabled as error:
             raise HubError(
-                f"cannot fetch {what}: HF_HUB_OFFLINE is set, which forbids using the network; "
-                "unset it to fetch"
+                f"cannot download {what}: HF_HUB_OFFLINE is set, which forbids using the network; "
+                "unset it to download"
             ) from error
         except HFValidationError as error:
-            raise HubError(f"{repository} is no name of a repository; write OWNER/NAME") from error
+            raise HubError(
+                f"{repository} is not the name of a repository; write OWNER/NAME"
+            ) from error
         except HfHubHTTPError as error:
             raise self._explain(error, what, repository) from error
         except RequestError as error:
-            raise PassingError(
-                f"the connection to {self.host} failed ({str(error) or type(error).__name__}); "
-                "check the network, or name a mirror with --endpoint"
+            reason = self.printable(error) or type(error).__name__
+            raise TransientError(
+                f"the connection to {self.host} failed ({reason}); check the network, or name a "
+                "mirror with --endpoint"
             ) from error
 
     def _explain(self, error: HfHubHTTPError, what: str, repository: str) -> HubError:
@@ -302,8 +337,15 @@ class Hub:
             )
         if isinstance(error, EntryNotFoundError):
             return HubError(f"{repository} at {self.host} has no file {what}; check its name")
-        if status in _PASSING_STATUS:
-            return _passing(error, f"{self.host} is busy or out of order (status {status})")
+        if status in _TRANSIENT_STATUS:
+            transient = TransientError(
+                f"{self.host} is busy or out of order (status {status}); try again later, or name "
+                "a mirror with --endpoint"
+            )
+            wait = error.response.headers.get("retry-after", "")
+            if wait.isdecimal():
+                transient.retry_after = min(float(wait), MAX_WAIT_SECONDS)
+            return transient
         if status == 401 and self._token is not None:
             return HubError(
                 f"{self.host} does not accept the access token; check HF_TOKEN or the file of "
@@ -316,11 +358,11 @@ class Hub:
             )
         reason = f"status {status}"
         if error.server_message:
-            reason += f": {error.server_message}"
+            reason += f": {self.printable(error.server_message)}"
         return HubError(f"{self.host} does not give {what} ({reason}); is it a model hub?")
 
     def _gated(self, repository: str) -> str:
-        page = f"{self.endpoint}/{repository}"
+        page = f"{self.endpoint.partition('://')[0]}://{self.host}/{repository}"
         if self._token is None:
             return (
                 f"{repository} is gated: log in at {page} and accept its licence, then give an "
@@ -332,13 +374,37 @@ class Hub:
         )
 
 
-def _passing(error: HfHubHTTPError, message: str) -> PassingError:
-    passing = PassingError(f"{message}; try again later, or name a mirror with --endpoint")
-    wait = error.response.headers.get("retry-after", "")
-    if wait.isdecimal():
-        passing.wait = min(float(wait), MAX_WAIT_SECONDS)
-    return passing
+def _read_json(chunks: Iterator[bytes], limit: int) -> dict[str, Any] | None:
+    """A JSON object of at most ``limit`` bytes, or None."""
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > limit:
+            return None
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
-def _is_hex(text: str) -> bool:
-    return all(digit in "0123456789abcdef" for digit in text)
+def _read_listing(repository: str, revision: str, found: Any) -> Listing:
+    if found.get("sha") is not None and not _COMMIT.fullmatch(found["sha"]):
+        raise ValueError("not the hash of a commit")
+    listing = Listing(repository, found.get("sha") or revision)
+    for sibling in found["siblings"]:
+        path, lfs = sibling["rfilename"], sibling.get("lfs")
+        if not path.isprintable():
+            continue  # nothing that is needed has such a name, and no terminal should show it
+        checksum = _checksum(lfs["sha256"] if lfs else sibling.get("blobId"))
+        size = _size(sibling.get("size"))
+        listing.files[path] = RemoteFile(repository, listing.commit, path, size, checksum)
+    return listing
+
+
+def _checksum(found: Any) -> str | None:
+    return found if isinstance(found, str) and _CHECKSUM.fullmatch(found) else None
+
+
+def _size(found: Any) -> int | None:
+    return found if type(found) is int and found >= 0 else None

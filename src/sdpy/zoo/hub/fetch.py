@@ -1,8 +1,9 @@
-"""Bringing files from a hub into the data folder, whole and checked, or not at all.
+"""Downloading planned files into the data folder: resumable, verified, written atomically.
 
-What has arrived of a file is kept beside its place as ``.NAME.CHECKSUM.part`` until all of it is
-there and its checksum is right; a download that broke off goes on from there, in the same run or
-in the next. The checksum in the name keeps a file's revisions apart.
+What has arrived of a file is kept beside its place as ``.NAME.CHECKSUM.part`` until it is complete
+and its checksum verified. A download that broke off is resumed from there, in the same run or in
+the next; the checksum in the name keeps a file's revisions apart. `sdpy.zoo.hub.client` says why
+`huggingface_hub` does not do this for us.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from sdpy.errors import HubError, OutputError, UsageError, WeightsError
-from sdpy.zoo.hub.client import Hub, PassingError, RemoteFile
-from sdpy.zoo.hub.plan import Item
+from sdpy.zoo.hub.client import Hub, RemoteFile, TransientError
+from sdpy.zoo.hub.plan import PlannedFile
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -34,58 +35,57 @@ _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Transfer:
+class FileProgress:
     """How far a file is.
 
     Attributes:
         action: what is done with it.
-        item: the file.
+        file: the file.
         done: bytes of it so far.
     """
 
-    action: Literal["checking", "fetching"]
-    item: Item
+    action: Literal["checking", "downloading"]
+    file: PlannedFile
     done: int
 
 
 @dataclass(frozen=True)
-class Remark:
-    """Something that the user should know."""
+class Notice:
+    """A line that the user should read."""
 
     text: str
 
 
-Event = Transfer | Remark
+Event = FileProgress | Notice
 
 
 def find_missing(
-    items: Sequence[Item], *, force: bool = False
-) -> Generator[Event, None, tuple[Item, ...]]:
+    files: Sequence[PlannedFile], *, force: bool = False
+) -> Generator[FileProgress, None, tuple[PlannedFile, ...]]:
     """Compare what is there already with the hub's sizes and checksums; return what is missing.
 
     Raises:
-        UsageError: something else is in a file's place, and not to be replaced (`force`).
+        UsageError: another file is in the place of one, and is not to be replaced (`force`).
     """
-    missing: dict[Path, Item] = {}
-    for item in items:
-        if item.target in missing:
+    missing: dict[Path, PlannedFile] = {}
+    for file in files:
+        if file.target in missing:
             continue
-        if not os.path.lexists(item.target):
-            missing[item.target] = item
-            continue
-        if item.target.exists() and not item.target.is_file():
-            raise UsageError(f"{item.target} is no plain file; move it away")
-        if not (yield from _is_complete(item)):
+        if os.path.lexists(file.target):
+            if file.target.exists() and not file.target.is_file():
+                raise UsageError(f"{file.target} is not a regular file; move it away")
+            if (yield from _is_complete(file)):
+                continue
             if not force:
                 raise UsageError(
-                    f"{item.target} is there already, and is not the {item.remote.path} of "
-                    f"{item.remote.repository}; move it away, or give --force to replace it"
+                    f"{file.target} exists already and differs from {file.remote.path} of "
+                    f"{file.remote.repository}; move it away, or give --force to replace it"
                 )
-            missing[item.target] = item
+        missing[file.target] = file
     return tuple(missing.values())
 
 
-def check_room(items: Sequence[Item], folder: Path) -> None:
+def check_disk_space(files: Sequence[PlannedFile], folder: Path) -> None:
     """Make sure that the folder can be written to, and that there is room for the files.
 
     Raises:
@@ -102,33 +102,34 @@ def check_room(items: Sequence[Item], folder: Path) -> None:
             f"the folder {existing} cannot be written to ({error.strerror}); name another one "
             "with --data"
         ) from error
-    needed = sum(item.size - _part_size(item) for item in items)
+    needed = sum(file.size - _part_size(file) for file in files)
     free = free_bytes(folder)
     if needed > free:
         raise OutputError(
-            f"{gigabytes(needed)} are to be fetched into {folder}, but only {gigabytes(free)} are "
-            "free there; make room, or name a folder on another disk with --data"
+            f"{format_size(needed)} are to be downloaded into {folder}, but only "
+            f"{format_size(free)} are free there; make room, or name a folder on another disk "
+            "with --data"
         )
 
 
-def fetch_files(hub: Hub, items: Sequence[Item]) -> Generator[Event, None, None]:
-    """Fetch files one after the other, telling how far each is.
+def fetch_files(hub: Hub, files: Sequence[PlannedFile]) -> Generator[Event, None, None]:
+    """Download files one after the other, telling how far each is.
 
     Raises:
         HubError: the hub cannot be reached or does not give a file, or its connection broke
-            again and again; another run goes on from there.
+            again and again; another run resumes from there.
         WeightsError: what arrived does not have the hub's checksum, and was removed.
         OutputError: a file cannot be written, such as on a full disk.
-        UsageError: another process is fetching the same file.
+        UsageError: another process is downloading the same file.
     """
-    for item in items:
+    for file in files:
         try:
-            yield from _fetch(hub, item)
+            yield from _fetch(hub, file)
         except OSError as error:
             reason = error.strerror or str(error)
             raise OutputError(
-                f"cannot write {item.target}: {reason}; what has arrived is kept, and the same "
-                "command goes on from there"
+                f"cannot write {file.target}: {reason}; what has arrived is kept, and the same "
+                "command resumes from there"
             ) from error
 
 
@@ -137,7 +138,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
-def gigabytes(count: int) -> str:
+def format_size(count: int) -> str:
     """A number of bytes, for people."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= factor:
@@ -145,109 +146,109 @@ def gigabytes(count: int) -> str:
     return f"{count} bytes"
 
 
-def _fetch(hub: Hub, item: Item) -> Iterator[Event]:
-    final = Path(os.path.realpath(item.target))
+def _fetch(hub: Hub, file: PlannedFile) -> Iterator[Event]:
+    final = Path(os.path.realpath(file.target))
     final.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(item)
-    with _open_alone(part, item) as file:
-        digest = yield from _receive(hub, item, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if not _is_right(digest, item.remote):
+    part = _part(file)
+    with _open_exclusively(part, file) as stream:
+        digest = yield from _receive(hub, file, stream)
+        received = stream.tell()
+        stream.flush()
+        os.fsync(stream.fileno())
+    if received != file.size or not _has_checksum(digest, file.remote):
         part.unlink()
         raise WeightsError(
-            f"what {hub.host} gave for {item.target} does not have the checksum that it should "
+            f"what {hub.host} gave for {file.target} does not have the checksum that it should "
             "have, and was removed; run the command again, or name another hub with --endpoint"
         )
-    if item.remote.checksum is None:
-        yield Remark(f"{hub.host} gives no checksum of {item.target}; only its size was checked")
+    if file.remote.checksum is None:
+        yield Notice(f"{hub.host} gives no checksum of {file.target}; only its size was checked")
     os.replace(part, final)
 
 
-def _receive(hub: Hub, item: Item, file: BinaryIO) -> Generator[Event, None, _Hash]:
-    """Append to ``file`` until it is as long as it should be; return the digest of its content."""
-    digest, position = yield from _read_part(item, file)
-    farthest, tries = position, 1
-    while position < item.size:
+def _receive(hub: Hub, file: PlannedFile, stream: BinaryIO) -> Generator[Event, None, _Hash]:
+    """Append to ``stream`` until it is as long as the file; return the digest of its content."""
+    if os.fstat(stream.fileno()).st_size > file.size:
+        stream.truncate(0)
+    digest = yield from _read(stream, file, "downloading")
+    position = farthest = stream.tell()
+    tries = 1
+    while position < file.size:
         try:
-            with hub.open(item.remote, position) as (start, chunks):
+            with hub.open(file.remote, position) as (start, chunks):
                 if start != position:
-                    file.seek(0)
-                    file.truncate()
-                    digest, position = _digest(item.remote), 0
+                    stream.seek(0)
+                    stream.truncate()
+                    digest, position = _new_digest(file), 0
                 for chunk in chunks:
-                    file.write(chunk)
+                    stream.write(chunk)
                     digest.update(chunk)
                     position += len(chunk)
                     if position > farthest:
                         farthest, tries = position, 1
-                    yield Transfer("fetching", item, min(position, item.size))
-                    if position > item.size:
-                        break  # whatever this is, its checksum is wrong
-            if position < item.size:
-                raise PassingError(f"{hub.host} sent less than it should; check the network")
-        except PassingError as error:
+                    yield FileProgress("downloading", file, min(position, file.size))
+                    if position > file.size:
+                        return digest  # this is another file, and may never end
+            if position < file.size:
+                raise TransientError(f"{hub.host} sent less than it should; check the network")
+        except TransientError as error:
             if tries == MAX_TRIES:
                 raise HubError(
-                    f"{error}; {gigabytes(position)} of {gigabytes(item.size)} of {item.target} "
-                    "have arrived, and the same command goes on from there"
+                    f"{error}; {format_size(position)} of {format_size(file.size)} of "
+                    f"{file.target} have arrived, and the same command resumes from there"
                 ) from error
-            wait = FIRST_WAIT * 2 ** (tries - 1) if error.wait is None else error.wait
+            wait = FIRST_WAIT * 2 ** (tries - 1)
+            wait = wait if error.retry_after is None else error.retry_after
             tries += 1
-            yield Remark(f"{error}; trying again in {wait:.0f} s")
+            yield Notice(f"{error}; trying again in {wait:.0f} s")
             time.sleep(wait)
     return digest
 
 
-def _read_part(item: Item, file: BinaryIO) -> Generator[Event, None, tuple[_Hash, int]]:
-    """Digest and length of what an earlier run has left of a file."""
-    digest, position = _digest(item.remote), 0
-    while chunk := file.read(_READ_BYTES):
-        digest.update(chunk)
-        position += len(chunk)
-        yield Transfer("fetching", item, min(position, item.size))
-    if position > item.size:
-        file.seek(0)
-        file.truncate()
-        return _digest(item.remote), 0
-    return digest, position
-
-
-def _is_complete(item: Item) -> Generator[Event, None, bool]:
+def _is_complete(file: PlannedFile) -> Generator[FileProgress, None, bool]:
+    """Whether a file is in its place, with the hub's size and checksum."""
     try:
-        if not item.target.exists() or item.target.stat().st_size != item.size:
+        if not file.target.exists() or file.target.stat().st_size != file.size:
             return False
-        digest, done = _digest(item.remote), 0
-        with item.target.open("rb") as file:
-            while chunk := file.read(_READ_BYTES):
-                digest.update(chunk)
-                done += len(chunk)
-                yield Transfer("checking", item, done)
+        with file.target.open("rb") as stream:
+            digest = yield from _read(stream, file, "checking")
     except OSError as error:
-        raise UsageError(f"cannot read {item.target}: {error.strerror}; move it away") from error
-    return _is_right(digest, item.remote)
+        raise UsageError(f"cannot read {file.target}: {error.strerror}; move it away") from error
+    return _has_checksum(digest, file.remote)
 
 
-def _digest(remote: RemoteFile) -> _Hash:
+def _read(
+    stream: BinaryIO, file: PlannedFile, action: Literal["checking", "downloading"]
+) -> Generator[FileProgress, None, _Hash]:
+    """Read to the end; return the digest of what was read."""
+    digest, done = _new_digest(file), 0
+    while chunk := stream.read(_READ_BYTES):
+        digest.update(chunk)
+        done += len(chunk)
+        yield FileProgress(action, file, done)
+    return digest
+
+
+def _new_digest(file: PlannedFile) -> _Hash:
     """The beginning of the kind of checksum that the hub gives for a file."""
-    if remote.checksum is not None and len(remote.checksum) == 40:
-        return hashlib.sha1(b"blob %d\0" % (remote.size or 0), usedforsecurity=False)
+    if file.remote.checksum is not None and len(file.remote.checksum) == 40:
+        return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
     return hashlib.sha256()
 
 
-def _is_right(digest: _Hash, remote: RemoteFile) -> bool:
+def _has_checksum(digest: _Hash, remote: RemoteFile) -> bool:
     return remote.checksum is None or digest.hexdigest() == remote.checksum
 
 
-def _part(item: Item) -> Path:
-    final = Path(os.path.realpath(item.target))
-    version = item.remote.commit if item.remote.checksum is None else item.remote.checksum
+def _part(file: PlannedFile) -> Path:
+    final = Path(os.path.realpath(file.target))
+    version = file.remote.checksum or file.remote.commit.replace("/", "-")
     return final.with_name(f".{final.name}.{version[:16]}.part")
 
 
-def _part_size(item: Item) -> int:
+def _part_size(file: PlannedFile) -> int:
     try:
-        return min(_part(item).stat().st_size, item.size)
+        return min(_part(file).stat().st_size, file.size)
     except OSError:
         return 0
 
@@ -255,24 +256,22 @@ def _part_size(item: Item) -> int:
 def _existing(folder: Path) -> Path:
     """The innermost folder on the way to ``folder`` that exists."""
     folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)
 
 
 @contextmanager
-def _open_alone(part: Path, item: Item) -> Iterator[BinaryIO]:
-    """Open a partial file to read and append to, for this process only where that can be had."""
-    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+def _open_exclusively(part: Path, file: PlannedFile) -> Iterator[BinaryIO]:
+    """Open a partial file to read and append to, locked where the file system has locks."""
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
         if sys.platform != "win32":
             import fcntl
 
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UsageError(
-                    f"another process is fetching {item.target}; let it finish"
+                    f"another process is downloading {file.target}; let it finish"
                 ) from error
             except OSError:
                 pass  # Some network file systems have no locks; the checksum tells in the end.
-        yield file
+        yield stream

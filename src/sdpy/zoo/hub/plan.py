@@ -1,10 +1,14 @@
-"""Which files of a repository are needed, and where each goes."""
+"""Which files of a repository are needed, and where each goes.
+
+A chosen file is a pair: its path in the data folder (or in the model's folder) and the remote file.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import (
@@ -22,14 +26,14 @@ from sdpy.zoo.hub.client import Hub, Listing, RemoteFile
 _VARIANTS = {"fp32": "", "fp16": ".fp16"}
 DTYPES = tuple(_VARIANTS)
 
-# Folders of a Stable Diffusion repository, and the name of the weights in each, without suffix:
+# Folders of a Stable Diffusion repository, and the names of the weights in each, without suffix:
 # the one that .safetensors files have, and the one that pickles have.
 _WEIGHTS = {
     "text_encoder": ("model", "pytorch_model"),
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
 }
-_SETTINGS = (
+_CONFIGS = (
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "tokenizer/special_tokens_map.json",
@@ -42,11 +46,11 @@ _MERGES = "tokenizer/merges.txt"
 _INDEX = "model_index.json"
 _LORA = "pytorch_lora_weights.safetensors"
 
-# A part of weights that are cut into several files lies beside the index that names it.
+# A shard of weights lies beside the index that names it.
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
-# Parts that no Stable Diffusion 1.x or 2.x has.
-_FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "decoder", "movq")
+# Components that no Stable Diffusion 1.x or 2.x has.
+_UNSUPPORTED = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "decoder", "movq")
 
 _USAGES = {
     "ControlNetModel": USE_CONTROLNET,
@@ -56,66 +60,53 @@ _USAGES = {
 
 _SHOWN = 5
 
+Chosen = tuple[str, RemoteFile]
+
 
 @dataclass(frozen=True)
-class Item:
-    """A file to fetch, and where it goes."""
+class PlannedFile:
+    """A file to download, and where it goes."""
 
     remote: RemoteFile
     target: Path
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
-        assert self.remote.size is not None, "planned files are completed"
+        """Bytes of the complete file."""
+        assert self.remote.size is not None, "the hub was asked for the sizes of planned files"
         return self.remote.size
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What fetching a model means.
+class DownloadPlan:
+    """What downloading a model means.
 
     Attributes:
-        model: what is fetched.
-        items: its files.
+        files: what is downloaded.
         usage: the command that uses it, as in `HubModel`.
         path: what the usage's ``{path}`` is.
         notes: what the user should know of the choice, a line each.
     """
 
-    model: HubModel
-    items: tuple[Item, ...]
+    files: tuple[PlannedFile, ...]
     usage: str
     path: Path
     notes: tuple[str, ...] = ()
 
 
-@dataclass
-class _Choice:
-    """Files chosen so far: paths in the data folder to remote files."""
-
-    hub: Hub
-    dtypes: tuple[str, ...]
-    files: dict[str, RemoteFile] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, name: str, file: RemoteFile) -> None:
-        self.files[name] = self.hub.complete(file)
-
-
-def plan_model(
+def plan_download(
     hub: Hub, model: HubModel, data: Path, *, dtype: str = "fp32", revision: str | None = None
-) -> Plan:
+) -> DownloadPlan:
     """Choose the files of ``model`` for the folder ``data``.
 
-    Asks the hub what there is; fetches nothing but a configuration file that the choice hangs on.
+    Asks the hub what there is; reads no file but the JSON files that the choice depends on.
 
     Args:
         hub: where from.
         model: what.
         data: the data folder.
-        dtype: of the numbers in the weights, one of ``DTYPES``; where there are none of that kind
-            the other is taken, and a note says so.
+        dtype: of the weights, one of ``DTYPES``; where there are none of that dtype the other is
+            taken, and a note says so.
         revision: branch, tag or commit of the model's own repository; None for the main branch.
 
     Raises:
@@ -125,135 +116,138 @@ def plan_model(
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
     listing = hub.list_files(model.repository, revision)
-    dtypes = (dtype, *(other for other in DTYPES if other != dtype))
-    choice = _Choice(hub, dtypes)
-    usage, path = model.usage, PurePosixPath()
+    choice = _Choice(hub, (dtype, *(other for other in DTYPES if other != dtype)))
+    folder, usage, path = data, model.usage, data
     if model.files:
-        _choose_named(choice, model, listing)
-        for name in choice.files:
+        chosen = list(choice.named_files(model, listing))
+        for name, _ in chosen:
             before = (data / name).with_suffix(".ot")
             if before.exists():
-                choice.notes.append(f"{before} is there too, and painting takes it before {name}")
+                choice.notes.append(f"{before} exists too, and sdpy loads it instead of {name}")
     elif model.single is not None:
-        usage, path = INSPECT, path / model.name
-        choice.add(model.name, _need(listing, model.single))
+        chosen = [(model.name, _need(listing, model.single))]
+        usage, path = INSPECT, data / model.name
     else:
-        path /= model.name
-        folder = _Choice(hub, dtypes, notes=choice.notes)
-        found_usage, inner = _choose_folder(folder, listing)
-        choice.files = {f"{model.name}/{name}": file for name, file in folder.files.items()}
-        usage, path = usage or found_usage, path / inner
-    return Plan(
-        model=model,
-        items=tuple(Item(file, data / name) for name, file in choice.files.items()),
+        folder = data / model.name
+        chosen, found_usage, inner = choice.folder(listing)
+        usage, path = usage or found_usage, folder / inner
+    return DownloadPlan(
+        files=tuple(PlannedFile(hub.complete(file), folder / name) for name, file in chosen),
         usage=usage,
-        path=data / path,
+        path=path,
         notes=tuple(choice.notes),
     )
 
 
-def _choose_named(choice: _Choice, model: HubModel, listing: Listing) -> None:
-    listings = {model.repository: listing}
-    for wanted in model.files:
-        repository = model.repository if wanted.repository is None else wanted.repository
-        if repository not in listings:
-            listings[repository] = choice.hub.list_files(repository)
-        found = listings[repository]
-        stem, _, suffix = wanted.path.rpartition(".")
-        if suffix != "safetensors":
-            choice.add(wanted.name, _need(found, wanted.path))
-        elif _choose_weights(choice, found, stem, wanted.name.rpartition(".")[0]) is None:
-            raise _no_weights(found, stem)
+@dataclass(frozen=True)
+class _Choice:
+    """How files are chosen: by the dtypes that are wanted, best first; collects notes."""
 
+    hub: Hub
+    dtypes: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
 
-def _choose_folder(choice: _Choice, listing: Listing) -> tuple[str, str]:
-    """The files of a diffusers folder; gives the usage and the path in the folder that it takes."""
-    if _INDEX in listing.files:
-        _choose_pipeline(choice, listing)
-        return USE_PIPELINE, ""
-    stem = "diffusion_pytorch_model"
-    if any(path.startswith(stem) for path in listing.files):
-        config = _need(listing, "config.json")
-        choice.add("config.json", config)
-        name = _choose_weights(choice, listing, stem, stem)
-        name = _choose_pickle(choice, listing, stem) if name is None else name
-        if name is None:
-            raise _no_weights(listing, stem)
-        kind = str(choice.hub.read_json(config).get("_class_name"))
-        return _USAGES.get(kind, INSPECT), name
-    if _LORA in listing.files:
-        choice.add(_LORA, listing.files[_LORA])
-        return USE_LORA, _LORA
-    raise UsageError(_not_a_model(listing))
+    def named_files(self, model: HubModel, listing: Listing) -> Iterator[Chosen]:
+        """The files that the catalogue names, under the names that it gives them."""
+        listings = {model.repository: listing}
+        for wanted in model.files:
+            repository = wanted.repository or model.repository
+            if repository not in listings:
+                listings[repository] = self.hub.list_files(repository)
+            found = listings[repository]
+            if wanted.path.endswith(".safetensors"):
+                stem = wanted.path.removesuffix(".safetensors")
+                weights = self.safetensors(found, stem)
+                if weights is None:
+                    raise _no_weights(found, stem)
+                yield wanted.name, weights
+            else:
+                yield wanted.name, _need(found, wanted.path)
 
+    def folder(self, listing: Listing) -> tuple[list[Chosen], str, str]:
+        """The files of a repository in diffusers' layout, the usage, and its path in the folder."""
+        if _INDEX in listing.files:
+            return list(self.pipeline(listing)), USE_PIPELINE, ""
+        stem = "diffusion_pytorch_model"
+        if any(path.startswith(stem) for path in listing.files):
+            config = _need(listing, "config.json")
+            weights = self.weights(listing, stem, stem)
+            kind = str(self.hub.read_json(config).get("_class_name"))
+            chosen = [("config.json", config), *weights]
+            return chosen, _USAGES.get(kind, INSPECT), weights[0][0]
+        if _LORA in listing.files:
+            return [(_LORA, listing.files[_LORA])], USE_LORA, _LORA
+        raise UsageError(_not_a_model(listing))
 
-def _choose_pipeline(choice: _Choice, listing: Listing) -> None:
-    index = choice.hub.read_json(listing.files[_INDEX])
-    parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
-    missing = [name for name in (*_WEIGHTS, "tokenizer") if name not in parts]
-    foreign = [name for name in _FOREIGN if name in parts]
-    if missing or foreign:
-        reason = f"it has a {foreign[0]}" if foreign else f"it has no {missing[0]}"
-        raise UsageError(
-            f"{listing.repository} holds a {index.get('_class_name', 'pipeline')}, no Stable "
-            f"Diffusion 1.x or 2.x ({reason}); sdpy paints with those only"
-        )
-    choice.add(_INDEX, listing.files[_INDEX])
-    choice.add(_MERGES, _need(listing, _MERGES))
-    for path in _SETTINGS:
-        if path in listing.files:
-            choice.add(path, listing.files[path])
-    for part, (stem, pickle_stem) in _WEIGHTS.items():
-        if _choose_weights(choice, listing, f"{part}/{stem}", f"{part}/{stem}") is not None:
-            continue
-        if _choose_pickle(choice, listing, f"{part}/{pickle_stem}") is None:
-            raise _no_weights(listing, f"{part}/{stem}")
+    def pipeline(self, listing: Listing) -> Iterator[Chosen]:
+        """The files of a Stable Diffusion pipeline."""
+        index = self.hub.read_json(listing.files[_INDEX])
+        parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
+        missing = [name for name in (*_WEIGHTS, "tokenizer") if name not in parts]
+        unsupported = [name for name in _UNSUPPORTED if name in parts]
+        if missing or unsupported:
+            reason = f"it has a {unsupported[0]}" if unsupported else f"it has no {missing[0]}"
+            kind = self.hub.printable(index.get("_class_name", "pipeline"))
+            raise UsageError(
+                f"{listing.repository} holds a {kind}, not a Stable Diffusion 1.x or 2.x "
+                f"({reason}); sdpy supports only those"
+            )
+        yield _INDEX, listing.files[_INDEX]
+        yield _MERGES, _need(listing, _MERGES)
+        for path in _CONFIGS:
+            if path in listing.files:
+                yield path, listing.files[path]
+        for part, (stem, pickle_stem) in _WEIGHTS.items():
+            yield from self.weights(listing, f"{part}/{stem}", f"{part}/{pickle_stem}")
 
+    def weights(self, listing: Listing, stem: str, pickle_stem: str) -> list[Chosen]:
+        """One .safetensors, else its shards (index first), else a pickle.
 
-def _choose_weights(choice: _Choice, listing: Listing, stem: str, name: str) -> str | None:
-    """Add the .safetensors called ``stem`` as ``name`` (both without suffix), if there is one.
+        A half-precision file loses the ``.fp16`` of its name, so that it is found where the other
+        would be.
+        """
+        full, half = (f"{stem}{variant}.safetensors" for variant in _VARIANTS.values())
+        index = f"{stem}.safetensors.index.json"
+        # Shards hold full precision, and take its place where it is not in one file.
+        half_is_better = self.dtypes[0] == "fp16" and half in listing.files
+        if index in listing.files and full not in listing.files and not half_is_better:
+            return self.shards(listing, index)
+        if (file := self.safetensors(listing, stem)) is not None:
+            return [(full, file)]
+        for dtype in self.dtypes:
+            path = f"{pickle_stem}{_VARIANTS[dtype]}.bin"
+            if path in listing.files:
+                self.notes.append(f"{listing.repository} has no .safetensors here: taking {path}")
+                return [(f"{pickle_stem}.bin", listing.files[path])]
+        raise _no_weights(listing, stem)
 
-    Half-precision files lose the ``.fp16`` of their name, so that they are found where the others
-    would be. Gives the full name.
-    """
-    index = f"{stem}.safetensors.index.json"
-    for dtype in choice.dtypes:
-        path = f"{stem}{_VARIANTS[dtype]}.safetensors"
-        if path in listing.files:
-            if dtype != choice.dtypes[0]:
-                choice.notes.append(
-                    f"{listing.repository} has no {choice.dtypes[0]} {stem}: taking {dtype}"
+    def safetensors(self, listing: Listing, stem: str) -> RemoteFile | None:
+        """The .safetensors called ``stem``, of the best dtype that there is."""
+        for dtype in self.dtypes:
+            path = f"{stem}{_VARIANTS[dtype]}.safetensors"
+            if path in listing.files:
+                if dtype != self.dtypes[0]:
+                    self.notes.append(
+                        f"{listing.repository} has no {self.dtypes[0]} {stem}: taking {dtype}"
+                    )
+                return listing.files[path]
+        return None
+
+    def shards(self, listing: Listing, index: str) -> list[Chosen]:
+        """The index of weights that are cut into several files, and these files."""
+        folder = index.rpartition("/")[0]
+        weight_map = self.hub.read_json(listing.files[index]).get("weight_map")
+        chosen = [(index, listing.files[index])]
+        names = weight_map.values() if isinstance(weight_map, dict) else ()
+        for name in sorted({str(name) for name in names}):
+            if not _SHARD.fullmatch(name):
+                raise HubError(
+                    f"{index} of {listing.repository} names a file outside its folder: "
+                    f"'{self.hub.printable(name)}'"
                 )
-            choice.add(f"{name}.safetensors", listing.files[path])
-            return f"{name}.safetensors"
-        if dtype == "fp32" and stem == name and index in listing.files:
-            return _choose_shards(choice, listing, index)
-    return None
-
-
-def _choose_shards(choice: _Choice, listing: Listing, index: str) -> str:
-    """Add weights that are cut into several files, and the index that names them."""
-    folder = index.rpartition("/")[0]
-    weight_map = choice.hub.read_json(listing.files[index]).get("weight_map")
-    shards = weight_map.values() if isinstance(weight_map, dict) else ()
-    choice.add(index, listing.files[index])
-    for shard in sorted({str(shard) for shard in shards}):
-        if not _SHARD.fullmatch(shard):
-            raise HubError(f"{index} of {listing.repository} names a file outside: {shard!r}")
-        path = f"{folder}/{shard}" if folder else shard
-        choice.add(path, _need(listing, path))
-    return index
-
-
-def _choose_pickle(choice: _Choice, listing: Listing, stem: str) -> str | None:
-    """Add the pickle called ``stem``, if there is one; gives its name."""
-    for dtype in choice.dtypes:
-        path = f"{stem}{_VARIANTS[dtype]}.bin"
-        if path in listing.files:
-            choice.notes.append(f"{listing.repository} has no .safetensors here: taking {path}")
-            choice.add(f"{stem}.bin", listing.files[path])
-            return f"{stem}.bin"
-    return None
+            path = f"{folder}/{name}" if folder else name
+            chosen.append((path, _need(listing, path)))
+        return chosen
 
 
 def _need(listing: Listing, path: str) -> RemoteFile:
@@ -273,11 +267,10 @@ def _no_weights(listing: Listing, stem: str) -> HubError:
 
 
 def _not_a_model(listing: Listing) -> str:
-    weights = [
-        path for path in listing.files if path.endswith((".safetensors", ".ckpt", ".pt", ".bin"))
-    ]
+    suffixes = (".safetensors", ".ckpt", ".pt", ".bin")
+    weights = [path for path in listing.files if path.endswith(suffixes)]
     shown = ", ".join(weights[:_SHOWN]) + (", ..." if len(weights) > _SHOWN else "")
-    what = f"has no {_INDEX}, so it is no diffusers folder"
+    what = f"has no {_INDEX}, so it is not a diffusers folder"
     if not weights:
         return f"{listing.repository} {what}, and no weights; name another repository"
     return (
