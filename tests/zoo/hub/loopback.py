@@ -12,7 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +35,14 @@ class Status:
 
     code: int
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A body that never ends, after its right beginning."""
+
+    status: int = 200
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,12 @@ class LoopbackHub:
         repositories: name to path to content.
         gated: repositories whose files are given to `token` only.
         token: the only one that is valid; None takes any.
-        faults: path of a file to what goes wrong with its next GET requests.
+        faults: path of a file to what goes wrong with its next GET requests; "" is the listing.
         corrupt: paths of files whose first byte comes out wrong.
         whole_only: ranges are ignored.
         bare: listings tell neither sizes nor checksums, as those of some mirrors.
+        listing: what listings say instead of the truth.
+        warning: what files come with as a warning to be shown to the user.
         cdn: address that files are redirected to.
         requests: all that were made, in order.
     """
@@ -79,10 +89,14 @@ class LoopbackHub:
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     token: str | None = None
-    faults: dict[str, list[Break | Status | Silence | Extra]] = field(default_factory=dict)
+    faults: dict[str, list[Break | Status | Silence | Extra | Endless]] = field(
+        default_factory=dict
+    )
     corrupt: set[str] = field(default_factory=set)
     whole_only: bool = False
     bare: bool = False
+    listing: dict[str, object] = field(default_factory=dict)
+    warning: str | None = None
     cdn: str | None = None
     requests: list[Request] = field(default_factory=list)
     address: str = ""
@@ -159,10 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
                     sha256 = hashlib.sha256(content).hexdigest()
                     sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(sibling)
-        body = json.dumps(
-            {"id": repository, "modelId": repository, "sha": commit_of(files), "siblings": siblings}
-        ).encode()
-        self._send(200, {"Content-Type": "application/json"}, body)
+        listing = {"id": repository, "modelId": repository, "sha": commit_of(files)}
+        body = json.dumps({**listing, "siblings": siblings, **self.hub.listing}).encode()
+        fault = self._fault("")
+        if isinstance(fault, Endless):
+            self._send_endlessly(fault.status, {}, body[:-1])
+        else:
+            self._send(200, {"Content-Type": "application/json"}, body)
 
     def _resolve(self, name: str) -> None:
         repository, _, rest = name.partition("/resolve/")
@@ -178,15 +195,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content, etag = files[path], checksum_of(path, files[path])
         headers = {"X-Repo-Commit": commit_of(files), "ETag": f'"{etag}"'}
+        if self.hub.warning is not None:
+            headers["X-HF-Warning"] = self.hub.warning
         if is_lfs(path) or self.hub.cdn is not None:
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag}"'}
         if self.hub.cdn is not None:
             self._send(302, headers | {"Location": f"{self.hub.cdn}/{name}"}, b"")
             return
-        faults = self.hub.faults.get(path) if self.command == "GET" else None
-        fault = faults.pop(0) if faults else None
+        fault = self._fault(path)
         if isinstance(fault, Status):
-            self._send(fault.code, dict(fault.headers), b"")
+            self._send(fault.code, dict(fault.headers), fault.body)
+            return
+        if isinstance(fault, Endless):
+            self._send_endlessly(fault.status, headers, content)
             return
         if isinstance(fault, Silence):
             time.sleep(fault.seconds)
@@ -198,6 +219,10 @@ class _Handler(BaseHTTPRequestHandler):
             content += fault.content
         status, content = self._range(headers, content)
         self._send(status, headers, content, fault.after if isinstance(fault, Break) else None)
+
+    def _fault(self, path: str) -> Break | Status | Silence | Extra | Endless | None:
+        faults = self.hub.faults.get(path) if self.command == "GET" else None
+        return faults.pop(0) if faults else None
 
     def _range(self, headers: dict[str, str], content: bytes) -> tuple[int, bytes]:
         asked = self.headers.get("Range", "")
@@ -232,6 +257,17 @@ class _Handler(BaseHTTPRequestHandler):
         if message:
             headers["X-Error-Message"] = message
         self._send(status, headers, b"")
+
+    def _send_endlessly(self, status: int, headers: dict[str, str], beginning: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):  # whoever listens has gone
+            self.wfile.write(beginning)
+            while True:
+                self.wfile.write(b" " * 100_000)
 
     def _send(
         self, status: int, headers: dict[str, str], body: bytes, end: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from contents import SD15, pipeline
 from huggingface_hub import constants
-from loopback import LoopbackHub, Silence, Status, serve
+from loopback import Endless, LoopbackHub, Silence, Status, commit_of, serve
 
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.client import Hub, RemoteFile, TransientError, find_endpoint, find_token
@@ -128,6 +129,107 @@ def test_every_message_is_one_line_without_the_token(hub: LoopbackHub) -> None:
 
     assert "\n" not in str(caught.value)
     assert "hf_secret" not in str(caught.value)
+
+
+def test_a_listing_that_never_ends(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[""] = [Endless()]
+
+    with pytest.raises(HubError, match="does not answer as a model hub does"):
+        Hub(hub.address).list_files(SD15)
+
+
+def test_json_that_never_ends(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[CONFIG] = [Endless()]
+
+    with pytest.raises(HubError, match="is not a JSON object"):
+        Hub(hub.address).read_json(RemoteFile(SD15, "main", CONFIG, None, None))
+
+
+@pytest.mark.parametrize(("path", "status"), [("", 500), (CONFIG, 418)])
+def test_errors_that_never_end(hub: LoopbackHub, path: str, status: int) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[path] = [Endless(status)]
+
+    with pytest.raises(HubError, match=f"status {status}"):
+        if path:
+            read(Hub(hub.address))
+        else:
+            Hub(hub.address).list_files(SD15)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"\xff", b""])
+def test_json_that_is_no_object(hub: LoopbackHub, content: bytes) -> None:
+    hub.repositories[SD15] = {CONFIG: content}
+
+    with pytest.raises(HubError, match="vae/config.json of .* is not a JSON object"):
+        Hub(hub.address).read_json(RemoteFile(SD15, "main", CONFIG, None, None))
+
+
+def test_what_a_hub_says_is_printable_short_and_without_the_token(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    said = "no\n\x1b[31m\u202ered\x07, hf_secret" + "!" * 1000
+    hub.faults[CONFIG] = [Status(418, body=json.dumps({"error": said}).encode())]
+
+    with pytest.raises(HubError, match=r"no \?\[31m\?red\?, \*\*\*!+\.\.\.\)") as caught:
+        read(Hub(hub.address, "hf_secret"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        {"sha": "../../elsewhere"},
+        {"sha": 7},
+        {"siblings": None},
+        {"siblings": [7]},
+        {"siblings": [{"rfilename": None}]},
+        {"siblings": [{"rfilename": "a", "lfs": "large"}]},
+    ],
+)
+def test_listings_that_are_none(hub: LoopbackHub, listing: dict[str, object]) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.listing = listing
+
+    with pytest.raises(HubError, match="does not answer as a model hub does"):
+        Hub(hub.address).list_files(SD15)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "12", True, None])
+def test_sizes_and_checksums_that_are_none_are_asked_for(hub: LoopbackHub, size: object) -> None:
+    files = hub.repositories[SD15] = {CONFIG: b"{}"}
+    sibling = {"rfilename": CONFIG, "size": size, "blobId": "../../" + "0" * 34}
+    hub.listing = {"siblings": [sibling, {"rfilename": "\x1b[31m.safetensors"}]}
+
+    listing = Hub(hub.address).list_files(SD15)
+
+    assert listing.files == {CONFIG: RemoteFile(SD15, commit_of(files), CONFIG, None, None)}
+    completed = Hub(hub.address).complete(listing.files[CONFIG])
+    assert (completed.size, len(completed.checksum or "")) == (2, 40)
+
+
+def test_the_wait_that_a_hub_asks_for_is_bounded(hub: LoopbackHub) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[CONFIG] = [Status(429, (("Retry-After", "9" * 20),))]
+
+    with pytest.raises(TransientError) as caught:
+        read(Hub(hub.address))
+    assert caught.value.retry_after == 60.0
+
+
+def test_a_password_in_the_address_is_not_shown(hub: LoopbackHub) -> None:
+    address = hub.address.replace("://", "://me:secret@")
+    hub.repositories["owner/gated"] = {CONFIG: b"{}"}
+    hub.gated.add("owner/gated")
+
+    for repository in ("owner/nothing", "owner/gated"):
+        with pytest.raises(
+            HubError, match=f"owner/.*{hub.address[7:]}|{hub.address[7:]}.*owner/"
+        ) as caught:
+            read(Hub(address), repository)
+        assert "secret" not in str(caught.value)
 
 
 def test_the_token_stays_with_the_hub(hub: LoopbackHub) -> None:

@@ -278,6 +278,33 @@ def test_a_terminal_gets_bars(
     assert "trying again" in error
 
 
+def test_an_interrupted_download_is_resumed_by_the_same_command(
+    hub: LoopbackHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = hub.repositories[SD15] = pipeline("sd15") | {UNET: bytes(3_000_000)}
+
+    def interrupt(bar: display._Lines, completed: int) -> None:
+        if bar.total == 3_000_000:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(display._Lines, "update", interrupt)
+        assert download(hub, "sd15") == 130
+    assert "the same command resumes from here" in capsys.readouterr().err
+
+    (part,) = (tmp_path / "data").glob(".unet*.part")
+    hub.requests.clear()
+    arrived = part.stat().st_size
+    assert 0 < arrived < 3_000_000
+
+    assert download(hub, "sd15") == 0
+    assert (tmp_path / "data" / "unet.safetensors").read_bytes() == files[UNET]
+    assert [request.headers["Range"] for request in hub.fetched(UNET)] == [f"bytes={arrived}-"]
+
+
 def test_long_transfers_print_lines_now_and_then(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +345,16 @@ def test_a_mirror_is_named_by_the_environment(hub: LoopbackHub, tmp_path: Path) 
         f"/api/models/{SD15}/revision/main"
     }
     assert {request.headers["Authorization"] for request in hub.requests} == {"Bearer hf_good"}
+
+
+def test_a_hubs_warnings_stay_off_the_terminal(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.bare = True
+    hub.warning = "topic; buy something"
+
+    done = sdpy("download", "sd15", "--quiet", HF_ENDPOINT=hub.address)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_offline(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import errno
 import os
 import shutil
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
 from contents import weights
-from loopback import Break, Extra, LoopbackHub, Silence, Status, checksum_of, commit_of
+from loopback import Break, Endless, Extra, LoopbackHub, Silence, Status, checksum_of, commit_of
 
 from sdpy.errors import HubError, OutputError, UsageError, WeightsError
 from sdpy.zoo.hub import fetch
@@ -204,6 +205,26 @@ def test_more_bytes_than_there_should_be(hub: LoopbackHub, item: PlannedFile) ->
     with pytest.raises(WeightsError):
         run(hub, item)
     assert beside(item) == []
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_file_that_never_ends(hub: LoopbackHub, item: PlannedFile, checksum: bool) -> None:
+    if not checksum:  # its size tells
+        item = PlannedFile(replace(item.remote, checksum=None), item.target)
+    hub.faults[UNET] = [Endless()]
+
+    with pytest.raises(WeightsError, match="was removed"):
+        run(hub, item)
+    assert beside(item) == []
+
+
+def test_a_revision_with_a_slash_and_no_checksum(hub: LoopbackHub, item: PlannedFile) -> None:
+    hub.faults[UNET] = [Break(100_000)] + [Break(0)] * fetch.MAX_TRIES
+    remote = replace(item.remote, commit="refs/pr/1", checksum=None)
+
+    with pytest.raises(HubError):
+        run(hub, PlannedFile(remote, item.target))
+    assert len(beside(item)) == 1
 
 
 def test_another_revision_does_not_go_on_from_the_rest_of_this_one(

@@ -263,6 +263,17 @@ def test_models_of_another_kind_are_refused(hub: LoopbackHub) -> None:
         plan(hub, "owner/xl")
 
 
+def test_names_of_kinds_are_printable(hub: LoopbackHub) -> None:
+    hub.repositories["owner/odd"] = pipeline("odd", "\x1b]0;Evil\x07")
+    index = json.loads(hub.repositories["owner/odd"]["model_index.json"])
+    del index["vae"]
+    hub.repositories["owner/odd"]["model_index.json"] = json.dumps(index).encode()
+
+    with pytest.raises(UsageError, match=r"holds a \?\]0;Evil\?, .*has no vae") as caught:
+        plan(hub, "owner/odd")
+    assert str(caught.value).isprintable()
+
+
 def test_a_repository_of_single_files_says_how_to_name_one(hub: LoopbackHub) -> None:
     hub.repositories["owner/files"] = {"a.safetensors": b"a", "b.ckpt": b"b", "README.md": b""}
     hub.repositories["owner/text"] = {"README.md": b""}
