@@ -10,10 +10,11 @@ from contents import SD15, pipeline
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from loopback import Break, LoopbackHub, commit_of
+from loopback import Break, LoopbackHub, Status, commit_of
 
 RESUMES = tuple(map(int, huggingface_hub.__version__.split(".")[:2])) >= (1, 33)
 
@@ -32,6 +33,21 @@ def test_huggingface_hub_fetches_files(hub: LoopbackHub, tmp_path: Path, whole_o
         )
         assert Path(found).read_bytes() == files[path]
     assert len(hub.fetched(unet)) == 2
+
+
+@pytest.mark.skipif(not RESUMES, reason="this huggingface_hub gives up when a connection breaks")
+def test_huggingface_hub_does_not_resume_in_the_next_run(hub: LoopbackHub, tmp_path: Path) -> None:
+    """When this fails, see whether `sdpy.zoo.hub.fetch` is still needed."""
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    hub.repositories[SD15] = pipeline("sd15")
+    hub.faults[unet] = [Break(30_000), Status(403)]
+
+    with pytest.raises(HfHubHTTPError):
+        huggingface_hub.hf_hub_download(SD15, unet, endpoint=hub.address, local_dir=tmp_path)
+    hub.requests.clear()
+    huggingface_hub.hf_hub_download(SD15, unet, endpoint=hub.address, local_dir=tmp_path)
+
+    assert [request.headers["Range"] for request in hub.fetched(unet)] == [None]
 
 
 def test_huggingface_hub_understands_the_errors(hub: LoopbackHub, tmp_path: Path) -> None:
