@@ -68,8 +68,7 @@ from sdpy.pipelines.denoise import Walk, denoise
 from sdpy.pipelines.paint import latent_shape, plan, tokenize
 from sdpy.pipelines.vae import decode
 from sdpy.runtime.devices import place, seeded_generator
-from sdpy.samplers import SAMPLERS, find_sampler
-from sdpy.schedulers import Scheduler
+from sdpy.schedulers import SCHEDULERS, Scheduler, find_scheduler
 from sdpy.text.prompts import PromptEmbeddings, encode_prompt
 from sdpy.zoo.components import find_files
 from sdpy.zoo.variants import DEMO
@@ -154,7 +153,7 @@ def adds_noise(components: Components, sampler: str) -> bool:
 def begins_late(components: Components, sampler: str) -> bool:
     """Whether the sampler leaves out the first timesteps of a model that it has to leave out."""
     return components.variant.noise.rescale_betas_zero_snr and not (
-        SAMPLERS[find_sampler(sampler)[0]].begins_with_pure_noise
+        SCHEDULERS[find_scheduler(sampler)[0]].begins_with_pure_noise
     )
 
 
@@ -595,7 +594,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reader", type=Path, help="its file; reader.pt beside the JSON")
     parser.add_argument("--renders", type=int, default=16_000, help="that a new reader learns from")
     parser.add_argument("--files", type=Path, help="folder of other weights than the bundled ones")
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), help="as for --scheduler")
+    parser.add_argument(
+        "--samplers", nargs="+", default=list(SCHEDULERS), help="as for --scheduler"
+    )
     parser.add_argument("--prompts", type=count, default=20, help="whose pictures are read")
     parser.add_argument("--solved", type=count, default=4, help="prompts to take distances of")
     parser.add_argument(

@@ -19,7 +19,6 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__",),  # the version; what else it offers is imported when it is asked for
     ("errors",),
     ("files",),  # atomic writing, for images and weights
-    ("samplers",),  # what cli needs without torch
     ("models", "schedulers", "checkpoints", "images"),
     ("text",),
     ("zoo",),

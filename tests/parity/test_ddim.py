@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
-from sdpy.schedulers import DDIMScheduler, NoiseConfig, make_alphas_cumprod
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
+from sdpy.schedulers.noise import make_alphas_cumprod
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import reference_ddim, reference_unet
 

@@ -28,7 +28,8 @@ from sdpy.models import (
 )
 from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
 from sdpy.optimizations.exact.strips import compute_in_strips
-from sdpy.schedulers import DDIMScheduler, NoiseConfig
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import (
     load_text_encoder,

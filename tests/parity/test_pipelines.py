@@ -21,7 +21,7 @@ from torch import Tensor
 import sdpy.pipelines.paint
 from parity.test_tokenizer import byte_symbols
 from sdpy.pipelines import Components, Event, Notice, Painted, Settings, generate, img2img, inpaint
-from sdpy.schedulers import make_alphas_cumprod
+from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.variants import ModelVariant
 from support.compare import RUN_TOLERANCE, relative_error
 from support.references import (

@@ -20,8 +20,13 @@ import torch
 from diffusers.schedulers import AysSchedules
 from torch import Tensor
 
-from sdpy.samplers import SAMPLERS
-from sdpy.schedulers import NoiseConfig, Scheduler, dpmsolver_multistep, make_scheduler
+from sdpy.schedulers import (
+    SCHEDULERS,
+    NoiseConfig,
+    Scheduler,
+    dpmsolver_multistep,
+    make_scheduler,
+)
 from sdpy.schedulers.deis import DEISMultistepScheduler
 from sdpy.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from sdpy.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
@@ -166,7 +171,11 @@ def cases() -> Iterator[tuple[str, str, str | None, str | None]]:
             for spacing in reference.spacings or (None,):
                 for ramp in reference.ramps:
                     pure = noise.rescale_betas_zero_snr
-                    if pure and not SAMPLERS[name].begins_with_pure_noise and spacing != "leading":
+                    if (
+                        pure
+                        and not SCHEDULERS[name].begins_with_pure_noise
+                        and spacing != "leading"
+                    ):
                         continue
                     usual = spacing in (None, "linspace") or (pure and spacing == "leading")
                     ends_matter = noise is NOISES["epsilon"] and name not in SPAN_TRAINING
@@ -265,13 +274,13 @@ def test_every_step(name: str, noise: str, spacing: str | None, ramp: str | None
 
 
 def test_every_sampler_has_a_reference() -> None:
-    assert [*REFERENCES] == [name for name in SAMPLERS if name != "ddim"]
+    assert [*REFERENCES] == [name for name in SCHEDULERS if name != "ddim"]
 
 
 def default_case(name: str) -> tuple[str | None, str | None]:
     """The sampler's own spacing, and Karras sigmas where it takes them."""
     spacings = REFERENCES[name].spacings
-    return (SAMPLERS[name].spacings[0] if spacings else None), REFERENCES[name].ramps[:2][-1]
+    return (SCHEDULERS[name].spacings[0] if spacings else None), REFERENCES[name].ramps[:2][-1]
 
 
 # --- walks from a picture ----------------------------------------------------------------------
@@ -346,7 +355,7 @@ def test_whole_walks(name: str) -> None:
 
 
 @pytest.mark.parametrize("sigmas", ["sgm-uniform", "simple", "ays"])
-@pytest.mark.parametrize("name", [name for name in REFERENCES if SAMPLERS[name].takes_sigmas])
+@pytest.mark.parametrize("name", [name for name in REFERENCES if SCHEDULERS[name].takes_sigmas])
 def test_every_step_on_other_levels(name: str, sigmas: str) -> None:
     """The steps, with our levels in the place of Karras's."""
     noise = NOISES["epsilon"]

@@ -13,7 +13,7 @@ from sdpy.errors import UsageError
 from sdpy.pipelines import Notice, Progress, Settings
 from sdpy.pipelines.denoise import classifier_free_guidance
 from sdpy.pipelines.paint import plan
-from sdpy.samplers import SAMPLERS
+from sdpy.schedulers import SCHEDULERS
 from support.tiny import tiny_components
 
 
@@ -35,7 +35,7 @@ def test_a_rescale_outside_its_range_is_refused(tiny_data: Path, rescale: float)
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_sampler_does_every_task(tiny_data: Path, scheduler: str, task: str) -> None:
     components = tiny_components(tiny_data)
     settings = Settings("lighthouse", steps=4, scheduler=scheduler, guidance_rescale=0.5)

@@ -28,7 +28,7 @@ from sdpy.pipelines import (
     inpaint,
 )
 from sdpy.pipelines.denoise import classifier_free_guidance
-from sdpy.schedulers import make_alphas_cumprod
+from sdpy.schedulers.noise import make_alphas_cumprod
 from support.tiny import TINY, TINY_INPAINT, TINY_V, random_picture, tiny_components, tiny_model
 
 SIDE = 32

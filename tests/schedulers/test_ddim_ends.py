@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from sdpy.schedulers import DDIMScheduler, NoiseConfig
-from sdpy.schedulers.base import draw_noise
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
+from sdpy.schedulers.noise import draw_noise
 
 ZERO_SNR = NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 SHAPE = (1, 4, 3, 5)

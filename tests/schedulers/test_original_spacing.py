@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.models import AutoencoderKL, AutoencoderKLConfig
-from sdpy.schedulers import DDIMScheduler, NoiseConfig
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
 
 Model = Callable[[Tensor, int], Tensor]
 

@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
-from sdpy.samplers import SAMPLERS
-from sdpy.schedulers import SCHEDULERS, NoiseConfig, Scheduler, make_alphas_cumprod, make_scheduler
-from sdpy.schedulers.noise import PREDICTION_TYPES
+from sdpy.schedulers import (
+    PREDICTION_TYPES,
+    SCHEDULERS,
+    NoiseConfig,
+    Scheduler,
+    make_scheduler,
+)
+from sdpy.schedulers.noise import make_alphas_cumprod
 
 EVERY_NAME = pytest.mark.parametrize("name", SCHEDULERS)
 EVERY_SPACING = pytest.mark.parametrize(
     ("name", "spacing"),
-    [(name, spacing) for name in SCHEDULERS for spacing in SAMPLERS[name].spacings or (None,)],
+    [(name, spacing) for name in SCHEDULERS for spacing in SCHEDULERS[name].spacings or (None,)],
 )
 EVERY_PREDICTION = pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 SHAPE = (2, 4, 3, 5)
@@ -62,7 +67,7 @@ def walk(scheduler: Scheduler, model: Oracle, latents: Tensor, seed: int = 0) ->
 def make(
     name: str, spacing: str | None = "leading", eta: float = 0.0, **noise: object
 ) -> Scheduler:
-    sampler = SAMPLERS[name]
+    sampler = SCHEDULERS[name]
     scheduler = make_scheduler(
         name,
         NoiseConfig(**noise),
@@ -239,7 +244,7 @@ def test_impossible_numbers_of_steps_are_refused(name: str, steps: int) -> None:
 def test_unknown_spacings_are_refused(name: str, spacing: str) -> None:
     with pytest.raises(UsageError, match=f"'{spacing}'") as caught:
         make_scheduler(name, NoiseConfig(), timestep_spacing=spacing)
-    assert all(known in str(caught.value) for known in SAMPLERS[name].spacings)
+    assert all(known in str(caught.value) for known in SCHEDULERS[name].spacings)
 
 
 @EVERY_NAME
@@ -272,7 +277,7 @@ def test_pure_noise_at_the_start(name: str) -> None:
     """Some samplers cannot begin there; they take another spacing unless one is asked for."""
     scheduler = make_scheduler(name, ZERO_SNR, preferred_spacing="trailing")
     scheduler.set_timesteps(10)
-    begins = SAMPLERS[name].begins_with_pure_noise
+    begins = SCHEDULERS[name].begins_with_pure_noise
     assert (scheduler.timesteps[0] == 999) == begins
     if not begins:
         with pytest.raises(UsageError, match="with 'trailing': use the timestep spacing leading"):

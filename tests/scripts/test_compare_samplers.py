@@ -19,8 +19,8 @@ import evaluate_demo as ev
 from sdpy.errors import UsageError
 from sdpy.pipelines import Components, Execution, Settings, generate
 from sdpy.pipelines.vae import decode
-from sdpy.samplers import SAMPLERS
-from sdpy.schedulers import make_alphas_cumprod
+from sdpy.schedulers import SCHEDULERS
+from sdpy.schedulers.noise import make_alphas_cumprod
 from support.tiny import TINY_V, tiny_components
 
 NOISY = {"ddpm", "euler-a", "kdpm2-a", "dpm++-2m-sde", "dpm++-3m-sde", "lcm", "tcd"}
@@ -97,7 +97,7 @@ def test_the_solution_is_found_at_both_ends(
     assert relative(solution.clean, solution.noisy) > 0.03
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - NOISY))
+@pytest.mark.parametrize("sampler", sorted(set(SCHEDULERS) - NOISY))
 def test_samplers_without_noise_come_to_the_solution(
     components: Components, gaussian: GaussianNetwork, sampler: str
 ) -> None:
@@ -106,7 +106,7 @@ def test_samplers_without_noise_come_to_the_solution(
     assert relative(ended, exact(gaussian.spread, 0)) < 0.02
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - NOISY))
+@pytest.mark.parametrize("sampler", sorted(set(SCHEDULERS) - NOISY))
 def test_samplers_without_noise_end_where_it_is_said(
     components: Components, gaussian: GaussianNetwork, sampler: str
 ) -> None:
@@ -151,11 +151,11 @@ def test_detail_is_what_a_blur_takes_away() -> None:
 
 
 def test_samplers_that_draw_noise_are_known(components: Components) -> None:
-    assert {name for name in SAMPLERS if cs.adds_noise(components, name)} == NOISY
+    assert {name for name in SCHEDULERS if cs.adds_noise(components, name)} == NOISY
 
 
 def test_samplers_that_begin_late_are_known(components: Components) -> None:
-    late = {name for name in SAMPLERS if cs.begins_late(components, name)}
+    late = {name for name in SCHEDULERS if cs.begins_late(components, name)}
     assert late == {"pndm", "heun", "kdpm2", "kdpm2-a"}
 
 

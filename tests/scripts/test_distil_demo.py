@@ -12,7 +12,8 @@ import distil_demo
 import train_demo
 from sdpy.models import UNet2DConditionModel
 from sdpy.pipelines import Components, Painted, Settings, generate
-from sdpy.schedulers import DDIMScheduler, make_alphas_cumprod
+from sdpy.schedulers.ddim import DDIMScheduler
+from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.components import find_files
 from sdpy.zoo.variants import DEMO
 from support.compare import normal, relative_error

@@ -86,7 +86,7 @@ def convert(
     sdpy convert v1-5.safetensors vae.ot --part vae    one component
     """
     from sdpy.checkpoints import DTYPES
-    from sdpy.schedulers.noise import PREDICTION_TYPES
+    from sdpy.schedulers import PREDICTION_TYPES
     from sdpy.zoo.convert import plan_conversion
     from sdpy.zoo.inspect import inspect
 

@@ -13,7 +13,7 @@ from sdpy.cli.options import ApproximationOptions, CommonOptions
 from sdpy.cli.progress import follow
 from sdpy.errors import UsageError
 from sdpy.runtime.memory import parse_size
-from sdpy.samplers import find_sampler
+from sdpy.schedulers import find_scheduler
 
 if TYPE_CHECKING:  # at run time these would import torch
     from PIL.Image import Image
@@ -242,7 +242,7 @@ def describe(components: Components, settings: Settings, seed: int, size: tuple[
     lines = [settings.prompt]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
-    sampler, sigmas = find_sampler(settings.scheduler)
+    sampler, sigmas = find_scheduler(settings.scheduler)
     facts: dict[str, object] = {"Steps": settings.steps, "Sampler": sampler}
     if settings.sigmas is not None or sigmas is not None:
         facts["Schedule type"] = sigmas if settings.sigmas is None else settings.sigmas

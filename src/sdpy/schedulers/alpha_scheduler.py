@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.noise import NoiseConfig, make_alphas_cumprod
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.schedulers.spacing import Timesteps
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the registry and the command line import this module without torch
+    import torch
+    from torch import Tensor
 
 
 class Scheduler(Protocol):
@@ -49,23 +50,3 @@ class Scheduler(Protocol):
 
     def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Clean latents as they look at ``timestep``, a member of ``timesteps``."""
-
-
-def find_evaluation(timesteps: Tensor, timestep: Tensor, upcoming: int) -> int:
-    """Index of ``timestep`` in ``timesteps``: ``upcoming`` if it fits, as a timestep may recur.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    if upcoming < len(timesteps) and timesteps[upcoming] == timestep:
-        return upcoming
-    return timesteps.tolist().index(timestep.item())
-
-
-def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of ``like``'s shape, dtype and device, drawn as fp32 on the CPU.
-
-    The same seed gives the same numbers on every device.
-    """
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
-    return noise.to(device=like.device, dtype=like.dtype)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import draw_noise, split_prediction
 from sdpy.schedulers.spacing import space_timesteps
 
 

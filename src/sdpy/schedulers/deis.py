@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.noise import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig
 from sdpy.schedulers.sigma_scheduler import PreservingScheduler
 from sdpy.schedulers.sigmas import Levels
 from sdpy.schedulers.slopes import Slopes

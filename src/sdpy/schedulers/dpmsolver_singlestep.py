@@ -8,8 +8,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from sdpy.schedulers.config import NoiseConfig
 from sdpy.schedulers.dpmsolver_multistep import exponential_integrals
-from sdpy.schedulers.noise import NoiseConfig
 from sdpy.schedulers.sigma_scheduler import PreservingScheduler
 from sdpy.schedulers.sigmas import Levels
 from sdpy.schedulers.thresholding import DynamicThresholding

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.base import draw_noise
+from sdpy.schedulers.noise import draw_noise
 from sdpy.schedulers.sigma_scheduler import ExplodingScheduler
 
 

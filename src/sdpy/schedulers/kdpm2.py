@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.base import draw_noise
 from sdpy.schedulers.euler_ancestral import ancestral_levels
+from sdpy.schedulers.noise import draw_noise
 from sdpy.schedulers.sigma_scheduler import ExplodingScheduler
 from sdpy.schedulers.sigmas import Levels, timesteps_at
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
 from sdpy.schedulers.consistency import space_distilled
-from sdpy.schedulers.noise import split_prediction
+from sdpy.schedulers.noise import draw_noise, split_prediction
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0

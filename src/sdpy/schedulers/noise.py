@@ -3,48 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdpy.errors import UsageError
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-
-@dataclass(frozen=True)
-class NoiseConfig:
-    """The forward process that a model was trained on, and what its network predicts.
-
-    The defaults are Stable Diffusion's: 1000 timesteps whose variances have square roots that
-    rise linearly from ``sqrt(beta_start)`` to ``sqrt(beta_end)``.
-
-    ``prediction_type`` is ``epsilon`` (the noise), ``v_prediction`` (the velocity
-    ``sqrt(a) noise - sqrt(1 - a) x_0``; Salimans and Ho, 2022, "Progressive Distillation",
-    section 4) or ``sample`` (``x_0`` itself).
-
-    Raises:
-        UsageError: unknown prediction type, or one that cannot begin with pure noise.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction_type: str = "epsilon"
-    rescale_betas_zero_snr: bool = False
-
-    def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise UsageError(
-                f"unknown prediction type '{self.prediction_type}': "
-                f"use one of {', '.join(PREDICTION_TYPES)}"
-            )
-        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise UsageError(
-                "a zero-terminal-SNR schedule begins with pure noise, of which an epsilon "
-                "prediction says nothing: use v_prediction or sample"
-            )
+from sdpy.schedulers.config import NoiseConfig
 
 
 def make_alphas_cumprod(config: NoiseConfig) -> Tensor:
@@ -103,3 +66,23 @@ def split_prediction(
     if prediction_type == "sample":
         return model_output, (sample - signal * model_output) / sigma
     raise AssertionError(prediction_type)  # NoiseConfig lets no other pass
+
+
+def find_evaluation(timesteps: Tensor, timestep: Tensor, upcoming: int) -> int:
+    """Index of ``timestep`` in ``timesteps``: ``upcoming`` if it fits, as a timestep may recur.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if upcoming < len(timesteps) and timesteps[upcoming] == timestep:
+        return upcoming
+    return timesteps.tolist().index(timestep.item())
+
+
+def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of ``like``'s shape, dtype and device, drawn as fp32 on the CPU.
+
+    The same seed gives the same numbers on every device.
+    """
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    return noise.to(device=like.device, dtype=like.dtype)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import find_evaluation
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import find_evaluation, split_prediction
 from sdpy.schedulers.spacing import space_timesteps
 
 ADAMS_BASHFORTH = {

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.base import find_evaluation
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import find_evaluation, split_prediction
 from sdpy.schedulers.sigmas import (
     RAMPS,
     SCHEDULES,

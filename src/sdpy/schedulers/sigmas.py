@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdpy.errors import UsageError
-from sdpy.schedulers.noise import NoiseConfig, make_alphas_cumprod
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import make_alphas_cumprod
 
 Levels = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
+from sdpy.schedulers.config import NoiseConfig
 from sdpy.schedulers.consistency import space_distilled
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.noise import draw_noise, split_prediction
 
 
 class TCDScheduler(AlphaScheduler):

@@ -15,7 +15,7 @@ from sdpy.models import (
     CLIPTextConfig,
     UNet2DConditionConfig,
 )
-from sdpy.schedulers.noise import NoiseConfig
+from sdpy.schedulers import NoiseConfig
 
 
 @dataclass(frozen=True)
