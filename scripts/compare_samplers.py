@@ -146,7 +146,7 @@ def adds_noise(components: Components, sampler: str) -> bool:
     scheduler = planned(components, sampler, 3)
     latents = torch.zeros(1, 1, 1, 1)
     for timestep in scheduler.timesteps:
-        latents = scheduler.step(torch.zeros_like(latents), timestep, latents, generator)
+        latents = scheduler.step(torch.zeros_like(latents), timestep, latents, [generator])
     return not torch.equal(generator.get_state(), untouched)
 
 

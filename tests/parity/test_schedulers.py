@@ -1,6 +1,6 @@
 """Every sampler beside diffusers', step by step.
 
-At each step both are given diffusers' latents, the same prediction and noise of the same seed.
+At each step both are given diffusers' latents, the same prediction and noise of the same seeds.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -199,9 +199,14 @@ def model(x: Tensor, timestep: Tensor) -> Tensor:
     return torch.tanh(x + torch.sin(timestep.float() / 50)) + 0.1 * x
 
 
+def seeded() -> list[torch.Generator]:
+    """One generator per image. diffusers, too, takes such a list and draws from each in turn."""
+    return [torch.Generator().manual_seed(seed) for seed in range(SHAPE[0])]
+
+
 def errors(name: str, ours: Scheduler, theirs: Any, timesteps: Tensor, latents: Tensor):
-    """The relative error of each step of a walk along ``timesteps``."""
-    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    """The relative error of each step of a denoising loop over ``timesteps``."""
+    generators = seeded(), seeded()
     extra = {"generator": generators[1]} if REFERENCES[name].draws else {}
     before = latents
     for our_timestep, timestep in zip(ours.timesteps, timesteps, strict=True):
@@ -236,7 +241,7 @@ def set_both(ours: Scheduler, theirs: Any, steps: int) -> None:
 
 
 def check_schedule(ours: Scheduler, theirs: Any, ramp: str | None) -> None:
-    a, b = ours.timesteps.double(), theirs.timesteps.double()
+    a, b = torch.tensor(ours.timesteps).double(), theirs.timesteps.double()
     if not theirs.timesteps.is_floating_point() and ramp in ("exponential", "beta"):
         # Cut to whole numbers; its 998.99997 becomes 998.
         assert a[0] == 999 and b[0] in (998, 999)
@@ -253,8 +258,8 @@ def check_schedule(ours: Scheduler, theirs: Any, ramp: str | None) -> None:
     assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-5)
 
 
-def steepest(sigmas: list[float]) -> float:
-    """By how much the level falls in a step, but in that to 0."""
+def steepest(sigmas: Sequence[float]) -> float:
+    """By how much sigma falls in a step, except in that to 0."""
     return max((a / b for a, b in pairwise(sigmas) if b > 0), default=1.0)
 
 
@@ -283,15 +288,15 @@ def default_case(name: str) -> tuple[str | None, str | None]:
     return (SCHEDULERS[name].spacings[0] if spacings else None), REFERENCES[name].ramps[:2][-1]
 
 
-# --- walks from a picture ----------------------------------------------------------------------
+# --- image-to-image -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "ramp"),
     [(name, ramp) for name in REFERENCES for ramp in REFERENCES[name].ramps[:2]],
 )
-def test_walks_that_begin_later(name: str, ramp: str | None) -> None:
-    """The part of the schedule that diffusers' image-to-image pipeline walks."""
+def test_loops_that_begin_later(name: str, ramp: str | None) -> None:
+    """The part of the schedule that diffusers' image-to-image pipeline runs."""
     spacing, _ = default_case(name)
     for steps, skip in LATER:
         ours, theirs = pair(name, NOISES["epsilon"], spacing, ramp)
@@ -302,7 +307,7 @@ def test_walks_that_begin_later(name: str, ramp: str | None) -> None:
         if hasattr(theirs, "set_begin_index"):
             theirs.set_begin_index(skip * theirs.order)
         if name == "pndm":  # it would visit the second of the timesteps that are left once
-            timesteps = ours.timesteps
+            timesteps = torch.tensor(ours.timesteps)
         if name == "lms":  # it would take weights for slopes that it does not have
             theirs.sigmas = theirs.sigmas[skip:]
             theirs.set_begin_index(0)
@@ -314,7 +319,7 @@ def test_walks_that_begin_later(name: str, ramp: str | None) -> None:
 
 
 def test_a_later_beginning_is_where_the_references_go_astray() -> None:
-    """What `test_walks_that_begin_later` has exceptions for."""
+    """What `test_loops_that_begin_later` has exceptions for."""
     theirs = REFERENCES["pndm"].make(NOISES["epsilon"], "leading", None)
     theirs.set_timesteps(10)
     assert theirs.timesteps.tolist()[:4] == [901, 801, 801, 701]
@@ -329,20 +334,20 @@ def test_a_later_beginning_is_where_the_references_go_astray() -> None:
     assert not torch.isclose(moved, due, rtol=0.5)
 
 
-# --- whole walks -------------------------------------------------------------------------------
+# --- whole denoising loops ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_whole_walks(name: str) -> None:
+def test_whole_loops(name: str) -> None:
     """Each goes its own way, as told by its own timesteps."""
     spacing, ramp = default_case(name)
     ours, theirs = pair(name, NOISES["epsilon"], spacing, ramp)
     set_both(ours, theirs, 20)
-    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    generators = seeded(), seeded()
     a = normal(*SHAPE) * ours.init_noise_sigma
     b = normal(*SHAPE) * theirs.init_noise_sigma
     for timestep in ours.timesteps:
-        output = model(ours.scale_model_input(a, timestep), timestep)
+        output = model(ours.scale_model_input(a, timestep), torch.tensor(timestep))
         a = ours.step(output, timestep, a, generators[0])
     extra = {"generator": generators[1]} if REFERENCES[name].draws else {}
     for timestep in theirs.timesteps:
@@ -351,17 +356,17 @@ def test_whole_walks(name: str) -> None:
     assert relative_error(a, b) <= RUN_TOLERANCE
 
 
-# --- levels that diffusers does not offer ------------------------------------------------------
+# --- sigmas that diffusers does not offer -------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigmas", ["sgm-uniform", "simple", "ays"])
 @pytest.mark.parametrize("name", [name for name in REFERENCES if SCHEDULERS[name].takes_sigmas])
-def test_every_step_on_other_levels(name: str, sigmas: str) -> None:
-    """The steps, with our levels in the place of Karras's."""
+def test_every_step_on_other_sigmas(name: str, sigmas: str) -> None:
+    """The steps, with our sigmas in the place of Karras's."""
     noise = NOISES["epsilon"]
     ours = make_scheduler(name, noise, sigmas=sigmas)
     ours.set_timesteps(7)
-    assert_steps_agree_on_the_levels_of(ours, name, noise)
+    assert_steps_agree_on_the_sigmas_of(ours, name, noise)
 
 
 @pytest.mark.parametrize(
@@ -384,12 +389,12 @@ def test_every_step_with_options_that_the_reference_lacks(name: str, options: An
     for steps in STEPS:
         ours.set_timesteps(steps)
         same.set_timesteps(steps)
-        assert torch.equal(ours.timesteps, same.timesteps)
+        assert ours.timesteps == same.timesteps
         assert ours.sigmas == same.sigmas
-        assert_steps_agree_on_the_levels_of(ours, name, noise)
+        assert_steps_agree_on_the_sigmas_of(ours, name, noise)
 
 
-def assert_steps_agree_on_the_levels_of(ours: Any, name: str, noise: NoiseConfig) -> None:
+def assert_steps_agree_on_the_sigmas_of(ours: Any, name: str, noise: NoiseConfig) -> None:
     theirs = REFERENCES[name].make(noise, "linspace", None if name == "euler-a" else "karras")
     steps = ours.num_inference_steps
     levels = np.array(ours.sigmas)[:-1]
@@ -407,12 +412,12 @@ def assert_steps_agree_on_the_levels_of(ours: Any, name: str, noise: NoiseConfig
 
 
 def test_align_your_steps_is_the_published_table() -> None:
-    """diffusers has it for ten steps, as levels and as whole timesteps."""
+    """diffusers has it for ten steps, as sigmas and as whole timesteps."""
     ours = make_scheduler("euler", NOISES["epsilon"], sigmas="ays")
     ours.set_timesteps(10)
     assert ours.sigmas == pytest.approx(AysSchedules["StableDiffusionSigmas"], rel=1e-12)
     published = torch.tensor(AysSchedules["StableDiffusionTimesteps"])
-    assert (ours.timesteps - published).abs().max() < 3
+    assert (torch.tensor(ours.timesteps) - published).abs().max() < 3
 
 
 # --- third order, thresholding -----------------------------------------------------------------
@@ -424,7 +429,7 @@ def test_third_order_integrates_the_prediction(name: str, monkeypatch: pytest.Mo
 
     Equations 9 and 18 of "DPM-Solver++" without the noise; of the curvature, the method takes half.
     """
-    monkeypatch.setattr(dpmsolver_multistep, "draw_noise", lambda like, generator: 0 * like)
+    monkeypatch.setattr(dpmsolver_multistep, "draw_noise", lambda like, generators: 0 * like)
     speed = 2 if name.endswith("sde") else 1
     scheduler = make_scheduler(name, NOISES["sample"])
     scheduler.set_timesteps(20)

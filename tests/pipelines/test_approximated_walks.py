@@ -94,9 +94,10 @@ def test_a_walk_written_out(components: Components) -> None:
     latents = noise
     for i, (step, timestep) in enumerate(zip(steps, scheduler.timesteps, strict=True)):
         with torch.inference_mode():
-            prediction = unet(latents, timestep, prompt)
+            t = torch.tensor(timestep)
+            prediction = unet(latents, t, prompt)
             if i in (1, 2):
-                away = unet(latents, timestep, negative)
+                away = unet(latents, t, negative)
                 prediction = away + 3.0 * (prediction - away)
             latents = scheduler.step(prediction, timestep, latents)
         assert relative_error(step.latents, latents) <= 1e-5

@@ -44,7 +44,7 @@ def scheduler_of(steps: int) -> DDIMScheduler:
     ],
 )
 def test_timesteps(steps: int, timesteps: list[int]) -> None:
-    assert scheduler_of(steps).timesteps.tolist() == timesteps
+    assert scheduler_of(steps).timesteps == tuple(timesteps)
 
 
 def alphas_by_hand() -> np.ndarray:
@@ -93,7 +93,7 @@ def original_run(model: Model, latents: Tensor, steps: int) -> list[Tensor]:
 def our_run(model: Model, latents: Tensor, steps: int) -> list[Tensor]:
     scheduler, states = scheduler_of(steps), []
     for timestep in scheduler.timesteps:
-        latents = scheduler.step(model(latents, int(timestep)), timestep, latents)
+        latents = scheduler.step(model(latents, timestep), timestep, latents)
         states.append(latents)
     return states
 
@@ -117,7 +117,7 @@ def test_the_run_is_the_originals_without_its_last_evaluation(steps: int) -> Non
 def test_a_step_at_timestep_0_returns_its_input(steps: int) -> None:
     scheduler = scheduler_of(steps)
     sample, output = first_latents(torch.float32), 3 * first_latents(torch.float32).flip(3)
-    kept = scheduler.step(output, torch.tensor(0), sample)
+    kept = scheduler.step(output, 0, sample)
     assert torch.allclose(kept, sample, rtol=1e-6, atol=1e-6)
     moved = scheduler.step(output, scheduler.timesteps[-1], sample)
     assert not torch.allclose(moved, sample, atol=1e-3)

@@ -93,9 +93,9 @@ def test_a_module_is_imported_when_a_scheduler_is_made() -> None:
 
 
 MADE_UP = """
-from sdpy.schedulers.sigma_scheduler import ExplodingScheduler
+from sdpy.schedulers.sigma_scheduler import VarianceExplodingScheduler
 
-class ShrinkingScheduler(ExplodingScheduler):
+class ShrinkingScheduler(VarianceExplodingScheduler):
     def __init__(self, noise, *, share, **options):
         super().__init__(noise, **options)
         self.share = share

@@ -75,10 +75,11 @@ def test_one_step_of_the_solver_is_ddim_s() -> None:
     scheduler = DDIMScheduler(DEMO.noise, timestep_spacing="trailing")
     scheduler.set_timesteps(50)
     alphas = make_alphas_cumprod(DEMO.noise).float()
-    starts = scheduler.timesteps[[0, 1, 20, 48]]
+    visited = [scheduler.timesteps[i] for i in (0, 1, 20, 48)]
+    starts = torch.tensor(visited)
     noisy, velocity = normal(4, 4, 6, 5), normal(4, 4, 6, 5, seed=1)
     ours = distil_demo.ddim_step(alphas, noisy, velocity, starts, starts - 20)
-    for i, start in enumerate(starts):
+    for i, start in enumerate(visited):
         expected = scheduler.step(velocity[i : i + 1], start, noisy[i : i + 1])
         assert relative_error(ours[i : i + 1], expected) <= 1e-5
 

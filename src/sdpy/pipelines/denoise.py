@@ -33,7 +33,7 @@ class Walk:
 
     latents: Tensor
     conditioning: Tensor | None = None
-    after_step: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    after_step: Callable[[Tensor, float | None], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,11 @@ def denoise(
     prompt_alone = both_prompts[-1:]
     conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
     timesteps = scheduler.timesteps
+    device_timesteps = torch.tensor(timesteps, device=weight.device)
 
     @torch.inference_mode()
     def predict(i: int, sample: Tensor, context: Tensor) -> Tensor:
-        t = timesteps[i].to(weight.device)
+        t = device_timesteps[i]
         noisy = sample.expand(len(context), -1, -1, -1)
         down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
         if conditioning is not None:
@@ -125,7 +126,7 @@ def denoise(
         prediction = finish(work, notices.append)
         with torch.inference_mode():
             prediction = classifier_free_guidance(prediction, guidance_scale, guidance_rescale)
-            latents = scheduler.step(prediction, timestep, latents, generator)
+            latents = scheduler.step(prediction, timestep, latents, [generator])
             if walk.after_step is not None:
                 upcoming = timesteps[i + 1] if i + 1 < len(timesteps) else None
                 latents = walk.after_step(latents, upcoming)

@@ -105,7 +105,7 @@ def _blending(
         noise = torch.randn(original.shape, generator=generator)
         latents = _start(scheduler, original, noise, skip)
 
-        def keep_outside(latents: Tensor, upcoming: Tensor | None) -> Tensor:
+        def keep_outside(latents: Tensor, upcoming: float | None) -> Tensor:
             kept = original if upcoming is None else scheduler.add_noise(original, noise, upcoming)
             inside = latent_mask.to(latents.device)
             return inside * latents + (1 - inside) * kept.to(latents.device)

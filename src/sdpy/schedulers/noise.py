@@ -1,8 +1,9 @@
-"""The noise that training adds at each timestep: what every scheduler starts from."""
+"""The noise that training adds at each timestep, and fresh noise of samplers that add some."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from sdpy.schedulers.config import NoiseConfig
 
 
 def make_alphas_cumprod(config: NoiseConfig) -> Tensor:
-    """The share of the picture's variance that is left at each timestep.
+    """The share of the image's variance that is left at each timestep.
 
     Returns:
         (num_train_timesteps,) float64, falling; the last is 0 with ``rescale_betas_zero_snr``.
@@ -47,7 +48,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 def split_prediction(
     prediction_type: str, model_output: Tensor, sample: Tensor, alpha_t: float
 ) -> tuple[Tensor, Tensor]:
-    """What a prediction says of the clean latents and of the noise in ``sample``.
+    """The clean latents and the noise that a prediction finds in ``sample``.
 
     Args:
         prediction_type: one of `PREDICTION_TYPES`.
@@ -68,21 +69,21 @@ def split_prediction(
     raise AssertionError(prediction_type)  # NoiseConfig lets no other pass
 
 
-def find_evaluation(timesteps: Tensor, timestep: Tensor, upcoming: int) -> int:
-    """Index of ``timestep`` in ``timesteps``: ``upcoming`` if it fits, as a timestep may recur.
+def draw_noise(like: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Standard normal noise of ``like``'s shape (B, ...), dtype and device.
+
+    Each image's noise is drawn as float32 on the CPU from its own generator. So the same seed gives
+    the same noise on every device, alone or in a batch. The copy to the device does not wait for
+    it: CUDA copies asynchronously from pinned memory.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: there is not one generator per image.
     """
-    if upcoming < len(timesteps) and timesteps[upcoming] == timestep:
-        return upcoming
-    return timesteps.tolist().index(timestep.item())
-
-
-def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of ``like``'s shape, dtype and device, drawn as fp32 on the CPU.
-
-    The same seed gives the same numbers on every device.
-    """
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
-    return noise.to(device=like.device, dtype=like.dtype)
+    if generators is None or len(generators) != len(like):
+        given = 0 if generators is None else len(generators)
+        raise ValueError(f"{given} generators for noise of {len(like)} images: give one per image")
+    noise = torch.empty(like.shape, dtype=torch.float32, device="cpu", pin_memory=like.is_cuda)
+    for image, generator in zip(noise.unbind(), generators, strict=True):
+        image.normal_(generator=generator)
+    # In this order, because a conversion on the way to a GPU would leave the pinned memory.
+    return noise.to(like.device, non_blocking=True).to(like.dtype)
