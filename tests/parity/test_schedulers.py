@@ -110,8 +110,7 @@ class OtherSign(diffusers.DPMSolverMultistepScheduler):
         result = super().multistep_dpm_solver_third_order_update(model_output_list, *args, **kwargs)
         m0, m1, m2 = (model_output_list[-k] for k in (1, 2, 3))
         index = self.step_index
-        levels = [-self.sigmas[k].double().log() for k in range(index - 2, index + 2)]
-        l2, l1, l0, end = levels
+        l2, l1, l0, end = (-self.sigmas[k].double().log() for k in range(index - 2, index + 2))
         r0, r1 = (l0 - l1) / (end - l0), (l1 - l2) / (end - l0)
         curvature = ((m0 - m1) / r0 - (m1 - m2) / r1) / (r0 + r1)
         return result + curvature / (1 + self.sigmas[index + 1] ** 2) ** 0.5
@@ -218,7 +217,7 @@ def errors(name: str, ours: Scheduler, theirs: Any, timesteps: Tensor, latents: 
         dtype = torch.float32 if extra else torch.float64  # it would draw other noise
         precise = [tensor.to(dtype) for tensor in (output, latents)]
         following = theirs.step(precise[0], timestep, precise[1], **extra).prev_sample.float()
-        # A step from high levels to low ones keeps the roundings of the large numbers, and a step
+        # A step from high sigmas to low ones keeps the roundings of the large numbers, and a step
         # of two evaluations those from before the first.
         rounding = 8 * 2**-24 * max(before.norm(), latents.norm()) / following.norm()
         yield relative_error(result, following) - rounding.item()
@@ -236,7 +235,7 @@ def set_both(ours: Scheduler, theirs: Any, steps: int) -> None:
             # Its coefficients are differences of large numbers, for which fp32 is too coarse.
             theirs.sigmas = theirs.sigmas.double()
     if getattr(theirs.config, "algorithm_type", None) == "sde-dpmsolver++":
-        # Quotients of differences of logarithms: two levels of the beta ramp are 0.6 % apart.
+        # Quotients of differences of logarithms: two sigmas of the beta ramp are 0.6 % apart.
         theirs.sigmas = theirs.sigmas.double()
 
 
@@ -308,7 +307,7 @@ def test_loops_that_begin_later(name: str, ramp: str | None) -> None:
             theirs.set_begin_index(skip * theirs.order)
         if name == "pndm":  # it would visit the second of the timesteps that are left once
             timesteps = torch.tensor(ours.timesteps)
-        if name == "lms":  # it would take weights for slopes that it does not have
+        if name == "lms":  # it would take weights for derivatives that it does not have
             theirs.sigmas = theirs.sigmas[skip:]
             theirs.set_begin_index(0)
         latents = theirs.add_noise(original, noise, timesteps[:1])
@@ -328,8 +327,8 @@ def test_a_later_beginning_is_where_the_references_go_astray() -> None:
     theirs = REFERENCES["lms"].make(NOISES["epsilon"], "leading", None)
     theirs.set_timesteps(10)
     theirs.set_begin_index(4)
-    zero, slope = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
-    moved = theirs.step(slope, theirs.timesteps[4], zero).prev_sample.mean()
+    zero, derivative = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    moved = theirs.step(derivative, theirs.timesteps[4], zero).prev_sample.mean()
     due = theirs.sigmas[5] - theirs.sigmas[4]
     assert not torch.isclose(moved, due, rtol=0.5)
 
@@ -397,10 +396,10 @@ def test_every_step_with_options_that_the_reference_lacks(name: str, options: An
 def assert_steps_agree_on_the_sigmas_of(ours: Any, name: str, noise: NoiseConfig) -> None:
     theirs = REFERENCES[name].make(noise, "linspace", None if name == "euler-a" else "karras")
     steps = ours.num_inference_steps
-    levels = np.array(ours.sigmas)[:-1]
-    if len(levels) > steps:  # two evaluations a step
-        levels = levels[0::2]
-    theirs._convert_to_karras = lambda in_sigmas, num_inference_steps=steps: levels
+    sigmas = np.array(ours.sigmas)[:-1]
+    if len(sigmas) > steps:  # two evaluations per step
+        sigmas = sigmas[0::2]
+    theirs._convert_to_karras = lambda in_sigmas, num_inference_steps=steps: sigmas
     theirs.set_timesteps(steps)
     if name == "euler-a":
         theirs.sigmas = torch.tensor(ours.sigmas)
@@ -433,16 +432,16 @@ def test_third_order_integrates_the_prediction(name: str, monkeypatch: pytest.Mo
     speed = 2 if name.endswith("sde") else 1
     scheduler = make_scheduler(name, NOISES["sample"])
     scheduler.set_timesteps(20)
-    levels = -np.log(np.array(scheduler.sigmas[:-1]))
+    lambdas = -np.log(np.array(scheduler.sigmas[:-1]))
     sample = torch.tensor([[0.4]], dtype=torch.float64)
     for i in range(19):
-        here = levels[i].item()
+        here = lambdas[i].item()
         output = torch.full_like(sample, 0.7 - 0.3 * here + 0.2 * here**2)
         result = scheduler.step(output, scheduler.timesteps[i], sample)
         if i >= 2:
             scales = [math.sqrt(scheduler.sigmas[k] ** 2 + 1) for k in (i, i + 1)]
             points, weights = np.polynomial.legendre.leggauss(40)
-            h = levels[i + 1] - here
+            h = lambdas[i + 1] - here
             way = h * (points + 1) / 2
             prediction = output.item() + (0.4 * here - 0.3) * way + 0.5 * 0.2 * way**2
             integral = h / 2 * weights @ (speed * np.exp(speed * (way - h)) * prediction)

@@ -127,22 +127,22 @@ def tiny_decoder() -> nn.Module:
     torch.manual_seed(0)
     config = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
     vae = AutoencoderKL(config).requires_grad_(False).double()
-    vae.decoder.conv_out.weight *= 3  # so that the picture reaches from black to white
+    vae.decoder.conv_out.weight *= 3  # so that the image reaches from black to white
     return vae
 
 
 def to_8_bits(vae: nn.Module, latents: Tensor) -> Tensor:
-    picture = vae.decode(latents / 0.18215) / 2 + 0.5
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    image = vae.decode(latents / 0.18215) / 2 + 0.5
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @pytest.mark.parametrize("steps", [2, 30])
-def test_the_picture_is_the_one_of_all_evaluations(steps: int) -> None:
+def test_the_image_is_the_one_of_all_evaluations(steps: int) -> None:
     latents = first_latents(torch.float64)
     theirs, ours = original_run(model, latents, steps), our_run(model, latents, steps)
     vae = tiny_decoder()
     whole, skipped = to_8_bits(vae, theirs[-1]), to_8_bits(vae, theirs[-2])
-    assert len(whole.unique()) > 50  # it is a picture
+    assert len(whole.unique()) > 50  # it is an image
     assert torch.equal(skipped, whole)
     # and ours, whose betas are rounded to float32, may differ from it by a rounding
     difference = to_8_bits(vae, ours[-1]).int() - whole.int()

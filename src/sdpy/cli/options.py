@@ -133,7 +133,7 @@ class PaintingOptions:
         str | None,
         typer.Option(
             show_default="those of the timesteps",
-            help="Noise levels to visit: karras, exponential, beta, sgm-uniform, simple or ays.",
+            help="Sigmas to visit: karras, exponential, beta, sgm-uniform, simple or ays.",
             rich_help_panel=_PAINTING,
         ),
     ] = None
