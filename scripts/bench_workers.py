@@ -97,8 +97,7 @@ def sizes() -> dict[str, Any]:
     from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
     from sdpy.zoo.variants import SD15
 
-    tiny = replace(
-        SD15,
+    tiny = replace(SD15, sample_size=64).with_configs(
         text_encoder=CLIPTextConfig(
             vocab_size=600,
             hidden_size=32,
@@ -118,7 +117,6 @@ def sizes() -> dict[str, Any]:
         vae=AutoencoderKLConfig(
             block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8
         ),
-        sample_size=64,
     )
     return {"sd15": SD15, "tiny": tiny}
 
@@ -133,22 +131,21 @@ def prepare(job: Job) -> dict[str, Any]:
     variant = sizes()[job.size]
     write_random_model(Path(job.folder), variant)
     if job.sdpy_model is not None:
-        _write_ot(Path(job.folder), Path(job.sdpy_model))
+        _write_ot(Path(job.folder), variant, Path(job.sdpy_model))
     factor = variant.vae.downsample_factor
     latent_size = (job.height // factor, job.width // factor)
     flops = count_flops(variant.text_encoder, variant.unet, variant.vae, latent_size)
     return {"flops": flops, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def _write_ot(folder: Path, target: Path) -> None:
+def _write_ot(folder: Path, variant: Any, target: Path) -> None:
     from sdpy.benchmark.weights import model_files
     from sdpy.checkpoints import read_checkpoint, write_checkpoint
 
     target.mkdir(exist_ok=True)
-    files = model_files(folder)
-    sources = {"pytorch_model": files.text_encoder, "unet": files.unet, "vae": files.vae}
-    for stem, source in sources.items():
-        path = target / f"{stem}.ot"
+    files = model_files(folder, variant)
+    for component, source in files.weights.items():
+        path = target / variant.files.of(component)[0]
         if not path.exists():
             write_checkpoint(path, read_checkpoint(source).tensors)
     text = files.vocabulary.read_text(encoding="utf-8")
@@ -191,10 +188,10 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
     from sdpy.pipelines import Execution
     from sdpy.runtime.allocator import keep_freed_memory
     from sdpy.runtime.devices import place
-    from sdpy.zoo.recognise import find_model
+    from sdpy.zoo.recognise import find_source
 
     subject = Subject(
-        find_model(job.model, Path(job.folder)),
+        find_source(job.model, Path(job.folder)),
         job.width,
         job.height,
         placement=place(device=job.device),

@@ -71,7 +71,7 @@ from sdpy.runtime.devices import place, seeded_generator
 from sdpy.samplers import SAMPLERS, find_sampler
 from sdpy.schedulers import Scheduler
 from sdpy.text.prompts import PromptEmbeddings, encode_prompt
-from sdpy.zoo.components import find_files
+from sdpy.zoo.files import find_files
 from sdpy.zoo.variants import DEMO
 
 SOLVER, CHECK = "lms", "ddim"

@@ -50,10 +50,11 @@ import train_demo
 from demo_scenes import Scene
 from sdpy import pipelines
 from sdpy.checkpoints import write_checkpoint
+from sdpy.components import COMPONENTS
 from sdpy.images.mask import composite
 from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
 from sdpy.pipelines import Components, Event, Painted, Settings
-from sdpy.zoo.components import find_files
+from sdpy.zoo.files import find_files
 from sdpy.zoo.variants import DEMO
 
 SIZE = DEMO.sample_size
@@ -350,10 +351,10 @@ def export_state(run: Path, folder: Path) -> None:
     options = train_demo.Options(run=run)
     folder.mkdir(exist_ok=True)
     denoiser = train_demo.load_denoiser(options)
-    write_checkpoint(folder / DEMO.files.unet[0], denoiser["unet"].state_dict())
-    write_checkpoint(folder / DEMO.files.text_encoder[0], denoiser["text"].state_dict())
+    write_checkpoint(folder / DEMO.files.of("unet")[0], denoiser["unet"].state_dict())
+    write_checkpoint(folder / DEMO.files.of("text_encoder")[0], denoiser["text"].state_dict())
     vae = train_demo.load_autoencoder(options)
-    write_checkpoint(folder / DEMO.files.vae[0], vae.state_dict())
+    write_checkpoint(folder / DEMO.files.of("vae")[0], vae.state_dict())
     (folder / train_demo.MERGES_FILE).write_text((run / train_demo.MERGES_FILE).read_text())
 
 
@@ -433,12 +434,15 @@ def evaluate_settings(evaluation: Evaluation) -> dict:
 def evaluate_cost(evaluation: Evaluation) -> dict:
     """Size of the files, and the time of a whole process."""
     files = evaluation.components.files
-    megabytes = sum(path.stat().st_size for path in dataclasses.astuple(files)) / 1e6
+    megabytes = (
+        sum(path.stat().st_size for path in (*files.weights.values(), files.vocabulary)) / 1e6
+    )
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "sdpy", "generate", "lighthouse at dark"]
         command += ["--model", "demo", "--quiet", "--output", f"{folder}/picture.png"]
-        command += ["--unet-weights", files.unet, "--vae-weights", files.vae]
-        command += ["--clip-weights", files.text_encoder, "--vocab-file", files.vocabulary]
+        for name, path in files.weights.items():
+            command += [str(COMPONENTS[name].option), path]
+        command += ["--vocab-file", files.vocabulary]
         started = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - started

@@ -41,7 +41,7 @@ from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
 from sdpy.optimizations.exact.strips import compute_in_strips
 from sdpy.pipelines import Components, Settings
 from sdpy.runtime.allocator import keep_freed_memory
-from sdpy.zoo.components import find_files
+from sdpy.zoo.files import find_files
 from sdpy.zoo.variants import DEMO, SD15
 from train_demo import psnr
 

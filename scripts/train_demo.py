@@ -712,9 +712,9 @@ def export(options: Options) -> None:
     folder = DEMO.bundled
     assert folder is not None
     for (name,), model in (
-        (DEMO.files.unet, models["unet"]),
-        (DEMO.files.text_encoder, models["text"]),
-        (DEMO.files.vae, load_autoencoder(options)),
+        (DEMO.files.of("unet"), models["unet"]),
+        (DEMO.files.of("text_encoder"), models["text"]),
+        (DEMO.files.of("vae"), load_autoencoder(options)),
     ):
         write_checkpoint(folder / name, model.half().state_dict())
     (folder / MERGES_FILE).write_text((options.run / MERGES_FILE).read_text())

@@ -18,6 +18,7 @@ SOURCE = Path(sdpy.__file__).parent
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__",),  # the version; what else it offers is imported when it is asked for
     ("errors",),
+    ("components",),  # the table of components, without torch
     ("files",),  # atomic writing, for images and weights
     ("samplers",),  # what cli needs without torch
     ("models", "schedulers", "checkpoints", "images"),

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sdpy.pipelines import inpaint as inpaint
     from sdpy.runtime.devices import Placement as Placement
     from sdpy.runtime.devices import place as place
-    from sdpy.zoo.components import find_files as find_files
+    from sdpy.zoo.files import find_files as find_files
     from sdpy.zoo.variants import find_variant as find_variant
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _HOMES = {
     "SdpyError": "sdpy.errors",
     "Settings": "sdpy.pipelines",
     "TokenMerging": "sdpy.optimizations.approximate",
-    "find_files": "sdpy.zoo.components",
+    "find_files": "sdpy.zoo.files",
     "find_variant": "sdpy.zoo.variants",
     "generate": "sdpy.pipelines",
     "img2img": "sdpy.pipelines",

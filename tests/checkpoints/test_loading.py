@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sdpy.checkpoints import check_weights, describe, load_weights, write_checkpoint
+from sdpy.checkpoints import check_weights, guess_kind, load_weights, write_checkpoint
 from sdpy.errors import WeightsError
 
 Load = Callable[[nn.Module, Path], None]
@@ -234,8 +234,8 @@ def test_the_wrong_component_is_named(
     assert guess in refused(load, on_meta(Small), written(tmp_path, build()))
 
 
-def test_nothing_is_guessed_about_strangers() -> None:
-    assert describe({"fc.weight": (3, 4)}) is None
+def test_nothing_is_guessed_about_unknown_keys() -> None:
+    assert guess_kind({"fc.weight": (3, 4)}) is None
 
 
 def test_a_unet_of_nine_channels_does_not_fit_one_of_four(tmp_path: Path) -> None:

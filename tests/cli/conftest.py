@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import sdpy.pipelines.components as components_module
+from sdpy.checkpoints import Checkpoint
 from sdpy.cli.app import run
 from sdpy.zoo.variants import VARIANTS
 from support.tiny import TINY, TINY_INPAINT
@@ -63,9 +64,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load_weights = components_module.load_weights
 
-    def noting(model: Any, path: Path, **options: Any) -> Any:
-        names.append(Path(path).name)
-        return load_weights(model, path, **options)
+    def noting(model: Any, source: Checkpoint, **options: Any) -> Any:
+        names.append(source.path.name)
+        return load_weights(model, source, **options)
 
     monkeypatch.setattr(components_module, "load_weights", noting)
     return names

@@ -24,8 +24,7 @@ from sdpy.zoo.variants import VARIANTS
 from support.compare import randomise
 from support.tiny import TINY, write_tiny
 
-LARGER = replace(
-    TINY,
+LARGER = TINY.with_configs(
     unet=replace(
         TINY.unet,
         block_out_channels=(64, 384),

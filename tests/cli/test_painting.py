@@ -216,9 +216,9 @@ def test_places(
     monkeypatch.setattr(devices_module, "best_device", lambda: torch.device("cuda"))
     placed: list[str] = []
 
-    def noting(model: Any, path: Path, *, device: torch.device, **_: Any) -> Any:
+    def noting(model: Any, source: Any, *, device: torch.device, **_: Any) -> Any:
         placed.append(device.type)
-        return load(model, path)
+        return load(model, source)
 
     load = components_module.load_weights
     monkeypatch.setattr(components_module, "load_weights", noting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from sdpy.checkpoints import read_checkpoint
 from sdpy.pipelines import Components
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.components import ModelFiles, find_files
+from sdpy.zoo.files import find_files
 from sdpy.zoo.variants import DEMO
 
 assert DEMO.bundled is not None
@@ -38,9 +38,8 @@ def components() -> Components:
 
 
 def test_all_files_are_there_and_small(components: Components) -> None:
-    assert {getattr(components.files, field.name).name for field in fields(ModelFiles)} == set(
-        FILES
-    )
+    files = components.files
+    assert {path.name for path in (*files.weights.values(), files.vocabulary)} == set(FILES)
     assert sum((FOLDER / name).stat().st_size for name in FILES) <= 30e6
 
 

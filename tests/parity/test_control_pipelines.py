@@ -181,7 +181,7 @@ def test_inpaint_with_nine_channels(ours: Ours, tokenizer: Any, files: list[Path
     spans = [(0.8, 0.0, 1.0)]
     settings = ours.settings(5.0, seed=11, controls=controls(files, spans))
     start, mask = random_picture(WIDTH, HEIGHT), left_half()
-    variant = replace(EPSILON, unet=replace(EPSILON.unet, in_channels=9))
+    variant = EPSILON.with_configs(unet=replace(EPSILON.unet, in_channels=9))
     components = tiny_components(ours.data, variant, unet="unet-inpaint.ot")
     result = ours.finish(inpaint(components, settings, start, mask))
 
@@ -224,7 +224,7 @@ def test_guidance_embedding(
     weights = randomise(UNet2DConditionModel(config), seed=4).state_dict()
     write_checkpoint(tmp_path / "unet.safetensors", weights)
     components = tiny_components(ours.data, EPSILON)
-    components.files = replace(components.files, unet=tmp_path / "unet.safetensors")
+    components.files = components.files.with_weights(unet=tmp_path / "unet.safetensors")
     batches = []
     forward = UNet2DConditionModel.forward
 
@@ -256,7 +256,7 @@ def test_tiny_autoencoder(ours: Ours, tokenizer: Any, tmp_path: Path, task: str)
     weights = randomise(AutoencoderTiny(TINY_VAE), seed=6).state_dict()
     write_checkpoint(tmp_path / "taesd.safetensors", weights)
     components = tiny_components(ours.data, replace(EPSILON, tiny_vae=TINY_VAE))
-    components.files = replace(tiny_files(ours.data), vae=tmp_path / "taesd.safetensors")
+    components.files = tiny_files(ours.data).with_weights(vae=tmp_path / "taesd.safetensors")
     settings = ours.settings(6.0, seed=3)
     start = random_picture(WIDTH, HEIGHT)
     options: dict[str, Any] = {"guidance_scale": 6.0, "num_inference_steps": STEPS}

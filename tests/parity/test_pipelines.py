@@ -253,7 +253,7 @@ def test_inpaint_with_nine_channels(
 ) -> None:
     """Ours draws the masked picture's posterior first, diffusers last: it is given the sample."""
     picture, mask = random_picture(WIDTH, HEIGHT), left_half()
-    variant = replace(variant, unet=TINY_INPAINT.unet)
+    variant = variant.with_configs(unet=TINY_INPAINT.unet)
     settings = ours.settings(guidance_scale, negative_prompt=NEGATIVE, seed=11)
     components = tiny_components(ours.data, variant, unet="unet-inpaint.ot")
     result = ours.finish(inpaint(components, settings, picture, mask, strength=strength))

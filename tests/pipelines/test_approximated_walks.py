@@ -124,7 +124,7 @@ def test_an_interval_without_guidance_is_told(tiny_data: Path, tmp_path: Path) -
     config = replace(TINY.unet, time_cond_proj_dim=12)
     weights = randomise(UNet2DConditionModel(config), seed=4).state_dict()
     write_checkpoint(tmp_path / "unet.safetensors", weights)
-    components.files = replace(components.files, unet=tmp_path / "unet.safetensors")
+    components.files = components.files.with_weights(unet=tmp_path / "unet.safetensors")
     components = replace(components, _kept={})
     assert "guidance interval changes nothing" in notices(components, 7.5)[0]
 

@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import sdpy.checkpoints.loading
 import sdpy.pipelines.components as components_module
-from sdpy.checkpoints import read_checkpoint
+import sdpy.zoo.source
+from sdpy.checkpoints import Checkpoint, read_checkpoint
 from sdpy.errors import WeightsError
 from sdpy.pipelines import Components, Painted, Settings, generate, img2img, inpaint
-from sdpy.runtime.devices import Placement
-from sdpy.zoo.components import find_files
+from sdpy.zoo.files import find_files
 from sdpy.zoo.variants import DEMO
 from support.mapped import resident_kilobytes
-from support.tiny import TINY, TINY_INPAINT, random_picture, tiny_components, tiny_files
+from support.tiny import TINY, TINY_INPAINT, placed, random_picture, tiny_components, tiny_files
 
 NAMES = ("text_encoder", "unet", "vae")
 
@@ -38,11 +37,11 @@ def test_the_first_name_that_exists_is_taken(tmp_path: Path) -> None:
     for name in ("pytorch_model.ot", "vae.safetensors", "bpe_simple_vocab_16e6.txt.gz"):
         (tmp_path / name).touch()
     (tmp_path / "unet.safetensors").touch()
-    assert find_files(TINY_INPAINT, tmp_path).unet == tmp_path / "unet.safetensors"
+    assert find_files(TINY_INPAINT, tmp_path).weights["unet"] == tmp_path / "unet.safetensors"
     (tmp_path / "unet.ot").touch()
     found = find_files(TINY_INPAINT, tmp_path)
-    assert found.unet == tmp_path / "unet.ot"
-    assert found.vae == tmp_path / "vae.safetensors"
+    assert found.weights["unet"] == tmp_path / "unet.ot"
+    assert found.weights["vae"] == tmp_path / "vae.safetensors"
     assert found.vocabulary == tmp_path / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -50,7 +49,7 @@ def test_a_given_file_comes_before_the_folder(tiny_data: Path, tmp_path: Path) -
     given = tmp_path / "my.ot"
     given.touch()
     found = find_files(TINY, tiny_data, {"unet": given, "vae": None})
-    assert found == replace(tiny_files(tiny_data), unet=given)
+    assert found == tiny_files(tiny_data).with_weights(unet=given)
 
 
 def test_missing_files_are_named_with_what_to_do(tiny_data: Path, tmp_path: Path) -> None:
@@ -92,13 +91,15 @@ class Spy:
         self.log: list[str] = []
         self.keep: set[str] = set()
 
-    def __call__(self, model: nn.Module, path: Path, **options: Any) -> Any:
+    def __call__(self, model: nn.Module, source: Checkpoint, **options: Any) -> Any:
         for log, earlier in zip(self.log, self.models, strict=True):
-            assert log in self.keep or is_empty(earlier), f"{log} is there while {path} is loaded"
-        file = self.load_weights(model, path, **options)
+            assert log in self.keep or is_empty(earlier), (
+                f"{log} is there while {source.path} is loaded"
+            )
+        file = self.load_weights(model, source, **options)
         assert not any(tensor.is_meta for tensor in model.state_dict().values())
         self.models.append(model)
-        self.log.append(Path(path).stem)
+        self.log.append(source.path.stem)
         return file
 
 
@@ -195,7 +196,7 @@ def test_the_file_is_gone_after_the_block_though_somebody_holds_a_weight(
     tiny_data: Path, name: str
 ) -> None:
     components = tiny_components(tiny_data)
-    path = getattr(components.files, name)
+    path = components.files.weights[name]
     with getattr(components, name)() as model:
         held = next(iter(model.parameters()))
         held.sum()
@@ -218,14 +219,14 @@ def test_the_models_go_where_they_are_placed(
 ) -> None:
     devices: list[torch.device] = []
 
-    def note(model: nn.Module, path: Path, *, device: torch.device, **_: Any) -> Any:
+    def note(model: nn.Module, source: Any, *, device: torch.device, **_: Any) -> Any:
         devices.append(device)
-        return load_weights(model, path)
+        return load_weights(model, source)
 
     load_weights = components_module.load_weights
     monkeypatch.setattr(components_module, "load_weights", note)
     places = [torch.device("cuda", i) for i in range(3)]
-    components = tiny_components(tiny_data, placement=Placement(*places))
+    components = tiny_components(tiny_data, placement=placed(*places))
     for name in NAMES:
         with getattr(components, name)():
             pass
@@ -256,7 +257,7 @@ def test_check_reads_no_numbers(tiny_data: Path, monkeypatch: pytest.MonkeyPatch
         checkpoint = read_checkpoint(path)
         return replace(checkpoint, tensors=Unreadable(checkpoint.tensors))
 
-    monkeypatch.setattr(sdpy.checkpoints.loading, "read_checkpoint", outline_only)
+    monkeypatch.setattr(sdpy.zoo.source, "read_checkpoint", outline_only)
     components = tiny_components(tiny_data)
     components.check()
     assert components.unet_in_channels == 4
@@ -276,7 +277,11 @@ def test_check_reads_no_numbers(tiny_data: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_check_finds_a_file_of_the_wrong_kind(tiny_data: Path, changed: str, instead: str) -> None:
-    files = replace(tiny_files(tiny_data), **{changed: tiny_data / instead})
+    files = tiny_files(tiny_data)
+    if changed == "vocabulary":
+        files = replace(files, vocabulary=tiny_data / instead)
+    else:
+        files = files.with_weights(**{changed: tiny_data / instead})
     with pytest.raises(WeightsError) as caught:
         Components(TINY, files).check()
     assert instead in str(caught.value)

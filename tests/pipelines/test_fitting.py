@@ -25,9 +25,9 @@ from sdpy.models import (
 from sdpy.pipelines import Components, Control, Execution, Notice, Settings
 from sdpy.pipelines.fitting import Memory, Painting, find_room, fit_memory
 from sdpy.runtime.devices import Placement
-from sdpy.zoo.components import ModelFiles
+from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.variants import SD15
-from support.tiny import tiny_components
+from support.tiny import placed, tiny_components
 
 MIB, GIB = 2**20, 2**30
 SHAPE = (1, 4, 64, 64)
@@ -76,7 +76,7 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
         sparse_weights(folder / f"{name}.safetensors", model, torch.float32)
     sparse_weights(folder / "unet16.safetensors", models["unet"], torch.float16)
     return ModelFiles(
-        **{name: folder / f"{name}.safetensors" for name in models},
+        {name: folder / f"{name}.safetensors" for name in models},
         vocabulary=folder / "none",
     )
 
@@ -131,7 +131,7 @@ def test_a_larger_picture_takes_more(sd15: ModelFiles, streamed: bool) -> None:
 
 
 def test_guidance_takes_twice_the_maps(sd15: ModelFiles) -> None:
-    place = Placement(unet=CUDA)
+    place = placed(unet=CUDA)
     guided, alone = (
         need(sd15, Settings("x", guidance_scale=scale), (1, 4, 128, 128), placement=place).gpu
         for scale in (7.5, 1)
@@ -146,7 +146,7 @@ def test_beginning_with_a_picture_takes_no_less(sd15: ModelFiles) -> None:
 
 
 def test_shorter_numbers_take_half(sd15: ModelFiles) -> None:
-    on_gpu = Placement(CUDA, CUDA, CUDA)
+    on_gpu = placed(CUDA, CUDA, CUDA)
     long = need(sd15, placement=on_gpu)
     short = need(sd15, placement=on_gpu, dtype=torch.float16)
     assert UNET < long.gpu < UNET + GIB
@@ -157,19 +157,20 @@ def test_shorter_numbers_take_half(sd15: ModelFiles) -> None:
 
 
 def test_offloaded_models_stay_in_main_memory(sd15: ModelFiles) -> None:
-    on_gpu = Placement(CUDA, CUDA, CUDA)
+    on_gpu = placed(CUDA, CUDA, CUDA)
     assert need(sd15, placement=on_gpu, offload=True).main >= UNET
     assert need(sd15, placement=on_gpu, offload=True).gpu == need(sd15, placement=on_gpu).gpu
 
 
 def test_each_device_has_its_own_models(sd15: ModelFiles) -> None:
-    both = need(sd15, placement=Placement(unet=CUDA))
+    both = need(sd15, placement=placed(unet=CUDA))
     assert both.gpu > UNET
     assert VAE < both.main < VAE + 2 * GIB
 
 
 def test_controlnets_are_there_beside_the_unet(sd15: ModelFiles) -> None:
-    control = Control(sd15.unet.with_name("control.safetensors"), torch.zeros(1, 3, 512, 512))
+    weights = sd15.weights["unet"].with_name("control.safetensors")
+    control = Control(weights, torch.zeros(1, 3, 512, 512))
     counts = [
         need(sd15, Settings("x", controls=(control,) * n), streamed=streamed).main
         for streamed in (False, True)
@@ -181,7 +182,7 @@ def test_controlnets_are_there_beside_the_unet(sd15: ModelFiles) -> None:
 
 
 def test_a_tiny_autoencoder_takes_less(sd15: ModelFiles) -> None:
-    tiny = replace(sd15, vae=sd15.vae.with_name("tiny.safetensors"))
+    tiny = sd15.with_weights(vae=sd15.weights["vae"].with_name("tiny.safetensors"))
     large = (1, 4, 256, 256)
     assert need(tiny, shape=large, streamed=True).main < need(sd15, shape=large, streamed=True).main
 
@@ -199,7 +200,7 @@ def test_what_cannot_be_mapped_stays(tmp_path: Path, sd15: ModelFiles, tiny_data
     found = {}
     for name in ("unet", "plain"):
         components = tiny_components(tiny_data)
-        components.files = replace(components.files, unet=tmp_path / f"{name}.npz")
+        components.files = components.files.with_weights(unet=tmp_path / f"{name}.npz")
         painting = Painting.of(components, Settings("x"), (1, 4, 16, 16), encodes=False)
         found[name] = painting.models[1].unmapped
     assert found == {"unet": size, "plain": 0}
@@ -282,7 +283,7 @@ def test_what_does_not_help_is_not_done(sd15: ModelFiles, room: dict[str, float]
     execution, _ = fitted(components_of(sd15))
     assert (execution.strips, execution.streamed) == (False, True)
     assert execution.weight_budget == 0
-    tiny = replace(sd15, vae=sd15.vae.with_name("tiny.safetensors"))
+    tiny = sd15.with_weights(vae=sd15.weights["vae"].with_name("tiny.safetensors"))
     room["main"] = 1.2 * GIB
     execution, _ = fitted(components_of(tiny))
     assert (execution.strips, execution.streamed) == (False, True)
@@ -309,7 +310,7 @@ def test_low_takes_as_little_as_it_can(sd15: ModelFiles, room: dict[str, float])
 
 
 def test_a_gpu_has_its_own_memory(sd15: ModelFiles, room: dict[str, float]) -> None:
-    components = components_of(sd15, placement=Placement(CUDA, CUDA, CUDA))
+    components = components_of(sd15, placement=placed(CUDA, CUDA, CUDA))
     room["gpu"] = 2 * GIB
     execution, (told,) = fitted(components)
     assert execution.streamed
@@ -325,7 +326,7 @@ def test_a_gpu_has_its_own_memory(sd15: ModelFiles, room: dict[str, float]) -> N
 def test_slices_of_one_s_own_stay(sd15: ModelFiles, room: dict[str, float]) -> None:
     components = components_of(
         sd15,
-        placement=Placement(CUDA, CUDA, CUDA),
+        placement=placed(CUDA, CUDA, CUDA),
         execution=Execution(memory="low", sliced_attention_size=3),
     )
     assert fitted(components)[0].sliced_attention_size == 3

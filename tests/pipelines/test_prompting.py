@@ -111,7 +111,7 @@ def test_a_unet_that_takes_the_guidance_scale_sees_no_negative_prompt(
 ) -> None:
     unet = randomise(UNet2DConditionModel(replace(TINY.unet, time_cond_proj_dim=12)))
     write_checkpoint(tmp_path / "unet.ot", unet.state_dict())
-    files = replace(tiny_files(tiny_data), unet=tmp_path / "unet.ot")
+    files = tiny_files(tiny_data).with_weights(unet=tmp_path / "unet.ot")
     events, _ = paint(Components(TINY, files), "cat", negative_prompt=LONG)
     assert IDLE in told(events)
     assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}

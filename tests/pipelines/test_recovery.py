@@ -30,7 +30,7 @@ from sdpy.pipelines import (
 from sdpy.pipelines.recovery import Resort, attempt, is_out_of_memory
 from sdpy.runtime.devices import Placement
 from support.compare import relative_error
-from support.tiny import random_picture, tiny_components
+from support.tiny import placed, random_picture, tiny_components
 
 SETTINGS = Settings("x", steps=3)
 ERRORS = [
@@ -144,8 +144,8 @@ def test_a_gpu_s_decoder_is_run_on_the_cpu_at_last(
     """Another number of the CPU stands in for a GPU."""
     plain = Execution(fast_kernels=False)
     expected, _ = paint(tiny_components(tiny_data, execution=plain))
-    placement = Placement(vae=torch.device("cpu", 0))
-    assert placement.vae != Placement().vae
+    placement = placed(vae=torch.device("cpu", 0))
+    assert placement["vae"] != Placement()["vae"]
     decode, count = AutoencoderKL.decode, 0
 
     def short_twice(self: AutoencoderKL, latents: Tensor) -> Tensor:

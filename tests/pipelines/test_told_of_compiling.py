@@ -12,9 +12,9 @@ from sdpy.optimizations.approximate import DeepCache
 from sdpy.pipelines import Notice, Settings, generate
 from sdpy.pipelines.paint import _tell_of_compiling, check
 from sdpy.runtime.devices import Placement
-from support.tiny import tiny_components
+from support.tiny import placed, tiny_components
 
-GPU = Placement(unet=torch.device("cuda"))
+GPU = placed(unet=torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

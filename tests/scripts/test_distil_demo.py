@@ -13,7 +13,7 @@ import train_demo
 from sdpy.models import UNet2DConditionModel
 from sdpy.pipelines import Components, Painted, Settings, generate
 from sdpy.schedulers import DDIMScheduler, make_alphas_cumprod
-from sdpy.zoo.components import find_files
+from sdpy.zoo.files import find_files
 from sdpy.zoo.variants import DEMO
 from support.compare import normal, relative_error
 from train_demo import Vocabulary

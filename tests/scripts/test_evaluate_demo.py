@@ -211,7 +211,8 @@ def test_parts_paint_read_and_report(
 
 
 @pytest.mark.skipif(
-    not (DEMO.bundled / DEMO.files.unet[0]).exists(), reason="this checkout holds no demo model"
+    not (DEMO.bundled / DEMO.files.of("unet")[0]).exists(),
+    reason="this checkout holds no demo model",
 )
 def test_the_cost_is_that_of_a_whole_process(tmp_path: Path, capsys) -> None:
     report = tmp_path / "report.json"

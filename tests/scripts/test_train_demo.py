@@ -116,7 +116,7 @@ def test_export_writes_files_that_the_pipeline_loads(
     from dataclasses import replace
 
     from sdpy.pipelines import Components, Painted, Settings, generate
-    from sdpy.zoo.components import find_files
+    from sdpy.zoo.files import find_files
 
     bundled = replace(DEMO, bundled=tmp_path)
     monkeypatch.setattr(train_demo, "DEMO", bundled)

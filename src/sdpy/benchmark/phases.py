@@ -28,7 +28,7 @@ from sdpy.pipelines.paint import (
 from sdpy.pipelines.vae import decode, encode
 from sdpy.runtime.devices import Placement, seeded_generator
 from sdpy.text.prompts import PromptEmbeddings, encode_prompt
-from sdpy.zoo.recognise import Recognised
+from sdpy.zoo.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Subject:
         timestep_spacing: None for the variant's own.
     """
 
-    model: Recognised
+    model: ModelSource
     width: int
     height: int
     placement: Placement = field(default_factory=Placement)
@@ -55,6 +55,7 @@ class Subject:
         return Components(
             variant=self.model.variant,
             files=self.model.files,
+            checkpoints=self.model.checkpoints,
             placement=self.placement,
             execution=self.execution,
             keep=frozenset(keep),

@@ -94,7 +94,7 @@ def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup
     if device is None:
         devices = [usual.device, str(CPU)]
     else:
-        devices = [str(place(device=device).unet)]
+        devices = [str(place(device=device)["unet"])]
     found: list[Setup] = []
     for name in devices:
         on_cpu = torch.device(name).type == "cpu"

@@ -28,7 +28,7 @@ from sdpy.errors import UsageError
 if TYPE_CHECKING:  # at run time these would import torch
     from sdpy.benchmark.phases import Subject
     from sdpy.benchmark.survey import Event, Measured, Setup, Yardstick
-    from sdpy.zoo.recognise import Recognised
+    from sdpy.zoo.source import ModelSource
 
 
 def bench(
@@ -111,10 +111,11 @@ def _subject(
 
     from sdpy.benchmark.phases import Subject
     from sdpy.benchmark.weights import model_files, write_random_model
-    from sdpy.zoo.recognise import Recognised, find_model
+    from sdpy.zoo.recognise import find_source
+    from sdpy.zoo.source import ModelSource
     from sdpy.zoo.variants import VARIANTS
 
-    def of_size(found: Recognised) -> Subject:
+    def of_size(found: ModelSource) -> Subject:
         side = found.variant.sample_size
         subject = Subject(
             found, side if width is None else width, side if height is None else height
@@ -123,12 +124,13 @@ def _subject(
         return subject
 
     if name not in VARIANTS or VARIANTS[name].bundled is not None:
-        yield of_size(find_model(name, data))
+        yield of_size(find_source(name, data))
         return
+    variant = VARIANTS[name]
     with tempfile.TemporaryDirectory(prefix="sdpy-bench-") as folder:
-        subject = of_size(Recognised(VARIANTS[name], model_files(Path(folder))))
+        subject = of_size(ModelSource(variant, model_files(Path(folder), variant)))
         _tell(f"writing random weights to {folder}", quiet)
-        write_random_model(Path(folder), VARIANTS[name])
+        write_random_model(Path(folder), variant)
         yield subject
 
 

@@ -1,6 +1,7 @@
 """Options that several commands share, each declared once.
 
-A command takes groups of options as dataclasses; `flatten` spreads them out for Typer.
+A command takes groups of options as dataclasses; `flatten` spreads them out for Typer. A field may
+be a mapping, whose keys have an option each.
 """
 
 from __future__ import annotations
@@ -9,18 +10,25 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from sdpy.components import cpu_words, model_components
+
+_SPREAD = "spread"
+"""Key, in a field's metadata, of a function that gives the options of a mapping: by key, the name
+of the parameter and its annotation."""
+
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:
     """A function with the fields of ``command``'s dataclass parameters as its own parameters."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {}
+    spread: dict[str, dict[str, tuple[str, Any]]] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         group = hints[name]
@@ -30,10 +38,16 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
         groups[name] = group
         group_hints = get_type_hints(group, include_extras=True)
         for field in dataclasses.fields(group):
-            parameters.append(_keyword(field.name, group_hints[field.name], field.default))
+            if _SPREAD in field.metadata:
+                spread[field.name] = field.metadata[_SPREAD]()
+                parameters += [_keyword(*one, None) for one in spread[field.name].values()]
+            else:
+                parameters.append(_keyword(field.name, group_hints[field.name], field.default))
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
+        for name, options in spread.items():
+            values[name] = {key: values.pop(parameter) for key, (parameter, _) in options.items()}
         for name, group in groups.items():
             fields = [field.name for field in dataclasses.fields(group)]
             values[name] = group(**{field: values.pop(field) for field in fields})
@@ -50,6 +64,12 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         default = inspect.Parameter.empty
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def either(words: Iterable[str]) -> str:
+    """Words as a choice: "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _finite(value: float | None) -> float | None:
@@ -252,6 +272,22 @@ class ApproximationOptions:
     ] = None
 
 
+def _weights_options() -> dict[str, tuple[str, Any]]:
+    """The options that name the weights of components."""
+    options: dict[str, tuple[str, Any]] = {}
+    for component in model_components():
+        if component.option is not None:
+            option = typer.Option(
+                component.option,
+                show_default=f"{component.data_files[0]} in DATA",
+                help=component.option_help,
+                rich_help_panel=_MODEL,
+            )
+            parameter = component.option.lstrip("-").replace("-", "_")
+            options[component.name] = parameter, Annotated[Path | None, option]
+    return options
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which weights to use."""
@@ -271,28 +307,9 @@ class ModelOptions:
     data: Annotated[Path, typer.Option(help="Folder of the weights.", rich_help_panel=_MODEL)] = (
         Path("data")
     )
-    clip_weights: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="pytorch_model.ot in DATA",
-            help="Text encoder: .ot, .safetensors, .bin, .ckpt, .npz.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-    unet_weights: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="unet.ot in DATA", help="UNet, likewise.", rich_help_panel=_MODEL
-        ),
-    ] = None
-    vae_weights: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="vae.ot in DATA",
-            help="Autoencoder, likewise; TAESD's too.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
+    weights: Mapping[str, Path | None] = dataclasses.field(
+        default_factory=dict, metadata={_SPREAD: _weights_options}
+    )
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -320,7 +337,7 @@ class PlaceOptions:
         list[str] | None,
         typer.Option(
             show_default="none",
-            help="Models to run on the CPU: all, clip, unet or vae. Repeat, or separate by commas.",
+            help=f"Models to run on the CPU: {either(cpu_words())}. Repeat, or separate by commas.",
             rich_help_panel=_PLACE,
         ),
     ] = None

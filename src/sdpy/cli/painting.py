@@ -29,22 +29,19 @@ def find_components(options: CommonOptions, default_model: str) -> Components:
     """The models that the options name. Reads no weights; raises what is wrong with the options."""
     from sdpy.pipelines import Components
     from sdpy.runtime.devices import place
-    from sdpy.zoo.recognise import find_model
+    from sdpy.zoo.recognise import find_source
+    from sdpy.zoo.variants import VOCABULARY
 
-    given = {
-        "text_encoder": options.clip_weights,
-        "unet": options.unet_weights,
-        "vae": options.vae_weights,
-        "vocabulary": options.vocab_file,
-    }
+    given = {**options.weights, VOCABULARY: options.vocab_file}
     placement = place(options.cpu or (), options.device)
     execution = find_execution(options, placement)
     model = default_model if options.model is None else options.model
-    found = find_model(model, options.data, given, options.prediction)
+    found = find_source(model, options.data, given, options.prediction)
     return Components(
         variant=found.variant,
         placement=placement,
         files=found.files,
+        checkpoints=found.checkpoints,
         execution=execution,
         # What is compiled is compiled for these very weights.
         keep=frozenset({"unet", "vae"} if execution.compiled else ()),

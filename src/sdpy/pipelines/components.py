@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,13 +17,14 @@ from sdpy.checkpoints import (
     Checkpoint,
     Lora,
     TextualInversion,
+    Weights,
     check_loras,
     check_weights,
     load_weights,
     lora_changes,
     merge_loras,
-    outline_of,
 )
+from sdpy.components import COMPONENTS, components_with_role
 from sdpy.errors import WeightsError
 from sdpy.models import (
     AutoencoderKL,
@@ -31,22 +32,22 @@ from sdpy.models import (
     AutoencoderTiny,
     AutoencoderTinyConfig,
     CLIPTextModel,
-    ControlNetConfig,
     ControlNetModel,
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
-from sdpy.models.skeleton import skeleton
 from sdpy.pipelines.execution import Execution
 from sdpy.runtime.allocator import give_back_freed_memory
 from sdpy.runtime.devices import CPU, Placement
 from sdpy.runtime.streaming import moved, stream_weights
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.components import ModelFiles
-from sdpy.zoo.configs import COND_PROJ, is_tiny_vae
+from sdpy.zoo.files import ModelFiles
+from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import ModelVariant
 
-Model = TypeVar("Model", bound=nn.Module)
+_LORA_ROLES = ("text_encoder", "unet")
+"""Roles of the components that LoRAs change."""
+
 _Key = tuple[str, Path, torch.device, Execution]
 
 
@@ -64,8 +65,9 @@ class Components:
         execution: how they compute.
         notices: what the user should know about the files, a line each.
         textual_inversions: words that prompts may use beside the vocabulary.
-        keep: fields of `ModelFiles` whose models stay loaded, and "controlnet" for all of these.
+        keep: names of the components that stay loaded.
         loras: merged into the text encoder and the UNet whenever they are loaded, in this order.
+        checkpoints: files that stay open; see `ModelSource`.
     """
 
     variant: ModelVariant
@@ -76,6 +78,7 @@ class Components:
     notices: tuple[str, ...] = ()
     textual_inversions: tuple[TextualInversion, ...] = ()
     loras: tuple[Lora, ...] = ()
+    checkpoints: dict[Path, Checkpoint] = field(default_factory=dict)
     _kept: dict[_Key, nn.Module] = field(default_factory=dict)
 
     def changed(self, **fields: Any) -> Components:
@@ -104,27 +107,19 @@ class Components:
             self.files.vocabulary, vocab_size=self.variant.text_encoder.vocab_size
         )
 
+    @property
+    def source(self) -> ModelSource:
+        """The files of these models."""
+        return ModelSource(self.variant, self.files, checkpoints=self.checkpoints)
+
     @cached_property
     def unet_config(self) -> UNet2DConditionConfig:
-        """Sizes of the UNet in the file: the variant's, but for two that the file itself decides.
-
-        These are the input channels, 9 for inpainting, and the width of the guidance scale's
-        embedding, None where the UNet takes none.
+        """Sizes of the UNet in the file; see `ModelSource.config`.
 
         Raises:
             WeightsError: the file cannot be read.
         """
-        outline = outline_of(self.files.unet, "unet")
-        config = self.variant.unet
-        conv_in = outline.get("conv_in.weight")
-        if conv_in is None or conv_in.ndim != 4:
-            return config  # not a UNet, as loading will say
-        cond_proj = outline.get(COND_PROJ)
-        return replace(
-            config,
-            in_channels=conv_in.shape[1],
-            time_cond_proj_dim=None if cond_proj is None else cond_proj.shape[-1],
-        )
+        return cast(UNet2DConditionConfig, self.source.config("unet"))
 
     @property
     def unet_in_channels(self) -> int:
@@ -142,13 +137,12 @@ class Components:
         Raises:
             WeightsError: the file cannot be read.
         """
-        tiny = is_tiny_vae(outline_of(self.files.vae, "vae"))
-        return self.variant.tiny_vae if tiny else self.variant.vae
+        return cast("AutoencoderKLConfig | AutoencoderTinyConfig", self.source.config("vae"))
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """In what the autoencoder computes."""
-        return self.execution.dtype_on(self.placement.vae)
+        """The dtype in which the autoencoder runs."""
+        return self.execution.dtype_on(self.placement["vae"])
 
     def check(self) -> None:
         """Read the vocabulary and the names and shapes of all weights but ControlNets', no weights.
@@ -157,12 +151,13 @@ class Components:
             WeightsError: a file is broken or of the wrong kind.
         """
         _ = self.tokenizer
-        text_encoder, unet = self._empty_text_encoder(), self._empty_unet()
-        check_weights(text_encoder, self.files.text_encoder)
-        check_weights(unet, self.files.unet)
-        check_weights(self._empty_vae(), self.files.vae)
+        source = self.source
+        models = {name: source.make(name) for name in self.files.weights}
+        for name, model in models.items():
+            check_weights(model, source.checkpoint(name), component=name)
         self._check_latents()
-        check_loras(self.loras, {"text_encoder": text_encoder, "unet": unet})
+        takers = components_with_role(*_LORA_ROLES)
+        check_loras(self.loras, {c.name: models[c.name] for c in takers if c.name in models})
 
     def _check_latents(self) -> None:
         ours, theirs = self.variant.vae, self.vae_config
@@ -171,8 +166,8 @@ class Components:
             theirs.latent_channels,
         ):
             raise WeightsError(
-                f"{self.files.vae} is a tiny autoencoder for other latents than those of "
-                f"{self.variant.name}; leave --vae-weights out"
+                f"{self.files.weights['vae']} is a tiny autoencoder for other latents than those "
+                f"of {self.variant.name}; leave --vae-weights out"
             )
 
     def check_controlnet(self, path: Path) -> None:
@@ -181,51 +176,44 @@ class Components:
         Raises:
             WeightsError: the file is broken or of the wrong kind.
         """
-        check_weights(self._empty_controlnet(path), path)
+        model = self.source.make("controlnet", path)
+        check_weights(model, self.source.checkpoint("controlnet", path), component="controlnet")
 
     @contextmanager
     def text_encoder(self) -> Iterator[CLIPTextModel]:
         """The text encoder, for the duration of the block."""
-        device = self.placement.text_encoder
-        with self._loaded(self._empty_text_encoder, "text_encoder", device) as loaded:
-            yield loaded
+        with self._loaded("text_encoder") as loaded:
+            yield cast(CLIPTextModel, loaded)
 
     @contextmanager
     def unet(self) -> Iterator[UNet2DConditionModel]:
         """The UNet, for the duration of the block."""
-        with self._loaded(self._empty_unet, "unet", self.placement.unet) as loaded:
-            yield loaded
+        with self._loaded("unet") as loaded:
+            yield cast(UNet2DConditionModel, loaded)
 
     @contextmanager
     def controlnet(self, path: Path) -> Iterator[ControlNetModel]:
         """The ControlNet in a file, for the duration of the block, where the UNet is."""
-        make, device = partial(self._empty_controlnet, path), self.placement.unet
-        with self._loaded(make, "controlnet", device, path) as loaded:
-            yield loaded
+        with self._loaded("controlnet", path) as loaded:
+            yield cast(ControlNetModel, loaded)
 
     @contextmanager
     def vae(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
         """The autoencoder, for the duration of the block."""
-        with self._loaded(self._empty_vae, "vae", self.placement.vae) as loaded:
-            yield loaded
+        with self._loaded("vae") as loaded:
+            yield cast("AutoencoderKL | AutoencoderTiny", loaded)
 
     @contextmanager
-    def _loaded(
-        self,
-        make_empty: Callable[[], Model],
-        name: str,
-        device: torch.device,
-        path: Path | None = None,
-    ) -> Iterator[Model]:
-        path = getattr(self.files, name) if path is None else path
+    def _loaded(self, name: str, path: Path | None = None) -> Iterator[nn.Module]:
+        path, device = self.source.path(name, path), self.placement[name]
         execution = self.execution
         offload = execution.offload and not execution.streamed and device.type != "cpu"
         key = (name, path, device, replace(execution, weight_budget=None))
-        file: Checkpoint | None = None
+        file: Weights | None = None
         if key in self._kept:
-            model = cast(Model, self._kept[key])
+            model = self._kept[key]
         else:
-            model = make_empty()
+            model = self.source.make(name, path)
             file = self._load(model.eval(), name, path, device, offload=offload)
         if name in self.keep or offload:
             self._kept[key] = model
@@ -241,18 +229,21 @@ class Components:
 
     def _load(
         self, model: nn.Module, name: str, path: Path, device: torch.device, *, offload: bool
-    ) -> Checkpoint:
+    ) -> Weights:
         """Give a model its weights, or the means to get them when it runs; returns their file."""
         execution = self.execution
         dtype = execution.dtype_on(device)
-        loras = self.loras if name in ("text_encoder", "unet") else ()
+        loras = self.loras if COMPONENTS[name].role in _LORA_ROLES else ()
+        source = self.source.checkpoint(name, path)
         if not execution.streamed:
-            file = load_weights(model, path, dtype=dtype, device=CPU if offload else device)
+            file = load_weights(
+                model, source, component=name, dtype=dtype, device=CPU if offload else device
+            )
             merge_loras(loras, name, model)
             file.forget()  # what was read of it to merge something
             execution.apply_to(model, _networks(model), device, file.forget)
             return file
-        file = load_weights(model, path, dtype=None)
+        file = load_weights(model, source, component=name, dtype=None)
         changes = {
             model.get_parameter(parameter): change
             for parameter, change in lora_changes(loras, name, model).items()
@@ -263,45 +254,9 @@ class Components:
         )
         return file
 
-    def _empty_text_encoder(self) -> CLIPTextModel:
-        with skeleton():
-            return CLIPTextModel(self.variant.text_encoder)
-
-    def _empty_unet(self) -> UNet2DConditionModel:
-        config = self.unet_config  # reads a file, which is not to land on the meta device
-        with skeleton():
-            return UNet2DConditionModel(config)
-
-    def _empty_vae(self) -> AutoencoderKL | AutoencoderTiny:
-        config = self.vae_config
-        with skeleton():
-            if isinstance(config, AutoencoderTinyConfig):
-                return AutoencoderTiny(config)
-            return AutoencoderKL(config)
-
-    def _empty_controlnet(self, path: Path) -> ControlNetModel:
-        vae = self.variant.vae
-        config = ControlNetConfig(
-            unet=replace(self.variant.unet, in_channels=vae.latent_channels),
-            conditioning_embedding_out_channels=_conditioning_widths(path, vae.downsample_factor),
-        )
-        with skeleton():
-            return ControlNetModel(config)
-
 
 def _networks(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that are called as a whole."""
     if isinstance(model, AutoencoderKL | AutoencoderTiny):
         return [model.encoder, model.decoder]
     return [model]
-
-
-def _conditioning_widths(path: Path, downsample_factor: int) -> tuple[int, ...]:
-    """Channels of a ControlNet's embedding of the picture, one entry a halving and one more.
-
-    Where the file lacks one, it is no ControlNet, or one for other latents, as loading will say.
-    """
-    outline = outline_of(path, "controlnet")
-    names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(downsample_factor.bit_length() - 1))]
-    tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
-    return tuple(1 if tensor is None else tensor.shape[0] for tensor in tensors)

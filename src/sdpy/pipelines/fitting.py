@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sdpy.checkpoints import outline_of, read_checkpoint
+from sdpy.checkpoints import outline_of
 from sdpy.errors import ShortageError
 from sdpy.models import AutoencoderTinyConfig
 from sdpy.optimizations.exact.sliced_attention import AUTOMATIC
@@ -110,7 +110,7 @@ class Model:
     """The weights of a model.
 
     Attributes:
-        name: by the fields of `ModelFiles`, or "controlnet".
+        name: of the component.
         device: where it is to run.
         numbers: of its weights.
         unmapped: bytes of its file that cannot be mapped.
@@ -126,15 +126,15 @@ class Model:
     is_loaded: bool
 
     @classmethod
-    def of(cls, components: Components, name: str, path: Path, device: torch.device) -> Model:
+    def of(cls, components: Components, name: str, path: Path) -> Model:
         """The model in a file. Reads its outline."""
-        outline = outline_of(path, name).values()
-        is_mapped = read_checkpoint(path).is_mapped
+        file = components.source.checkpoint(name, path)
+        outline = outline_of(file, name).values()
         return cls(
             name,
-            device,
+            components.placement[name],
             numbers=sum(tensor.numel() for tensor in outline),
-            unmapped=0 if is_mapped else sum(tensor.nbytes for tensor in outline),
+            unmapped=0 if file.is_mapped else sum(tensor.nbytes for tensor in outline),
             is_kept=name in components.keep,
             is_loaded=components.has_loaded(name, path),
         )
@@ -218,7 +218,7 @@ class Painting:
         encodes: bool,
     ) -> Painting:
         """What the settings ask for, of latents of that shape."""
-        variant, files, places = components.variant, components.files, components.placement
+        variant = components.variant
         factor = variant.vae.downsample_factor
         batch = 2 if sees_negative_prompt(components, settings) else 1
         vae = components.vae_config
@@ -226,10 +226,8 @@ class Painting:
             vae.channels if isinstance(vae, AutoencoderTinyConfig) else vae.block_out_channels[0]
         )
         parts = [
-            ("text_encoder", files.text_encoder, places.text_encoder),
-            ("unet", files.unet, places.unet),
-            ("vae", files.vae, places.vae),
-            *(("controlnet", control.weights, places.unet) for control in settings.controls),
+            *components.files.weights.items(),
+            *(("controlnet", control.weights) for control in settings.controls),
         ]
         return cls(
             size=f"{factor * shape[-1]}x{factor * shape[-2]} pixels",

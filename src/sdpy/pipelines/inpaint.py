@@ -64,7 +64,8 @@ def inpaint(
     if components.unet_in_channels == latent_channels:
         if components.variant.unet.in_channels != latent_channels:
             yield Notice(
-                f"{components.files.unet} is not made for inpainting: blending the latents instead"
+                f"{components.files.weights['unet']} is not made for inpainting: blending the "
+                "latents instead"
             )
         encoded = yield from encoding(components, picture)
         begin = _blending(components, encoded, latent_mask, skip)

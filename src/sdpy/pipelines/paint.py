@@ -162,8 +162,8 @@ def check(
     tokenize(components, settings)
     if components.unet_in_channels not in unet_in_channels:
         raise WeightsError(
-            f"{components.files.unet}: a UNet with {components.unet_in_channels} input channels "
-            f"cannot do this, {' or '.join(map(str, unet_in_channels))} are needed; "
+            f"{components.files.weights['unet']}: a UNet with {components.unet_in_channels} "
+            f"input channels cannot do this, {' or '.join(map(str, unet_in_channels))} are needed; "
             "9 are for inpainting alone"
         )
     for approximation in settings.approximations:

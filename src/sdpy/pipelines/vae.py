@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -94,7 +93,9 @@ def _checked(
         result = yield from _fitted(components, work)
         found = fault(result)
     if found is not None:
-        raise PaintingError(f"{found}: {components.files.vae} may be broken; try another")
+        raise PaintingError(
+            f"{found}: {components.files.weights['vae']} may be broken; try another"
+        )
     return result
 
 
@@ -110,11 +111,11 @@ def _fitted(
             return work(vae)
 
     resorts = []
-    if not components.execution.in_strips_on(components.placement.vae):
+    if not components.execution.in_strips_on(components.placement["vae"]):
         in_strips = components.computing(strips=True)
         resorts.append(Resort("running it in strips", partial(ways.append, in_strips)))
-    if components.placement.vae != CPU:
-        placement = replace(components.placement, vae=CPU)
+    if components.placement["vae"] != CPU:
+        placement = components.placement.with_device("vae", CPU)
         on_cpu = components.computing(strips=True).changed(placement=placement)
         resorts.append(Resort("running it on the CPU", partial(ways.append, on_cpu)))
     return (yield from attempt(run, resorts, "the autoencoder"))

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -25,8 +25,9 @@ from sdpy.models import (
 )
 from sdpy.models.taesd import LATENT_MAGNITUDE
 from sdpy.schedulers import NoiseConfig
-from sdpy.zoo.variants import VARIANTS
+from sdpy.zoo.variants import VARIANTS, ModelVariant
 
+C = TypeVar("C")
 Json = Mapping[str, Any]
 Outline = Mapping[str, Tensor]
 """Our names to tensors of the right shapes."""
@@ -73,6 +74,39 @@ def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
     )
 
 
+def unet_inputs(outline: Outline) -> dict[str, Any]:
+    """What a UNet's file itself decides: `VARYING` of the fields of its sizes.
+
+    These are the input channels, 9 for inpainting, and the width of the guidance scale's
+    embedding, None where the UNet takes none. Empty where these are no weights of a UNet.
+    """
+    conv_in = outline.get("conv_in.weight")
+    if conv_in is None or conv_in.ndim != 4:
+        return {}
+    cond_proj = outline.get(COND_PROJ)
+    return {
+        "in_channels": conv_in.shape[1],
+        "time_cond_proj_dim": None if cond_proj is None else cond_proj.shape[-1],
+    }
+
+
+def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConfig:
+    """The sizes of a ControlNet that goes with a variant's UNet.
+
+    Only the channels of its embedding of the image are its own: one entry a halving and one more.
+    Where the file lacks one, it is no ControlNet, or one for other latents, as loading will say.
+    """
+    halvings = variant.vae.downsample_factor.bit_length() - 1
+    names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
+    tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
+    return ControlNetConfig(
+        unet=replace(variant.unet, in_channels=variant.vae.latent_channels),
+        conditioning_embedding_out_channels=tuple(
+            1 if tensor is None else tensor.shape[0] for tensor in tensors
+        ),
+    )
+
+
 def is_tiny_vae(outline: Outline) -> bool:
     """Whether these are the names of a tiny autoencoder."""
     return "decoder.layers.0.weight" in outline
@@ -112,9 +146,9 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
             norm_num_groups=config.get("norm_num_groups", 32),
         )
     unseen = {"attention_heads", "norm_num_groups"}
-    for variant in VARIANTS.values():
-        if _agree(variant.unet, found, unseen | VARYING):
-            return replace(variant.unet, **{name: getattr(found, name) for name in VARYING})
+    for known in _known_configs(UNet2DConditionConfig):
+        if _agree(known, found, unseen | VARYING):
+            return replace(known, **{name: getattr(found, name) for name in VARYING})
     return found
 
 
@@ -138,9 +172,9 @@ def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
             norm_num_groups=config.get("norm_num_groups", 32),
             scaling_factor=config.get("scaling_factor", found.scaling_factor),
         )
-    for variant in VARIANTS.values():
-        if _agree(variant.vae, found, {"norm_num_groups", "scaling_factor"}):
-            return variant.vae
+    for known in _known_configs(AutoencoderKLConfig):
+        if _agree(known, found, {"norm_num_groups", "scaling_factor"}):
+            return known
     return found
 
 
@@ -164,9 +198,9 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
             num_attention_heads=config.get("num_attention_heads", found.num_attention_heads),
             hidden_act=config.get("hidden_act", found.hidden_act),
         )
-    for variant in VARIANTS.values():
-        if _agree(variant.text_encoder, found, {"num_attention_heads", "hidden_act"}):
-            return variant.text_encoder
+    for known in _known_configs(CLIPTextConfig):
+        if _agree(known, found, {"num_attention_heads", "hidden_act"}):
+            return known
     return found
 
 
@@ -174,8 +208,13 @@ def is_known(config: object) -> bool:
     """Whether a model's sizes are those of some variant, but for what varies within one."""
     if isinstance(config, ControlNetConfig):
         config = config.unet
-    known = [c for v in VARIANTS.values() for c in (v.unet, v.vae, v.tiny_vae, v.text_encoder)]
-    return any(type(one) is type(config) and _agree(one, config, VARYING) for one in known)
+    return any(_agree(known, config, VARYING) for known in _known_configs(type(config)))
+
+
+def _known_configs(kind: type[C]) -> list[C]:
+    """The sizes of that class that variants have."""
+    known = [c for v in VARIANTS.values() for c in (*v.configs.values(), v.tiny_vae)]
+    return [config for config in known if type(config) is kind]
 
 
 GUESSED = (
@@ -280,7 +319,7 @@ def _block(direction: str, attends: bool) -> str:
 
 
 def vae_json(config: AutoencoderKLConfig, sample_size: int) -> dict[str, Any]:
-    """``vae/config.json``; ``sample_size`` is the side of the pictures."""
+    """``vae/config.json``; ``sample_size`` is the side of the images."""
     levels = len(config.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -355,14 +394,14 @@ def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
 
 
 def model_index_json(
-    components: Iterable[str], *, has_tokenizer: bool, tiny_vae: bool = False
+    classes: Mapping[str, tuple[str, str]], *, has_tokenizer: bool
 ) -> dict[str, Any]:
-    """``model_index.json`` of a pipeline with these components."""
-    classes = {
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderTiny" if tiny_vae else "AutoencoderKL"],
-    }
+    """``model_index.json`` of a pipeline.
+
+    Args:
+        classes: library and class of its components, by name.
+        has_tokenizer: whether there is one.
+    """
     return {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -371,5 +410,5 @@ def model_index_json(
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "tokenizer": ["transformers", "CLIPTokenizer"] if has_tokenizer else [None, None],
-        **{name: classes[name] for name in components if name in classes},
+        **{name: list(named) for name, named in classes.items()},
     }

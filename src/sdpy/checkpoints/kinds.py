@@ -27,7 +27,7 @@ _TEXT_WIDTHS: dict[int, str] = {
 }
 
 
-def describe(shapes: Mapping[str, Sequence[int]]) -> str | None:
+def guess_kind(shapes: Mapping[str, Sequence[int]]) -> str | None:
     """What weights of these names and shapes look like, as "a VAE", or None.
 
     Knows the component, and of a UNet its input channels and, by its context width, its family.
@@ -37,10 +37,10 @@ def describe(shapes: Mapping[str, Sequence[int]]) -> str | None:
     for fragment, meaning in _TELLTALES:
         if any(fragment in name for name in shapes):
             return meaning
-    return _describe_unet(shapes) or _describe_text_encoder(shapes) or _describe_vae(shapes)
+    return _guess_unet(shapes) or _guess_text_encoder(shapes) or _guess_vae(shapes)
 
 
-def _describe_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:
+def _guess_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:
     if "time_embedding.linear_1.weight" not in shapes or "conv_in.weight" not in shapes:
         return None
     conv_in = shapes["conv_in.weight"]
@@ -55,7 +55,7 @@ def _describe_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:
     return "a UNet" + channels
 
 
-def _describe_text_encoder(shapes: Mapping[str, Sequence[int]]) -> str | None:
+def _guess_text_encoder(shapes: Mapping[str, Sequence[int]]) -> str | None:
     for name, shape in shapes.items():
         if name.endswith("embeddings.token_embedding.weight") and len(shape) == 2:
             like = f", {_TEXT_WIDTHS[shape[1]]}" if shape[1] in _TEXT_WIDTHS else ""
@@ -63,7 +63,7 @@ def _describe_text_encoder(shapes: Mapping[str, Sequence[int]]) -> str | None:
     return None
 
 
-def _describe_vae(shapes: Mapping[str, Sequence[int]]) -> str | None:
+def _guess_vae(shapes: Mapping[str, Sequence[int]]) -> str | None:
     halves = [half for half in ("encoder", "decoder") if f"{half}.conv_in.weight" in shapes]
     if len(halves) == 2:
         return "a VAE"

@@ -1,24 +1,32 @@
-"""The components of a model, and where their files are."""
+"""The files of a model, and where they are."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sdpy.components import COMPONENTS
 from sdpy.errors import WeightsError
-from sdpy.zoo.variants import ModelVariant
+from sdpy.zoo.variants import VOCABULARY, ModelVariant
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one set of models."""
+    """The files of a model.
 
-    text_encoder: Path
-    unet: Path
-    vae: Path
+    Attributes:
+        weights: by component.
+        vocabulary: CLIP's byte-pair merges.
+    """
+
+    weights: Mapping[str, Path] = field(hash=False)
     vocabulary: Path
+
+    def with_weights(self, **weights: Path) -> ModelFiles:
+        """The same files but for the weights of these components."""
+        return replace(self, weights={**self.weights, **weights})
 
 
 def find_files(
@@ -29,7 +37,7 @@ def find_files(
     Args:
         variant: gives the names that are looked for.
         folder: the data folder; a bundled variant has its own.
-        given: files named by the user, by the fields of `ModelFiles`; None where none is.
+        given: files named by the user, by component and `VOCABULARY`; None where none is.
 
     Raises:
         WeightsError: files are missing; says which, where, and what to do.
@@ -37,18 +45,19 @@ def find_files(
     folder = folder if variant.bundled is None else variant.bundled
     found: dict[str, Path] = {}
     missing: list[str] = []
-    for name, candidates in vars(variant.files).items():
+    for name, candidates in variant.files.all.items():
         chosen = None if given is None else given.get(name)
         paths = [folder / candidate for candidate in candidates] if chosen is None else [chosen]
         existing = [path for path in paths if os.path.exists(path)]  # False also for a bad name
         if existing:
             found[name] = existing[0]
-        else:
+        elif chosen is not None or name == VOCABULARY or COMPONENTS[name].is_required:
             missing.append(str(paths[0]))
     if missing:
         raise WeightsError(
             f"no weights for {variant.name}: looked for {', '.join(missing)}; `sdpy download "
             f"{variant.name}` fetches them (see data/README.md), --data names another folder, "
-            "--model demo paints without them"
+            "--model demo needs none of them"
         )
-    return ModelFiles(**found)
+    vocabulary = found.pop(VOCABULARY)
+    return ModelFiles(found, vocabulary)
