@@ -77,8 +77,8 @@ _TELLTALES: tuple[tuple[bytes, str], ...] = (
     (b"\x80", "is a Python pickle, but none of torch.save's; fetch the weights as .safetensors"),
     (b"\x1f\x8b", "is gzip-compressed; decompress it first"),
     (b"\x89hdf", "is an HDF5 file (Keras?); convert it to .safetensors"),
-    (b"\x89png", "is a picture, not weights"),
-    (b"\xff\xd8\xff", "is a picture, not weights"),
+    (b"\x89png", "is an image, not weights"),
+    (b"\xff\xd8\xff", "is an image, not weights"),
     (b"\x93numpy", "is a single NumPy array (.npy), not a set of named weights"),
 )
 

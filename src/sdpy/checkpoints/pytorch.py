@@ -8,7 +8,7 @@ Two layouts, told by their first bytes:
   object, the storages' keys), then each storage's length and numbers; read only.
 
 The pickled object is a dict from names to tensors, or has one under ``state_dict``, as the
-checkpoints of training programs do, among many things that are of no use for painting.
+checkpoints of training programs do, among many things that are of no use for generating images.
 """
 
 from __future__ import annotations

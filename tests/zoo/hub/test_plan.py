@@ -48,7 +48,7 @@ def test_sd15_lands_where_its_variant_looks(hub: LoopbackHub) -> None:
 
     for name in ("sd15", "sd15-inpaint"):
         found = set(targets(plan(hub, name)))
-        for candidates in vars(find_variant(name).files).values():
+        for candidates in find_variant(name).files.all.values():
             assert found & set(candidates), (name, candidates)
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from sdpy.components import model_components, required_components, unknown_components
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import (
     INSPECT,
@@ -22,21 +23,11 @@ from sdpy.zoo.hub.client import Hub, Listing, RemoteFile
 _VARIANTS = {"fp32": "", "fp16": ".fp16"}
 DTYPES = tuple(_VARIANTS)
 
-# Folders of a Stable Diffusion repository, and the name of the weights in each, without suffix:
-# the one that .safetensors files have, and the one that pickles have.
-_WEIGHTS = {
-    "text_encoder": ("model", "pytorch_model"),
-    "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-}
 _SETTINGS = (
     "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
-    "unet/config.json",
-    "vae/config.json",
 )
 _MERGES = "tokenizer/merges.txt"
 _INDEX = "model_index.json"
@@ -44,9 +35,6 @@ _LORA = "pytorch_lora_weights.safetensors"
 
 # A part of weights that are cut into several files lies beside the index that names it.
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-# Parts that no Stable Diffusion 1.x or 2.x has.
-_FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "decoder", "movq")
 
 _USAGES = {
     "ControlNetModel": USE_CONTROLNET,
@@ -190,8 +178,9 @@ def _choose_folder(choice: _Choice, listing: Listing) -> tuple[str, str]:
 def _choose_pipeline(choice: _Choice, listing: Listing) -> None:
     index = choice.hub.read_json(listing.files[_INDEX])
     parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
-    missing = [name for name in (*_WEIGHTS, "tokenizer") if name not in parts]
-    foreign = [name for name in _FOREIGN if name in parts]
+    needed = [component.name for component in required_components()]
+    missing = [name for name in (*needed, "tokenizer") if name not in parts]
+    foreign = [name for name in unknown_components() if name in parts]
     if missing or foreign:
         reason = f"it has a {foreign[0]}" if foreign else f"it has no {missing[0]}"
         raise UsageError(
@@ -200,14 +189,16 @@ def _choose_pipeline(choice: _Choice, listing: Listing) -> None:
         )
     choice.add(_INDEX, listing.files[_INDEX])
     choice.add(_MERGES, _need(listing, _MERGES))
-    for path in _SETTINGS:
+    chosen = [component for component in model_components() if component.name in parts]
+    for path in (*_SETTINGS, *(f"{component.name}/config.json" for component in chosen)):
         if path in listing.files:
             choice.add(path, listing.files[path])
-    for part, (stem, pickle_stem) in _WEIGHTS.items():
-        if _choose_weights(choice, listing, f"{part}/{stem}", f"{part}/{stem}") is not None:
+    for component in chosen:
+        stem, pickle_stem = (f"{component.name}/{stem}" for stem in component.folder_stems)
+        if _choose_weights(choice, listing, stem, stem) is not None:
             continue
-        if _choose_pickle(choice, listing, f"{part}/{pickle_stem}") is None:
-            raise _no_weights(listing, f"{part}/{stem}")
+        if _choose_pickle(choice, listing, pickle_stem) is None:
+            raise _no_weights(listing, stem)
 
 
 def _choose_weights(choice: _Choice, listing: Listing, stem: str, name: str) -> str | None:
