@@ -218,7 +218,7 @@ def test_the_cost_is_that_of_a_whole_process(tmp_path: Path, capsys) -> None:
     report = tmp_path / "report.json"
     ev.main(["cost", "--run", str(tmp_path), "--json", str(report)])
     cost = json.loads(report.read_text())["cost"]
-    files = list(vars(DEMO.files).values())
+    files = list(DEMO.files.all.values())
     assert cost["megabytes"] == sum((DEMO.bundled / f).stat().st_size for (f,) in files) / 1e6
     assert cost["seconds"] > 0.5  # Python and torch alone take that long to start
     assert f"{cost['megabytes']:.1f} MB" in capsys.readouterr().out
