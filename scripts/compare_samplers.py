@@ -567,13 +567,14 @@ def measured_by(options: argparse.Namespace) -> Results:
     file.parent.mkdir(parents=True, exist_ok=True)
     reader_file = options.reader or file.parent / ev.READER_FILE
     components = open_components(options.files, options.device)
+    files = components.files
     reader = find_reader(reader_file, options.renders)
     setup = Setup(
         options.prompts,
         options.solved,
         tuple(sorted(options.evaluations)),
         tuple(sorted(options.read_at)),
-        digest([*vars(components.files).values(), reader_file]),
+        digest([*files.weights.values(), files.vocabulary, reader_file]),
     )
     return measure(Bench(components, reader, setup), file, options.samplers)
 

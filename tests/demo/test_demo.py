@@ -46,7 +46,7 @@ def test_all_files_are_there_and_small(components: Components) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_weights_fit_and_are_trained_numbers(components: Components, name: str) -> None:
     components.check()
-    checkpoint = read_checkpoint(getattr(components.files, name))
+    checkpoint = read_checkpoint(components.files.weights[name])
     assert checkpoint.format == "ot"
     for key, tensor in checkpoint.tensors.items():
         assert tensor.dtype == torch.float16, key
