@@ -473,7 +473,7 @@ def latents(options: Options) -> None:
 @torch.no_grad()
 def fold_normalisation(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """Make ``vae`` give and take ``(latents - mean) / std``; both (latent_channels,)."""
-    mean, std = mean.to(vae.quant_conv.weight.device), std.to(vae.quant_conv.weight.device)
+    mean, std = mean.to(vae.device), std.to(vae.device)
     n = len(mean)
     vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
     vae.post_quant_conv.weight *= std[None, :, None, None]

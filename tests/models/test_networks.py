@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    ControlNetConfig,
+    ControlNetModel,
     DiagonalGaussian,
     UNet2DConditionConfig,
     UNet2DConditionModel,
@@ -101,6 +105,22 @@ def test_results_have_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
     assert vae.decode(latents).dtype == vae.encode(normal(1, 3, 8, 8).to(dtype)).std.dtype == dtype
     text_encoder = seeded(CLIPTextModel, CLIP).to(dtype)
     assert text_encoder(torch.arange(5)[None]).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_models_tell_their_device_and_dtype(dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        models = [
+            CLIPTextModel(CLIP),
+            UNet2DConditionModel(UNET),
+            ControlNetModel(ControlNetConfig(UNET)),
+            AutoencoderKL(VAE),
+            AutoencoderTiny(AutoencoderTinyConfig()),
+        ]
+    for model in models:
+        assert (model.device.type, model.dtype) == ("meta", torch.float32)
+        assert model.to(dtype).dtype == dtype
+        assert model.to_empty(device="cpu").device == torch.device("cpu")
 
 
 def test_arguments_and_weights_are_left_alone() -> None:

@@ -46,7 +46,7 @@ def components(tiny_data: Path) -> Components:
 class GaussianNetwork:
     """Predicts the velocity for data of independent normal numbers of deviation ``spread``."""
 
-    conv_in = SimpleNamespace(weight=torch.zeros(1))
+    device, dtype = torch.device("cpu"), torch.float32
     config = SimpleNamespace(time_cond_proj_dim=None)
     sigmas = np.sqrt(1 / make_alphas_cumprod(TINY_V.noise).clamp(min=2.0**-24).numpy() - 1)
 

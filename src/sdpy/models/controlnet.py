@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.models.base import ModelMixin
 from sdpy.models.embeddings import timestep_embedding
 from sdpy.models.unet import (
     UNet2DConditionConfig,
@@ -59,7 +60,7 @@ class ControlNetConditioningEmbedding(nn.Module):
         return self.conv_out(x)
 
 
-class ControlNetModel(nn.Module):
+class ControlNetModel(ModelMixin):
     """The steering network.
 
     Raises:
@@ -113,4 +114,4 @@ class ControlNetModel(nn.Module):
     def embed_time(self, timesteps: Tensor) -> Tensor:
         """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
         sinusoids = timestep_embedding(timesteps, self.config.unet.block_out_channels[0])
-        return self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
+        return self.time_embedding(sinusoids.to(self.dtype))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdpy.models.base import ModelMixin
 from sdpy.models.vae import DiagonalGaussian
 
 # Latents are squeezed softly into this range before they are decoded.
@@ -104,7 +105,7 @@ class DecoderTiny(nn.Module):
         return self.layers(x) * 2 - 1
 
 
-class AutoencoderTiny(nn.Module):
+class AutoencoderTiny(ModelMixin):
     """Encoder and decoder; they are used as those of `AutoencoderKL` are.
 
     Its latents are already scaled to unit variance, as ``config.scaling_factor`` of 1 says.

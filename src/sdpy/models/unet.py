@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.models.base import ModelMixin
 from sdpy.models.embeddings import TimestepEmbedding, timestep_embedding
 from sdpy.models.unet_blocks import DownBlock2D, LevelConfig, MidBlock2D, UpBlock2D
 
@@ -53,7 +54,7 @@ class UNet2DConditionConfig:
         return 4 * self.block_out_channels[0]
 
 
-class UNet2DConditionModel(nn.Module):
+class UNet2DConditionModel(ModelMixin):
     """The denoising network.
 
     Raises:
@@ -130,9 +131,8 @@ class UNet2DConditionModel(nn.Module):
     def embed_time(self, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
         """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
         sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
-        weight = self.conv_in.weight
-        condition = None if condition is None else condition.to(weight.dtype)
-        return self.time_embedding(sinusoids.to(weight.dtype), condition)
+        condition = None if condition is None else condition.to(self.dtype)
+        return self.time_embedding(sinusoids.to(self.dtype), condition)
 
 
 # The half that a ControlNet copies

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpy.models.attention import AttentionFunction
+from sdpy.models.base import ModelMixin
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 GROUP_NORM_EPS = 1e-6
@@ -222,7 +223,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(ModelMixin):
     """Encoder and decoder, with the 1x1 convolutions on either side of the latents.
 
     Latents here are as the networks give and take them; multiply by ``config.scaling_factor``

@@ -95,7 +95,7 @@ def load_controls(
         loaded = []
         for control in controls:
             model = stack.enter_context(components.controlnet(control.weights))
-            picture = control.picture.to(model.conv_in.weight)
+            picture = control.picture.to(model.device, model.dtype)
             loaded.append(LoadedControl(control, model, picture))
         yield loaded
 

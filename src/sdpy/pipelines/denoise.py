@@ -86,21 +86,21 @@ def denoise(
         ShortageError: there is not enough memory.
         PaintingError: the latents are not finite any more.
     """
-    weight = unet.conv_in.weight
-    latents = walk.latents.to(weight.device)
+    device, dtype = unet.device, unet.dtype
+    latents = walk.latents.to(device)
     timestep_cond = None
     if unet.config.time_cond_proj_dim is not None:
         timestep_cond = guidance_scale_embedding(guidance_scale, unet.config.time_cond_proj_dim)
-        timestep_cond = timestep_cond.to(weight)
+        timestep_cond = timestep_cond.to(device, dtype)
         guidance_scale = 1.0
-    both_prompts = guidance_context(embeddings, guidance_scale).to(weight)
+    both_prompts = guidance_context(embeddings, guidance_scale).to(device, dtype)
     prompt_alone = both_prompts[-1:]
-    conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
+    conditioning = None if walk.conditioning is None else walk.conditioning.to(device, dtype)
     timesteps = scheduler.timesteps
 
     @torch.inference_mode()
     def predict(i: int, sample: Tensor, context: Tensor) -> Tensor:
-        t = timesteps[i].to(weight.device)
+        t = timesteps[i].to(device)
         noisy = sample.expand(len(context), -1, -1, -1)
         down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
         if conditioning is not None:
@@ -119,7 +119,7 @@ def denoise(
         guided = within(*guidance_interval, i, len(timesteps))
         context = both_prompts if guided else prompt_alone
         with torch.inference_mode():
-            sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
+            sample = scheduler.scale_model_input(latents, timestep).to(dtype)
         work = attempt(partial(predict, i, sample, context), left, "the UNet")
         notices: list[Notice] = []
         prediction = finish(work, notices.append)
@@ -130,7 +130,7 @@ def denoise(
                 upcoming = timesteps[i + 1] if i + 1 < len(timesteps) else None
                 latents = walk.after_step(latents, upcoming)
             if not latents.isfinite().all():
-                instead = "--dtype fp32" if weight.dtype != torch.float32 else "other weights"
+                instead = "--dtype fp32" if dtype != torch.float32 else "other weights"
                 raise PaintingError(
                     f"step {i + 1} of {len(timesteps)} gave latents that are not finite: try "
                     f"another --scheduler, a lower --guidance-scale, or {instead}"

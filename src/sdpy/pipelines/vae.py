@@ -44,7 +44,7 @@ def encoding(components: Components, picture: Tensor) -> Generator[Notice, None,
     """
 
     def work(vae: Autoencoder) -> DiagonalGaussian:
-        encoded = vae.encode(picture.to(next(vae.parameters())))
+        encoded = vae.encode(picture.to(vae.device, vae.dtype))
         return DiagonalGaussian(encoded.mean.float().cpu(), encoded.std.float().cpu())
 
     def fault(encoded: DiagonalGaussian) -> str | None:
@@ -64,7 +64,7 @@ def decoding(components: Components, latents: Tensor) -> Generator[Notice, None,
 
     def work(vae: Autoencoder) -> Tensor:
         scaled = latents / vae.config.scaling_factor
-        return vae.decode(scaled.to(next(vae.parameters()))).float().cpu()
+        return vae.decode(scaled.to(vae.device, vae.dtype)).float().cpu()
 
     return (yield from _checked(components, work, _fault_of_picture))
 

@@ -175,7 +175,7 @@ def encode_prompt(
     count = max(len(prompt.chunks), len(negative.chunks))
     chunks = [*_lengthened(prompt, count), *_lengthened(negative, count)]
     framed = [frame(chunk, tokenizer, pad_id, prompt.room) for chunk in chunks]
-    device = text_encoder.text_model.final_layer_norm.weight.device
+    device = text_encoder.device
     input_ids = torch.tensor([ids for ids, _ in framed], device=device)
     weights = torch.tensor([weights for _, weights in framed], device=device)
     added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
