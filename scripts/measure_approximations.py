@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ import evaluate_demo as ev
 from distil_demo import CONSISTENCY_FILE, TINY_VAE_FILE
 from sdpy import pipelines
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from sdpy.optimizations.approximate import Approximation, DeepCache, TokenMerging, approximate
+from sdpy.optimizations.approximate import Approximation, DeepCache, TokenMerging, UNet, approximate
 from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
 from sdpy.optimizations.exact.strips import compute_in_strips
 from sdpy.pipelines import Components, Settings
@@ -184,7 +185,7 @@ def measure_full_size(rounds: int, log: Callable[[str], None]) -> str:
     context = torch.randn(2, 77, SD15.unet.cross_attention_dim)
     prompt_alone = context[1:]
 
-    def evaluate(context: Tensor = context) -> None:
+    def evaluate(unet: UNet = unet, context: Tensor = context) -> None:
         unet(latents.expand(len(context), -1, -1, -1), torch.tensor(500), context)
 
     seconds: dict[str, list[float]] = collections.defaultdict(list)
@@ -195,13 +196,13 @@ def measure_full_size(rounds: int, log: Callable[[str], None]) -> str:
         seconds[name].append(time.perf_counter() - started)
 
     def measure_all() -> None:
-        with approximate(unet, [DeepCache(sys.maxsize)], seed=0):
-            measure("whole", evaluate)
-            measure("reused", evaluate)
+        with approximate(unet, [DeepCache(sys.maxsize)], seeds=(0,)) as called:
+            measure("whole", partial(evaluate, called))
+            measure("reused", partial(evaluate, called))
         for ratio in MERGING_RATIOS:
-            with approximate(unet, [TokenMerging(ratio)], seed=0):
-                measure(f"merging {ratio:g}", evaluate)
-        measure("unguided", lambda: evaluate(prompt_alone))
+            with approximate(unet, [TokenMerging(ratio)], seeds=(0,)) as called:
+                measure(f"merging {ratio:g}", partial(evaluate, called))
+        measure("unguided", partial(evaluate, context=prompt_alone))
         measure("decoder", lambda: decoder(latents))
         measure("tiny decoder", lambda: tiny_decoder(latents))
 

@@ -95,7 +95,13 @@ def test_the_steered_unet(name: str) -> None:
     our_unet, their_unet = unet_pair(config.unet)
     sample, timestep, context, picture = inputs(config)
     down, mid = ours(sample, timestep, context, picture)
-    steered = our_unet(sample, timestep, context, down_residuals=down, mid_residual=mid)
+    steered = our_unet(
+        sample,
+        timestep,
+        context,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+    )
     expected = their_unet(
         sample,
         timestep,

@@ -116,7 +116,9 @@ def test_controlnet_and_the_unet_that_it_steers() -> None:
     expected = theirs(*inputs, picture)
     for a, b in zip((*down, mid), (*expected[0], expected[1]), strict=True):
         assert relative_error(a, b) <= MODEL_TOLERANCE
-    steered = our_unet(*inputs, down_residuals=down, mid_residual=mid)
+    steered = our_unet(
+        *inputs, down_block_additional_residuals=down, mid_block_additional_residual=mid
+    )
     expected = their_unet(
         *inputs, down_block_additional_residuals=expected[0], mid_block_additional_residual=mid
     ).sample

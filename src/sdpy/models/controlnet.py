@@ -1,4 +1,4 @@
-"""ControlNet: a copy of the UNet's way down that looks at a picture and steers the UNet by it.
+"""ControlNet: a copy of the UNet's way down that looks at an image and steers the UNet by it.
 
 Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al., 2023); names
 of parameters as in diffusers' ``ControlNetModel``.
@@ -27,8 +27,8 @@ class ControlNetConfig:
     """Sizes of a ControlNet. The defaults are those for Stable Diffusion 1.x.
 
     ``unet`` is the UNet's that it steers, as an ordinary one takes 4 channels: the mask and the
-    masked picture of inpainting are not shown to a ControlNet.
-    ``conditioning_embedding_out_channels`` has one entry a resolution, from the picture's down to
+    masked image of inpainting are not shown to a ControlNet.
+    ``conditioning_embedding_out_channels`` has one entry a resolution, from the image's down to
     the latents'.
     """
 
@@ -38,7 +38,7 @@ class ControlNetConfig:
 
 
 class ControlNetConditioningEmbedding(nn.Module):
-    """From the picture to a feature map of the latents' resolution, by convolutions."""
+    """From the image to a feature map of the latents' resolution, by convolutions."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class ControlNetConditioningEmbedding(nn.Module):
         out_channels = config.unet.block_out_channels[0]
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """(B, conditioning_channels, f H, f W) -> (B, C, H, W), f doubled at each resolution."""
-        x = F.silu(self.conv_in(picture))
+        x = F.silu(self.conv_in(image))
         for block in self.blocks:
             x = F.silu(block(x))
         return self.conv_out(x)
@@ -83,7 +83,11 @@ class ControlNetModel(ModelMixin):
         self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, picture: Tensor
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
     ) -> tuple[list[Tensor], Tensor]:
         """What is to be added to the UNet's skips and to its middle, in the weights' dtype.
 
@@ -91,20 +95,19 @@ class ControlNetModel(ModelMixin):
             sample: (B, in_channels, H, W) noisy latents, as the UNet sees them.
             timestep: (B,) or a scalar tensor, in steps of the training schedule.
             encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
-            picture: (B or 1, conditioning_channels, f H, f W) in [0, 1]: edges, depth, a pose, ...
+            controlnet_cond: (B or 1, conditioning_channels, f H, f W) in [0, 1], the image that
+                steers: edges, depth, a pose, ...
 
         Returns:
-            ``down_residuals`` and ``mid_residual`` of `UNet2DConditionModel.forward`.
+            ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of
+            `UNet2DConditionModel.forward`.
         """
         context = encoder_hidden_states
-        time_emb = self.embed_time(timestep.expand(sample.shape[0]))
+        emb = self.embed_time(timestep.expand(sample.shape[0]))
 
-        x = self.conv_in(sample) + self.controlnet_cond_embedding(picture)
-        skips = [x]
-        for down_block in self.down_blocks:
-            x, level_skips = down_block(x, time_emb, context)
-            skips += level_skips
-        x = self.mid_block(x, time_emb, context)
+        x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
+        skips = self.down_blocks(x, emb, context)
+        x = self.mid_block(skips[-1], emb, context)
         down_residuals = [
             convolution(skip)
             for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)

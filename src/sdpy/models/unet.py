@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from sdpy.models.base import ModelMixin
 from sdpy.models.embeddings import TimestepEmbedding, timestep_embedding
-from sdpy.models.unet_blocks import DownBlock2D, LevelConfig, MidBlock2D, UpBlock2D
+from sdpy.models.unet_blocks import (
+    DownBlock2D,
+    DownBlocks,
+    LevelConfig,
+    MidBlock2D,
+    UpBlock2D,
+    UpBlocks,
+)
 
 
 @dataclass(frozen=True)
@@ -65,25 +72,11 @@ class UNet2DConditionModel(ModelMixin):
         super().__init__()
         self.config = config
         channels = config.block_out_channels
-        last = len(channels) - 1
-
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = make_time_embedding(config)
         self.down_blocks = make_down_blocks(config)
         self.mid_block = make_mid_block(config)
-
-        self.up_blocks = nn.ModuleList()
-        unused_skips = skip_channels(config)
-        for i in reversed(range(len(channels))):
-            self.up_blocks.append(
-                UpBlock2D(
-                    _level(config, i),
-                    in_channels=channels[min(i + 1, last)],
-                    skip_channels=[unused_skips.pop() for _ in range(config.layers_per_block + 1)],
-                    upsample=i > 0,
-                )
-            )
-
+        self.up_blocks = make_up_blocks(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
@@ -94,8 +87,8 @@ class UNet2DConditionModel(ModelMixin):
         encoder_hidden_states: Tensor,
         *,
         timestep_cond: Tensor | None = None,
-        down_residuals: Sequence[Tensor] | None = None,
-        mid_residual: Tensor | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
     ) -> Tensor:
         """Predict the noise, or what else the weights were trained to predict.
 
@@ -105,27 +98,27 @@ class UNet2DConditionModel(ModelMixin):
             encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
             timestep_cond: (B, time_cond_proj_dim) `guidance_scale_embedding`, only for UNets that
                 have such a width.
-            down_residuals: what ControlNets add to the skips, one tensor of each skip's shape.
-            mid_residual: what they add to the middle's result.
+            down_block_additional_residuals: what ControlNets add to the skips, one tensor of each
+                skip's shape.
+            mid_block_additional_residual: what they add to the middle's result.
 
         Returns:
             (B, out_channels, H, W), in the dtype of the weights.
         """
         context = encoder_hidden_states
-        time_emb = self.embed_time(timestep.expand(sample.shape[0]), timestep_cond)
+        emb = self.embed_time(timestep.expand(sample.shape[0]), timestep_cond)
 
-        x = self.conv_in(sample)
-        skips = [x]
-        for down_block in self.down_blocks:
-            x, level_skips = down_block(x, time_emb, context)
-            skips += level_skips
-        x = self.mid_block(x, time_emb, context)
-        if down_residuals is not None:
-            skips = [skip + r for skip, r in zip(skips, down_residuals, strict=True)]
-        if mid_residual is not None:
-            x = x + mid_residual
-        for up_block in self.up_blocks:
-            x = up_block(x, skips, time_emb, context)
+        skips = self.down_blocks(self.conv_in(sample), emb, context)
+        x = self.mid_block(skips[-1], emb, context)
+        if down_block_additional_residuals is not None:
+            skips = add_residuals(skips, down_block_additional_residuals)
+        if mid_block_additional_residual is not None:
+            x = x + mid_block_additional_residual
+        x = self.up_blocks(x, skips, emb, context)
+        return self.predict(x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """From the result of the way up to that of the UNet."""
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def embed_time(self, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -133,6 +126,11 @@ class UNet2DConditionModel(ModelMixin):
         sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
         condition = None if condition is None else condition.to(self.dtype)
         return self.time_embedding(sinusoids.to(self.dtype), condition)
+
+
+def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+    """What a ControlNet adds to the skips, as many as there are."""
+    return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
 
 
 # The half that a ControlNet copies
@@ -145,10 +143,10 @@ def make_time_embedding(config: UNet2DConditionConfig) -> TimestepEmbedding:
     )
 
 
-def make_down_blocks(config: UNet2DConditionConfig) -> nn.ModuleList:
+def make_down_blocks(config: UNet2DConditionConfig) -> DownBlocks:
     """The levels on the way down; all but the last end with half the resolution."""
     channels = config.block_out_channels
-    return nn.ModuleList(
+    return DownBlocks(
         DownBlock2D(
             _level(config, i),
             in_channels=channels[max(i - 1, 0)],
@@ -162,6 +160,24 @@ def make_down_blocks(config: UNet2DConditionConfig) -> nn.ModuleList:
 def make_mid_block(config: UNet2DConditionConfig) -> MidBlock2D:
     """The middle."""
     return MidBlock2D(_level(config, len(config.block_out_channels) - 1, attend=True))
+
+
+def make_up_blocks(config: UNet2DConditionConfig) -> UpBlocks:
+    """The levels on the way up; all but the last end with twice the resolution."""
+    channels, layers = config.block_out_channels, config.layers_per_block + 1
+    skips = skip_channels(config)
+    return UpBlocks(
+        (
+            UpBlock2D(
+                _level(config, i),
+                in_channels=channels[min(i + 1, len(channels) - 1)],
+                skip_channels=skips[i * layers : (i + 1) * layers],
+                upsample=i > 0,
+            )
+            for i in reversed(range(len(channels)))
+        ),
+        layers,
+    )
 
 
 def skip_channels(config: UNet2DConditionConfig) -> list[int]:

@@ -119,7 +119,8 @@ def steer(
         context: (B, S, D) prompt embeddings.
 
     Returns:
-        ``down_residuals`` and ``mid_residual`` of `UNet2DConditionModel.forward`.
+        ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of
+        `UNet2DConditionModel.forward`.
     """
     all_down: list[Tensor] | None = None
     all_mid: Tensor | None = None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sdpy.errors import PaintingError
-from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
+from sdpy.optimizations.approximate import UNet
 from sdpy.pipelines.controlnet import LoadedControl, steer, within
 from sdpy.pipelines.events import Notice
 from sdpy.pipelines.recovery import Resort, attempt, finish
@@ -50,7 +50,7 @@ class Step:
 
 
 def denoise(
-    unet: UNet2DConditionModel,
+    unet: UNet,
     scheduler: Scheduler,
     walk: Walk,
     embeddings: PromptEmbeddings,
@@ -110,8 +110,8 @@ def denoise(
             t,
             context,
             timestep_cond=timestep_cond,
-            down_residuals=down_residuals,
-            mid_residual=mid_residual,
+            down_block_additional_residuals=down_residuals,
+            mid_block_additional_residual=mid_residual,
         ).float()
 
     left = list(resorts)

@@ -90,10 +90,10 @@ def paint(
         with (
             components.unet() as unet,
             load_controls(components, settings.controls) as controls,
-            approximate(unet, settings.approximations, seed),
+            approximate(unet, settings.approximations, (seed,)) as called,
         ):
             for step in denoise(
-                unet,
+                called,
                 scheduler,
                 walk,
                 embeddings,

@@ -52,7 +52,7 @@ def test_unet_is_traced_as_a_whole(traces: list[dict[str, Any]]) -> None:
     assert torch.equal(first, kept) and not torch.equal(other, first)
     larger = (normal(1, 4, 16, 16), UNET_INPUTS[1], normal(1, 77, 32))
     assert relative_error(compiled(*larger), plain(*larger)) <= TOLERANCE
-    residual = {"mid_residual": normal(2, *MIDDLE, seed=3)}
+    residual = {"mid_block_additional_residual": normal(2, *MIDDLE, seed=3)}
     assert relative_error(compiled(*UNET_INPUTS, **residual), plain(*UNET_INPUTS, **residual)) <= (
         TOLERANCE
     )
