@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sdpy.models.base import ModelMixin
 from sdpy.models.embeddings import timestep_embedding
+from sdpy.models.rows import check_rows
 from sdpy.models.unet import (
     UNet2DConditionConfig,
     make_down_blocks,
@@ -94,16 +95,22 @@ class ControlNetModel(ModelMixin):
         Args:
             sample: (B, in_channels, H, W) noisy latents, as the UNet sees them.
             timestep: (B,) or a scalar tensor, in steps of the training schedule.
-            encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
+            encoder_hidden_states: (k B, S, cross_attention_dim) prompt embeddings, k for each
+                sample, as for the UNet.
             controlnet_cond: (B or 1, conditioning_channels, f H, f W) in [0, 1], the image that
                 steers: edges, depth, a pose, ...
 
         Returns:
             ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of
-            `UNet2DConditionModel.forward`.
+            `UNet2DConditionModel.forward`. Residuals from before the first transformer have B
+            rows, all others k B.
+
+        Raises:
+            ValueError: the number of contexts is no multiple of that of samples.
         """
         context = encoder_hidden_states
-        emb = self.embed_time(timestep.expand(sample.shape[0]))
+        check_rows(sample, context)
+        emb = self.embed_time(timestep.reshape(-1))
 
         x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
         skips = self.down_blocks(x, emb, context)

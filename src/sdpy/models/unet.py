@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sdpy.models.base import ModelMixin
 from sdpy.models.embeddings import TimestepEmbedding, timestep_embedding
+from sdpy.models.rows import add_rows, check_rows
 from sdpy.models.unet_blocks import (
     DownBlock2D,
     DownBlocks,
@@ -95,34 +96,40 @@ class UNet2DConditionModel(ModelMixin):
         Args:
             sample: (B, in_channels, H, W) noisy latents, any H and W.
             timestep: (B,) or a scalar tensor, in steps of the training schedule.
-            encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
-            timestep_cond: (B, time_cond_proj_dim) `guidance_scale_embedding`, only for UNets that
-                have such a width.
+            encoder_hidden_states: (k B, S, cross_attention_dim) prompt embeddings, k for each
+                sample: rows i, B + i, 2 B + i, ... belong to sample i. What does not depend on
+                them is computed once.
+            timestep_cond: (1 or B, time_cond_proj_dim) `guidance_scale_embedding`, only for UNets
+                that have such a width.
             down_block_additional_residuals: what ControlNets add to the skips, one tensor of each
-                skip's shape.
+                skip's size, with B or k B rows.
             mid_block_additional_residual: what they add to the middle's result.
 
         Returns:
-            (B, out_channels, H, W), in the dtype of the weights.
+            (k B, out_channels, H, W), in the dtype of the weights.
+
+        Raises:
+            ValueError: the number of contexts is no multiple of that of samples.
         """
         context = encoder_hidden_states
-        emb = self.embed_time(timestep.expand(sample.shape[0]), timestep_cond)
+        check_rows(sample, context)
+        emb = self.embed_time(timestep.reshape(-1), timestep_cond)
 
         skips = self.down_blocks(self.conv_in(sample), emb, context)
         x = self.mid_block(skips[-1], emb, context)
         if down_block_additional_residuals is not None:
             skips = add_residuals(skips, down_block_additional_residuals)
         if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
+            x = add_rows(x, mid_block_additional_residual)
         x = self.up_blocks(x, skips, emb, context)
         return self.predict(x)
 
     def predict(self, x: Tensor) -> Tensor:
-        """From the result of the way up to that of the UNet."""
+        """The result of the way up, (k B, C, H, W), to that of the UNet."""
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def embed_time(self, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
-        """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
+        """``timesteps`` (N,), ``condition`` (1 or N, time_cond_proj_dim) -> (N, time_embed_dim)."""
         sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
         condition = None if condition is None else condition.to(self.dtype)
         return self.time_embedding(sinusoids.to(self.dtype), condition)
@@ -130,7 +137,7 @@ class UNet2DConditionModel(ModelMixin):
 
 def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
     """What a ControlNet adds to the skips, as many as there are."""
-    return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+    return [add_rows(skip, residual) for skip, residual in zip(skips, residuals, strict=True)]
 
 
 # The half that a ControlNet copies

@@ -5,6 +5,10 @@ the prompt, and a change of resolution at its end. Each result on the way down i
 and joined to the input of the ResNet that mirrors it on the way up. Skips are numbered in the order
 in which they arise: 0 is the result of the input convolution. The layers on the way up have the
 numbers of the skips that they take, and run from the last to 0.
+
+B is the number of samples, k that of contexts for each of them: see `sdpy.models.rows`. Where
+nothing but the shape of a feature map is said of it, it has B rows before the first transformer and
+k B from there on.
 """
 
 from __future__ import annotations
@@ -13,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
 
 from sdpy.models.attention import Transformer2DModel
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from sdpy.models.rows import join_channels
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ class DownBlocks(nn.ModuleList):
 
         Args:
             x: (B, C, H, W), the result of the input convolution.
-            emb: (B, time_embed_dim).
-            context: (B, S, cross_attention_dim).
+            emb: (1, B or k B, time_embed_dim).
+            context: (k B, S, cross_attention_dim).
             count: of skips, at least 1; None for all.
 
         Returns:
@@ -169,15 +173,15 @@ class UpBlock2D(nn.Module):
         Args:
             x: (B, C, H, W) from the layer before.
             skips: those of the layers, by their numbers: the last is used first.
-            emb: (B, time_embed_dim).
-            context: (B, S, cross_attention_dim).
+            emb: (1, B or k B, time_embed_dim).
+            context: (k B, S, cross_attention_dim).
             first: how many of the level's layers have been run already.
             size: height and width of what follows the level, to which its last layer's result is
                 upsampled; None for twice its own.
         """
         end = first + len(skips)
         for i, skip in zip(range(first, end), reversed(skips), strict=True):
-            x = self.resnets[i](torch.cat([x, skip], dim=1), emb)
+            x = self.resnets[i](join_channels(x, skip), emb)
             if self.attentions is not None:
                 x = self.attentions[i](x, context)
         if self.upsamplers is not None and end == len(self.resnets):
@@ -205,8 +209,8 @@ class UpBlocks(nn.ModuleList):
         Args:
             x: (B, C, H, W), what comes from below: from the middle if these are all skips.
             skips: the first of those that the way down left, by their numbers.
-            emb: (B, time_embed_dim).
-            context: (B, S, cross_attention_dim).
+            emb: (1, B or k B, time_embed_dim).
+            context: (k B, S, cross_attention_dim).
             last: number of the last layer to run; with 0 the result is that of the way up.
 
         Returns:

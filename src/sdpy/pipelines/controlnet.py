@@ -116,7 +116,7 @@ def steer(
         steps: that are walked.
         sample: (B, C, h, w), what the UNet sees of the latents, without what else it sees.
         timestep: scalar tensor.
-        context: (B, S, D) prompt embeddings.
+        context: (k B, S, D) prompt embeddings.
 
     Returns:
         ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of

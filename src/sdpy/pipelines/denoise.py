@@ -101,12 +101,11 @@ def denoise(
     @torch.inference_mode()
     def predict(i: int, sample: Tensor, context: Tensor) -> Tensor:
         t = timesteps[i].to(device)
-        noisy = sample.expand(len(context), -1, -1, -1)
-        down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
+        down_residuals, mid_residual = steer(controls, i, len(timesteps), sample, t, context)
         if conditioning is not None:
             sample = torch.cat([sample, conditioning], dim=1)
         return unet(
-            sample.expand(len(context), -1, -1, -1),
+            sample,
             t,
             context,
             timestep_cond=timestep_cond,

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
 from sdpy.models.base import ModelMixin
+from sdpy.models.rows import add_rows, check_rows
 from sdpy.models.unet import add_residuals, skip_channels
 
 
@@ -64,7 +65,7 @@ class CachedUNet(ModelMixin):
         self.unet, self.config = unet, unet.config
         self.interval, self.outermost = settings.interval, settings.branch + 1
         self.deep: Tensor | None = None
-        """(B, C, h, w), what the first of the outermost layers on the way up was given."""
+        """(k B, C, h, w), what the first of the outermost layers on the way up was given."""
         self.fits: object = None
         """For which kind of evaluation that is."""
         self.reused = 0
@@ -82,7 +83,8 @@ class CachedUNet(ModelMixin):
         """See `UNet2DConditionModel.forward`."""
         unet, outermost, context = self.unet, self.outermost, encoder_hidden_states
         _tell_of_use(unet, sample, timestep, context)
-        emb = unet.embed_time(timestep.expand(len(sample)), timestep_cond)
+        check_rows(sample, context)
+        emb = unet.embed_time(timestep.reshape(-1), timestep_cond)
         kind = (sample.shape, context.shape, mid_block_additional_residual is not None)
         if self.deep is None or self.fits != kind or self.reused + 1 >= self.interval:
             skips = unet.down_blocks(unet.conv_in(sample), emb, context)
@@ -90,7 +92,7 @@ class CachedUNet(ModelMixin):
             if down_block_additional_residuals is not None:
                 skips = add_residuals(skips, down_block_additional_residuals)
             if mid_block_additional_residual is not None:
-                x = x + mid_block_additional_residual
+                x = add_rows(x, mid_block_additional_residual)
             deep, reused = unet.up_blocks(x, skips, emb, context, outermost), 0
         else:
             skips = unet.down_blocks(unet.conv_in(sample), emb, context, outermost)

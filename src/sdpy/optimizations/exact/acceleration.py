@@ -2,9 +2,9 @@
 
 Every convolution is replaced by that kind which a cost model finds fastest for the picture's size;
 kinds that need more memory for their weights share a budget, the best bargains first. Feed-forward
-networks, what only depends on the prompt, and what a UNet does before it looks at the prompt are
-replaced where there are any. Where the processor is fast at bfloat16, the large matrix products of
-transformers are made of pairs of it; where it has long vectors, attention of plain products.
+networks and what only depends on the prompt are replaced where there are any. Where the processor
+is fast at bfloat16, the large matrix products of transformers are made of pairs of it; where it has
+long vectors, attention of plain products.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention, FeedForward, Transformer2DModel
 from sdpy.optimizations.exact import bfloat16_pairs, product_attention
 from sdpy.optimizations.exact.bfloat16_pairs import PairedConv2d, PairedLinear
 from sdpy.optimizations.exact.convolutions import Convolution, find_convolutions
-from sdpy.optimizations.exact.equal_halves import compute_equal_halves_once
 from sdpy.optimizations.exact.feed_forward import ChunkedFeedForward
 from sdpy.optimizations.exact.folded_attention import FoldedAttention
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
@@ -116,7 +114,15 @@ def accelerate_at_first_use(
 
     def first_use(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         handle.remove()
-        accelerate(module, args[0].shape, budget, keep_weights=keep_weights, let_go=let_go)
+        contexts = len(args[2]) // len(args[0]) if len(args) > 2 else 1
+        accelerate(
+            module,
+            args[0].shape,
+            budget,
+            contexts=contexts,
+            keep_weights=keep_weights,
+            let_go=let_go,
+        )
 
     handle = model.register_forward_pre_hook(first_use)
 
@@ -126,6 +132,7 @@ def accelerate(
     input_shape: torch.Size,
     budget: int = BUDGET,
     *,
+    contexts: int = 1,
     keep_weights: bool = True,
     let_go: Callable[[Tensor], None] | None = None,
 ) -> None:
@@ -135,16 +142,15 @@ def accelerate(
         model: as for `accelerate_at_first_use`.
         input_shape: (B, C, H, W) of the first argument of its ``forward``.
         budget: bytes that larger weights may take more than the originals.
+        contexts: prompts for each sample; see `find_convolutions`.
         keep_weights, let_go: as for `accelerate_at_first_use`.
     """
     pairs = keep_weights and bfloat16_pairs.is_fast() and _has_transformers(model)
-    convolutions = list(find_convolutions(model, input_shape))
+    convolutions = list(find_convolutions(model, input_shape, contexts))
     for convolution, option in choose(convolutions, budget, keep_weights, pairs):
         name = convolution.name
         name = name.rpartition(".")[0] if option.doubles else name
         replace_module(model, name, option.make(model.get_submodule(name)))
-    if isinstance(model, UNet2DConditionModel):
-        compute_equal_halves_once(model)
     _accelerate_transformers(model, _pair if pairs else _as_it_is, keep_weights and not pairs)
     for module in model.modules():
         if isinstance(module, WinogradConv2d | PairedLinear | FoldedAttention):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sdpy.models import ControlNetModel, UNet2DConditionModel
 from sdpy.models.controlnet import ControlNetConditioningEmbedding
 from sdpy.models.resnet import Upsample2D
+from sdpy.models.unet_blocks import DownBlock2D, MidBlock2D
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Convolution:
         return B * (H // self.module.stride[0]) * (W // self.module.stride[0])
 
 
-def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[Convolution]:
+def find_convolutions(
+    network: nn.Module, input_shape: torch.Size, contexts: int = 1
+) -> Iterator[Convolution]:
     """The convolutions of a network, and the shapes of their inputs; computes nothing.
 
     Torch could tell the shapes by running the network on the meta device, but what it needs for
@@ -48,8 +52,10 @@ def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[C
     Args:
         network: a UNet, a ControlNet, or an encoder or decoder.
         input_shape: (B, C, H, W) of what it is given.
+        contexts: for each sample; behind the first cross-attention there are as many rows.
     """
-    B, _, H, W = input_shape
+    samples, _, H, W = input_shape
+    without_context = set(_without_context(network))
     odd = False  # whether such a side was halved
     upsampling: Upsample2D | None = None
     for name, module in network.named_modules():
@@ -60,7 +66,24 @@ def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[C
         elif isinstance(module, ControlNetConditioningEmbedding):
             H, W = module.downsample_factor * H, module.downsample_factor * W
         elif isinstance(module, nn.Conv2d):
+            B = samples if module in without_context else contexts * samples
             doubled = upsampling is not None and module is upsampling.conv and not odd
             yield Convolution(name, module, torch.Size((B, module.in_channels, H, W)), doubled)
             odd |= any(side % module.stride[0] for side in (H, W))
             H, W = (-(-side // stride) for side, stride in zip((H, W), module.stride, strict=True))
+
+
+def _without_context(network: nn.Module) -> Iterator[nn.Module]:
+    """The modules that a UNet or a ControlNet calls before its first cross-attention."""
+    if not isinstance(network, UNet2DConditionModel | ControlNetModel):
+        return
+    yield network.conv_in
+    if isinstance(network, ControlNetModel):
+        yield from network.controlnet_cond_embedding.modules()
+    for block in (*network.down_blocks, network.mid_block):
+        if isinstance(block, DownBlock2D | MidBlock2D) and block.attentions is not None:
+            yield from block.resnets[0].modules()
+            layers = block.attentions[0].named_modules()
+            yield from (layer for name, layer in layers if name.endswith("proj_in"))
+            return
+        yield from block.modules()
