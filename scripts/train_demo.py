@@ -272,7 +272,7 @@ class Training:
         if options.device == "cpu":
             for module in self.models.modules():
                 if isinstance(module, Attention | AutoencoderAttention):
-                    module.attend = plain_attention
+                    module.attend = PlainAttention()
         if self.path.exists():
             state = torch.load(self.path, map_location=options.device, weights_only=True)
             self.models.load_state_dict(state["models"])
@@ -347,10 +347,13 @@ def worker() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+class PlainAttention(nn.Module):
     """Attention as two matrix products: on a CPU its backward pass is the faster one."""
-    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
-    return scores.softmax(-1).to(value.dtype) @ value
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``query`` (B, heads, T, d), ``key`` and ``value`` (B, heads, S, d) -> query's shape."""
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+        return scores.softmax(-1).to(value.dtype) @ value
 
 
 def autocast(options: Options) -> torch.autocast:

@@ -5,15 +5,21 @@ Shapes: B batch, T tokens of the sequence that asks, S tokens of the one that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpy.models.rows import add_rows, repeat_rows
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From query (B, heads, T, d), key and value (B, heads, S, d) to (B, heads, T, d)."""
+
+class ScaledDotProductAttention(nn.Module):
+    """Attention of heads that are split already; it has no weights.
+
+    Source: "Attention Is All You Need" (Vaswani et al., 2017), equation 1.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``query`` (B, heads, T, d), ``key`` and ``value`` (B, heads, S, d) -> query's shape."""
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
@@ -27,7 +33,7 @@ class Attention(nn.Module):
     Raises:
         ValueError: ``dim`` is no multiple of ``heads``.
 
-    Source: "Attention Is All You Need" (Vaswani et al., 2017), equation 1.
+    Source: "Attention Is All You Need" (Vaswani et al., 2017), section 3.2.2.
     """
 
     def __init__(self, dim: int, context_dim: int | None = None, *, heads: int) -> None:
@@ -40,7 +46,7 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.attend: AttentionFunction = F.scaled_dot_product_attention
+        self.attend: nn.Module = ScaledDotProductAttention()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x`` (B, T, D), ``context`` (B, S, context_dim), None for ``x`` itself -> (B, T, D)."""

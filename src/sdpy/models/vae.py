@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.models.attention import AttentionFunction
+from sdpy.models.attention import ScaledDotProductAttention
 from sdpy.models.base import ModelMixin
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
@@ -69,7 +69,7 @@ class AutoencoderAttention(nn.Module):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        self.attend: AttentionFunction = F.scaled_dot_product_attention
+        self.attend: nn.Module = ScaledDotProductAttention()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -6,11 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
-from sdpy.models.attention import Attention, Transformer2DModel
+from sdpy.models.attention import Attention, ScaledDotProductAttention, Transformer2DModel
 from sdpy.models.resnet import ResnetBlock2D
 from sdpy.models.skeleton import skeleton
 from sdpy.optimizations.exact import acceleration, bfloat16_pairs, product_attention
@@ -25,8 +24,9 @@ from sdpy.optimizations.exact.convolutions import Convolution, find_convolutions
 from sdpy.optimizations.exact.feed_forward import ChunkedFeedForward
 from sdpy.optimizations.exact.folded_attention import FoldedAttention
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
+from sdpy.optimizations.exact.product_attention import ProductAttention
 from sdpy.optimizations.exact.remembering_linear import RememberingLinear
-from sdpy.optimizations.exact.sliced_attention import slice_attention
+from sdpy.optimizations.exact.sliced_attention import SlicedAttention, slice_attention
 from sdpy.optimizations.exact.winograd import TRANSFORMS, Keep, WinogradConv2d
 from sdpy.optimizations.exact.winograd_upsample import WinogradUpsample2D
 from sdpy.zoo.variants import SD15
@@ -231,12 +231,12 @@ def test_attends_by_products_where_that_is_fast(
     slice_attention(sliced, 1)
     for one in (model, sliced):
         accelerate(one, UNET_INPUTS[0].shape)
-    assert attends(model) == {product_attention.attend if fast else F.scaled_dot_product_attention}
-    assert product_attention.attend not in attends(sliced)
+    assert attends(model) == {ProductAttention if fast else ScaledDotProductAttention}
+    assert attends(sliced) == {SlicedAttention}
 
 
-def attends(model: nn.Module) -> set[object]:
-    return {module.attend for module in model.modules() if isinstance(module, Attention)}
+def attends(model: nn.Module) -> set[type[nn.Module]]:
+    return {type(module.attend) for module in model.modules() if isinstance(module, Attention)}
 
 
 @pytest.mark.parametrize("B", [1, 3])

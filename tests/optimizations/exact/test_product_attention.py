@@ -7,9 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdpy.models.attention import Attention
+from sdpy.models.attention import Attention, ScaledDotProductAttention
 from sdpy.optimizations.exact import product_attention
-from sdpy.optimizations.exact.product_attention import attend, attend_by_products
+from sdpy.optimizations.exact.product_attention import (
+    ProductAttention,
+    attend,
+    attend_by_products,
+)
+from sdpy.optimizations.exact.sliced_attention import SlicedAttention
 from support.compare import normal, relative_error
 
 TOLERANCE = 2e-6
@@ -103,9 +108,9 @@ def test_few_tokens_are_left_to_torch(
 
 def test_only_heads_that_do_not_fill_vectors_and_attend_as_usual() -> None:
     uneven, even, sliced = (Attention(320, heads=heads) for heads in (8, 5, 8))
-    sliced.attend = own = lambda query, key, value: query
+    sliced.attend = own = SlicedAttention(1)
     for one in (uneven, even, sliced):
         attend_by_products(one)
-    assert uneven.attend is attend
-    assert even.attend is F.scaled_dot_product_attention
+    assert isinstance(uneven.attend, ProductAttention)
+    assert isinstance(even.attend, ScaledDotProductAttention)
     assert sliced.attend is own

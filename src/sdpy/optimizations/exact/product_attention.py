@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdpy.models.attention import Attention
+from sdpy.models.attention import Attention, ScaledDotProductAttention
 
 WORKSPACE = 16 * 2**20
 """Bytes of scores that exist at a time: they should stay in a cache."""
@@ -37,8 +37,16 @@ def attend_by_products(attention: Attention) -> None:
     takes.
     """
     d = attention.to_q.out_features // attention.heads
-    if d % VECTOR and attention.attend is F.scaled_dot_product_attention:
-        attention.attend = attend
+    if d % VECTOR and isinstance(attention.attend, ScaledDotProductAttention):
+        attention.attend = ProductAttention()
+
+
+class ProductAttention(nn.Module):
+    """Stands in for `ScaledDotProductAttention`."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `attend`."""
+        return attend(query, key, value)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.models.attention import Attention, AttentionFunction
+from sdpy.models.attention import Attention
 from sdpy.models.vae import AutoencoderAttention
 
 AUTOMATIC = 0
@@ -22,17 +22,28 @@ def slice_attention(model: nn.Module, size: int) -> None:
     """
     for module in model.modules():
         if isinstance(module, Attention):
-            module.attend = _in_slices(max(module.heads // 2, 1) if size == AUTOMATIC else size)
+            module.attend = SlicedAttention(
+                max(module.heads // 2, 1) if size == AUTOMATIC else size
+            )
         elif isinstance(module, AutoencoderAttention):
-            module.attend = _in_slices(1 if size == AUTOMATIC else size)
+            module.attend = SlicedAttention(1 if size == AUTOMATIC else size)
 
 
-def _in_slices(size: int) -> AttentionFunction:
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+class SlicedAttention(nn.Module):
+    """Stands in for `ScaledDotProductAttention`, and attends with some heads at a time.
+
+    Args:
+        size: how many of (batch x heads).
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``query`` (B, heads, T, d), ``key`` and ``value`` (B, heads, S, d) -> query's shape."""
         slices = zip(
-            *(torch.split(x.flatten(0, 1), size) for x in (query, key, value)), strict=True
+            *(torch.split(x.flatten(0, 1), self.size) for x in (query, key, value)), strict=True
         )
         results = [F.scaled_dot_product_attention(q, k, v) for q, k, v in slices]
-        return torch.cat(results).view(query.shape)  # (B, heads, T, d)
-
-    return attend
+        return torch.cat(results).view(query.shape)
