@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.models.base import ModelMixin
-from sdpy.models.embeddings import timestep_embedding
 from sdpy.models.rows import check_rows
 from sdpy.models.unet import (
     UNet2DConditionConfig,
+    UNetBase,
     make_down_blocks,
     make_mid_block,
-    make_time_embedding,
     skip_channels,
 )
 
@@ -61,7 +59,7 @@ class ControlNetConditioningEmbedding(nn.Module):
         return self.conv_out(x)
 
 
-class ControlNetModel(ModelMixin):
+class ControlNetModel(UNetBase):
     """The steering network.
 
     Raises:
@@ -69,11 +67,8 @@ class ControlNetModel(ModelMixin):
     """
 
     def __init__(self, config: ControlNetConfig) -> None:
-        super().__init__()
+        super().__init__(config.unet)
         self.config = config
-        channels = config.unet.block_out_channels
-        self.conv_in = nn.Conv2d(config.unet.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = make_time_embedding(config.unet)
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(config)
         self.down_blocks = make_down_blocks(config.unet)
         self.mid_block = make_mid_block(config.unet)
@@ -81,7 +76,8 @@ class ControlNetModel(ModelMixin):
         self.controlnet_down_blocks = nn.ModuleList(
             nn.Conv2d(skip, skip, 1) for skip in skip_channels(config.unet)
         )
-        self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
+        lowest = config.unet.block_out_channels[-1]
+        self.controlnet_mid_block = nn.Conv2d(lowest, lowest, 1)
 
     def forward(
         self,
@@ -89,6 +85,10 @@ class ControlNetModel(ModelMixin):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         controlnet_cond: Tensor,
+        *,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        emb: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """What is to be added to the UNet's skips and to its middle, in the weights' dtype.
 
@@ -99,6 +99,7 @@ class ControlNetModel(ModelMixin):
                 sample, as for the UNet.
             controlnet_cond: (B or 1, conditioning_channels, f H, f W) in [0, 1], the image that
                 steers: edges, depth, a pose, ...
+            text_embeds, time_ids, emb: as for the UNet, but by the ControlNet's own `embed`.
 
         Returns:
             ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of
@@ -106,22 +107,19 @@ class ControlNetModel(ModelMixin):
             rows, all others k B.
 
         Raises:
-            ValueError: the number of contexts is no multiple of that of samples.
+            ValueError: the number of contexts is no multiple of that of samples, or
+                ``text_embeds`` and ``time_ids`` are missing.
         """
         context = encoder_hidden_states
         check_rows(sample, context)
-        emb = self.embed_time(timestep.reshape(-1))
+        if emb is None:
+            emb = self.embed(timestep, None, text_embeds, time_ids)
 
         x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
         skips = self.down_blocks(x, emb, context)
-        x = self.mid_block(skips[-1], emb, context)
+        x = self.go_through_middle(skips[-1], emb, context)
         down_residuals = [
             convolution(skip)
             for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         ]
         return down_residuals, self.controlnet_mid_block(x)
-
-    def embed_time(self, timesteps: Tensor) -> Tensor:
-        """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
-        sinusoids = timestep_embedding(timesteps, self.config.unet.block_out_channels[0])
-        return self.time_embedding(sinusoids.to(self.dtype))

@@ -35,7 +35,6 @@ class LevelConfig:
     cross_attention: bool
     cross_attention_dim: int
     heads: int
-    transformer_layers: int
     linear_projection: bool
 
     def resnet(self, in_channels: int) -> ResnetBlock2D:
@@ -48,8 +47,8 @@ class LevelConfig:
             eps=self.norm_eps,
         )
 
-    def transformers(self, count: int) -> nn.ModuleList | None:
-        """``count`` transformers, or None at a level that does not attend to the prompt."""
+    def transformers(self, layers: Iterable[int]) -> nn.ModuleList | None:
+        """Transformers of so many layers, or None at a level that does not attend to the prompt."""
         if not self.cross_attention:
             return None
         return nn.ModuleList(
@@ -57,25 +56,31 @@ class LevelConfig:
                 self.channels,
                 self.cross_attention_dim,
                 heads=self.heads,
-                layers=self.transformer_layers,
+                layers=count,
                 norm_num_groups=self.norm_num_groups,
                 linear_projection=self.linear_projection,
             )
-            for _ in range(count)
+            for count in layers
         )
 
 
 class DownBlock2D(nn.Module):
-    """One level on the way down."""
+    """One level on the way down; each ResNet's transformer has its ``transformer_layers``."""
 
     def __init__(
-        self, level: LevelConfig, *, in_channels: int, layers: int, downsample: bool
+        self,
+        level: LevelConfig,
+        *,
+        in_channels: int,
+        transformer_layers: Sequence[int],
+        downsample: bool,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            level.resnet(in_channels if i == 0 else level.channels) for i in range(layers)
+            level.resnet(in_channels if i == 0 else level.channels)
+            for i in range(len(transformer_layers))
         )
-        self.attentions = level.transformers(layers)
+        self.attentions = level.transformers(transformer_layers)
         self.downsamplers = (
             nn.ModuleList([Downsample2D(level.channels, asymmetric_padding=False)])
             if downsample
@@ -124,18 +129,27 @@ class DownBlocks(nn.ModuleList):
 
 
 class MidBlock2D(nn.Module):
-    """The middle: a transformer between two ResNets, at the lowest resolution."""
+    """The middle, at the lowest resolution: a transformer between two ResNets, or a single ResNet.
 
-    def __init__(self, level: LevelConfig) -> None:
+    Args:
+        level: the last one.
+        transformer_layers: None for no transformer.
+    """
+
+    def __init__(self, level: LevelConfig, *, transformer_layers: int | None) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(level.resnet(level.channels) for _ in range(2))
-        self.attentions = level.transformers(1)
+        resnets = 1 if transformer_layers is None else 2
+        self.resnets = nn.ModuleList(level.resnet(level.channels) for _ in range(resnets))
+        self.attentions = (
+            None if transformer_layers is None else level.transformers([transformer_layers])
+        )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         x = self.resnets[0](x, emb)
-        if self.attentions is not None:
-            x = self.attentions[0](x, context)
+        if self.attentions is None:
+            return x
+        x = self.attentions[0](x, context)
         return self.resnets[1](x, emb)
 
 
@@ -148,6 +162,7 @@ class UpBlock2D(nn.Module):
         *,
         in_channels: int,
         skip_channels: Sequence[int],
+        transformer_layers: Sequence[int],
         upsample: bool,
     ) -> None:
         super().__init__()
@@ -155,7 +170,7 @@ class UpBlock2D(nn.Module):
             level.resnet((in_channels if i == 0 else level.channels) + skip)
             for i, skip in enumerate(reversed(skip_channels))
         )
-        self.attentions = level.transformers(len(skip_channels))
+        self.attentions = level.transformers(transformer_layers)
         self.upsamplers = nn.ModuleList([Upsample2D(level.channels)]) if upsample else None
 
     def forward(

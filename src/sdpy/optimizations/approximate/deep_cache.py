@@ -77,6 +77,9 @@ class CachedUNet(ModelMixin):
         encoder_hidden_states: Tensor,
         *,
         timestep_cond: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        emb: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
     ) -> Tensor:
@@ -84,11 +87,12 @@ class CachedUNet(ModelMixin):
         unet, outermost, context = self.unet, self.outermost, encoder_hidden_states
         _tell_of_use(unet, sample, timestep, context)
         check_rows(sample, context)
-        emb = unet.embed_time(timestep.reshape(-1), timestep_cond)
+        if emb is None:
+            emb = unet.embed(timestep, timestep_cond, text_embeds, time_ids)
         kind = (sample.shape, context.shape, mid_block_additional_residual is not None)
         if self.deep is None or self.fits != kind or self.reused + 1 >= self.interval:
             skips = unet.down_blocks(unet.conv_in(sample), emb, context)
-            x = unet.mid_block(skips[-1], emb, context)
+            x = unet.go_through_middle(skips[-1], emb, context)
             if down_block_additional_residuals is not None:
                 skips = add_residuals(skips, down_block_additional_residuals)
             if mid_block_additional_residual is not None:

@@ -80,10 +80,13 @@ def _without_context(network: nn.Module) -> Iterator[nn.Module]:
     yield network.conv_in
     if isinstance(network, ControlNetModel):
         yield from network.controlnet_cond_embedding.modules()
+    if network.add_embedding is not None:
+        return  # the first ResNet is told of the prompt already, between its convolutions
     for block in (*network.down_blocks, network.mid_block):
         if isinstance(block, DownBlock2D | MidBlock2D) and block.attentions is not None:
             yield from block.resnets[0].modules()
             layers = block.attentions[0].named_modules()
             yield from (layer for name, layer in layers if name.endswith("proj_in"))
             return
-        yield from block.modules()
+        if block is not None:
+            yield from block.modules()
