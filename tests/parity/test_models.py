@@ -77,6 +77,30 @@ UNETS = {
         cross_attention_dim=16,
         norm_num_groups=4,
     ),
+    # as Stable Diffusion XL, but for what it is told beside the time
+    "other layers at each level": UNet2DConditionConfig(
+        block_out_channels=(16, 32, 48),
+        cross_attention=(False, True, True),
+        attention_heads=(1, 2, 3),
+        transformer_layers_per_block=(1, 2, 3),
+        cross_attention_dim=16,
+        use_linear_projection=True,
+        norm_num_groups=8,
+    ),
+    # as SSD-1B
+    "other layers at each block": UNet2DConditionConfig(
+        block_out_channels=(16, 32, 48),
+        cross_attention=(False, True, True),
+        attention_heads=(1, 2, 3),
+        transformer_layers_per_block=(1, (2, 1), (4, 3)),
+        reverse_transformer_layers_per_block=((3, 2, 4), (2, 1, 1), 1),
+        mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=16,
+        use_linear_projection=True,
+        norm_num_groups=8,
+    ),
+    # as BK-SDM small
+    "no middle": replace(SD1_UNET, layers_per_block=1, mid_block_type=None),
     "one level": UNet2DConditionConfig(
         block_out_channels=(16,),
         cross_attention=(True,),
