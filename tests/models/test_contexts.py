@@ -85,7 +85,8 @@ def test_unet_steered_by_a_controlnet(name: str, B: int, k: int) -> None:
         plain_down, plain_mid = controlnet(repeated(sample, k), t, context, all_images)
         for ours, expected in zip((*down, mid), (*plain_down, plain_mid), strict=True):
             assert relative_error(repeat_rows(ours, k * B), expected) <= MODEL_TOLERANCE
-        assert len(down[0]) == B and len(mid) == k * B
+        assert {len(residual) for residual in (*down, mid)} <= {B, k * B}
+        assert len(mid) == k * B
         expected = unet(
             repeated(sample, k),
             t,
@@ -123,7 +124,7 @@ def test_deep_cache(name: str, B: int, k: int, branch: int) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_what_comes_before_the_context_is_computed_once(name: str) -> None:
-    """Up to the first cross-attention, the self-attention before it included."""
+    """Up to the first cross-attention, the self-attention before it included, or a level."""
     unet = unet_of(CONFIGS[name])
     rows: list[tuple[str, int]] = []
     for path, module in unet.named_modules():
@@ -134,10 +135,14 @@ def test_what_comes_before_the_context_is_computed_once(name: str) -> None:
     unet(inputs(2, 3)[0], torch.tensor(5), inputs(2, 3)[1])
     rows = [(path, count) for path, count in rows if "time_emb" not in path]
     paths = [path for path, _ in rows]
-    first = next(i for i, path in enumerate(paths) if "norm2" in path and "transformer" in path)
+    first = min(
+        next(i for i, path in enumerate(paths) if "norm2" in path and "transformer" in path),
+        next(i for i, path in enumerate(paths) if path.startswith("down_blocks.1")),
+    )
     counts = [count for _, count in rows]
     assert set(counts[:first]) == {2}
-    assert paths[first - 1].endswith("attn1.to_out.0")
+    attends = name == "attention from the first level on"
+    assert paths[first - 1].endswith("attn1.to_out.0" if attends else "downsamplers.0.conv")
     assert set(counts[first:]) == {6}
 
 
@@ -165,8 +170,8 @@ def test_rows() -> None:
     assert joined.tolist() == [[0, 0], [1, 10], [0, 20], [1, 30], [0, 40], [1, 50]]
 
 
-@pytest.mark.parametrize("B", [1, 2])
-def test_channels_last_memory_is_kept(B: int) -> None:
+def test_channels_last_memory_is_kept() -> None:
+    B = 2
     few = normal(B, 4, 5, 6).to(memory_format=torch.channels_last)
     many = normal(2 * B, 4, 5, 6).to(memory_format=torch.channels_last)
     for result in (repeat_rows(few, 2 * B), add_rows(few, many), join_channels(many, few)):

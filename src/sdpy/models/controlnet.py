@@ -103,8 +103,7 @@ class ControlNetModel(UNetBase):
 
         Returns:
             ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of
-            `UNet2DConditionModel.forward`. Residuals from before the first transformer have B
-            rows, all others k B.
+            `UNet2DConditionModel.forward`, with B or k B rows as the skips have them.
 
         Raises:
             ValueError: the number of contexts is no multiple of that of samples, or

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.models.rows import add_rows
+from sdpy.models.rows import add_rows, repeat_rows
 
 
 class ResnetBlock2D(nn.Module):
@@ -55,10 +55,17 @@ class ResnetBlock2D(nn.Module):
         """
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time_emb is not None:
-            h = add_rows(h, self.time_emb_proj(F.silu(time_emb))[:, :, None, None])
+            h = add_rows(h, self.time_emb_proj(F.silu(_as_rows_of(h, time_emb)))[:, :, None, None])
         h = self.conv2(F.silu(self.norm2(h)))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return add_rows(shortcut, h)
+
+
+def _as_rows_of(h: Tensor, time_emb: Tensor) -> Tensor:
+    """The embedding of each row, as the rounding of a product depends on how many rows it has."""
+    if len(time_emb) == 1:
+        return time_emb.expand(len(h), -1)
+    return repeat_rows(time_emb, max(len(h), len(time_emb)))
 
 
 class Downsample2D(nn.Module):

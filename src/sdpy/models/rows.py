@@ -26,9 +26,13 @@ def add_rows(a: Tensor, b: Tensor) -> Tensor:
 
 
 def join_channels(a: Tensor, b: Tensor) -> Tensor:
-    """(B, C, H, W) and (B, D, H, W) -> (B, C + D, H, W); that with fewer rows is repeated."""
+    """(B, C, H, W) and (B, D, H, W) -> (B, C + D, H, W); that with fewer rows is repeated.
+
+    A single row is expanded, without a copy of its own.
+    """
     rows = max(len(a), len(b))
-    return torch.cat([repeat_rows(a, rows), repeat_rows(b, rows)], dim=1)
+    maps = (x.expand(rows, -1, -1, -1) if len(x) == 1 else repeat_rows(x, rows) for x in (a, b))
+    return torch.cat([*maps], dim=1)
 
 
 def check_rows(sample: Tensor, contexts: Tensor) -> None:

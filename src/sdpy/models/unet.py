@@ -187,15 +187,18 @@ class UNetBase(ModelMixin):
         """Embed timesteps, and the guidance scale in UNets that were trained to take it.
 
         Args:
-            timesteps: (N,), in steps of the training schedule.
+            timesteps: (1 or N,), in steps of the training schedule.
             timestep_cond: (1 or N, time_cond_proj_dim), see `guidance_scale_embedding`.
 
         Returns:
             (N, time_embed_dim), in the dtype of the weights.
         """
+        rows = len(timesteps) if timestep_cond is None else max(len(timesteps), len(timestep_cond))
+        # On a CPU, products of a single row are rounded otherwise than those of two.
+        timesteps = timesteps.expand(2) if rows == 1 else timesteps
         sinusoids = timestep_embedding(timesteps, self._sinusoids).to(self.dtype)
         cond = None if timestep_cond is None else timestep_cond.to(self.dtype)
-        return self.time_embedding(sinusoids, cond)
+        return self.time_embedding(sinusoids, cond)[:rows]
 
     def embed_added_conditions(self, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
         """Embed what networks of ``addition_embed_type`` "text_time" are told beside the time.

@@ -6,9 +6,9 @@ and joined to the input of the ResNet that mirrors it on the way up. Skips are n
 in which they arise: 0 is the result of the input convolution. The layers on the way up have the
 numbers of the skips that they take, and run from the last to 0.
 
-B is the number of samples, k that of contexts for each of them: see `sdpy.models.rows`. Where
-nothing but the shape of a feature map is said of it, it has B rows before the first transformer and
-k B from there on.
+B is the number of samples, k that of contexts for each of them: see `sdpy.models.rows`. Feature
+maps have B rows until a transformer, or an embedding, brings in what depends on the context. They
+have k B rows at the end of the first level, within which all large UNets attend or are told of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdpy.models.attention import Transformer2DModel
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from sdpy.models.rows import join_channels
+from sdpy.models.rows import join_channels, repeat_rows
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class DownBlock2D(nn.Module):
     def forward(
         self, x: Tensor, emb: Tensor, context: Tensor, count: int | None = None
     ) -> list[Tensor]:
-        """``x`` (B, C, H, W) -> the level's skips, or the first ``count``; the last goes below."""
+        """``x`` (B or k B, C, H, W) -> the level's skips, or the first ``count``."""
         skips = []
         for i, resnet in islice(enumerate(self.resnets), count):
             x = resnet(x, emb)
@@ -117,14 +117,16 @@ class DownBlocks(nn.ModuleList):
             count: of skips, at least 1; None for all.
 
         Returns:
-            The skips, of which the first is ``x`` and the last goes to the middle.
+            The skips, of which the first is ``x`` and the last goes to the middle. Those at the
+            borders of levels have k B rows, the others B or k B.
         """
-        skips = [x]
+        skips = [repeat_rows(x, len(context))]
         for block in self:
             if len(skips) == count:
                 break
             missing = None if count is None else count - len(skips)
-            skips += block(skips[-1], emb, context, missing)
+            skips += block(x, emb, context, missing)
+            x = skips[-1] = repeat_rows(skips[-1], len(context))
         return skips
 
 

@@ -249,16 +249,6 @@ def test_two_contexts_for_each_sample_give_the_same(B: int) -> None:
         assert relative_error(fast(*inputs), plain(*inputs)) <= TOLERANCE
 
 
-def test_convolutions_behind_the_first_attention_see_all_contexts() -> None:
-    with skeleton():
-        unet = UNet2DConditionModel(SD15.unet)
-    found = {c.name: c for c in find_convolutions(unet, torch.Size((3, 4, 8, 8)), contexts=2)}
-    first = ("conv_in", "down_blocks.0.resnets.0.conv2", "down_blocks.0.attentions.0.proj_in")
-    assert [found.pop(name).input_shape[0] for name in first] == [3, 3, 3]
-    assert found.pop("down_blocks.0.resnets.0.conv1").input_shape[0] == 3
-    assert {convolution.input_shape[0] for convolution in found.values()} == {6}
-
-
 @pytest.mark.parametrize("late", [True, False])
 @torch.inference_mode()
 def test_feature_maps_stay_in_channels_last_memory(

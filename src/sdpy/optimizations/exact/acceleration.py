@@ -114,15 +114,9 @@ def accelerate_at_first_use(
 
     def first_use(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         handle.remove()
-        contexts = len(args[2]) // len(args[0]) if len(args) > 2 else 1
-        accelerate(
-            module,
-            args[0].shape,
-            budget,
-            contexts=contexts,
-            keep_weights=keep_weights,
-            let_go=let_go,
-        )
+        rows = len(args[2] if len(args) > 2 else args[0])  # of UNets, that of the contexts
+        shape = torch.Size((rows, *args[0].shape[1:]))
+        accelerate(module, shape, budget, keep_weights=keep_weights, let_go=let_go)
 
     handle = model.register_forward_pre_hook(first_use)
 
@@ -132,7 +126,6 @@ def accelerate(
     input_shape: torch.Size,
     budget: int = BUDGET,
     *,
-    contexts: int = 1,
     keep_weights: bool = True,
     let_go: Callable[[Tensor], None] | None = None,
 ) -> None:
@@ -140,13 +133,12 @@ def accelerate(
 
     Args:
         model: as for `accelerate_at_first_use`.
-        input_shape: (B, C, H, W) of the first argument of its ``forward``.
+        input_shape: (B, C, H, W), see `find_convolutions`.
         budget: bytes that larger weights may take more than the originals.
-        contexts: prompts for each sample; see `find_convolutions`.
         keep_weights, let_go: as for `accelerate_at_first_use`.
     """
     pairs = keep_weights and bfloat16_pairs.is_fast() and _has_transformers(model)
-    convolutions = list(find_convolutions(model, input_shape, contexts))
+    convolutions = list(find_convolutions(model, input_shape))
     for convolution, option in choose(convolutions, budget, keep_weights, pairs):
         name = convolution.name
         name = name.rpartition(".")[0] if option.doubles else name

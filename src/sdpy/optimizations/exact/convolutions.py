@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sdpy.models import ControlNetModel, UNet2DConditionModel
 from sdpy.models.controlnet import ControlNetConditioningEmbedding
 from sdpy.models.resnet import Upsample2D
-from sdpy.models.unet_blocks import DownBlock2D, MidBlock2D
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,7 @@ class Convolution:
         return B * (H // self.module.stride[0]) * (W // self.module.stride[0])
 
 
-def find_convolutions(
-    network: nn.Module, input_shape: torch.Size, contexts: int = 1
-) -> Iterator[Convolution]:
+def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[Convolution]:
     """The convolutions of a network, and the shapes of their inputs; computes nothing.
 
     Torch could tell the shapes by running the network on the meta device, but what it needs for
@@ -51,11 +47,10 @@ def find_convolutions(
 
     Args:
         network: a UNet, a ControlNet, or an encoder or decoder.
-        input_shape: (B, C, H, W) of what it is given.
-        contexts: for each sample; behind the first cross-attention there are as many rows.
+        input_shape: (B, C, H, W) of what it is given, for a UNet or a ControlNet with as many rows
+            as there are contexts, which all but its first layers have.
     """
-    samples, _, H, W = input_shape
-    without_context = set(_without_context(network))
+    B, _, H, W = input_shape
     odd = False  # whether such a side was halved
     upsampling: Upsample2D | None = None
     for name, module in network.named_modules():
@@ -66,27 +61,7 @@ def find_convolutions(
         elif isinstance(module, ControlNetConditioningEmbedding):
             H, W = module.downsample_factor * H, module.downsample_factor * W
         elif isinstance(module, nn.Conv2d):
-            B = samples if module in without_context else contexts * samples
             doubled = upsampling is not None and module is upsampling.conv and not odd
             yield Convolution(name, module, torch.Size((B, module.in_channels, H, W)), doubled)
             odd |= any(side % module.stride[0] for side in (H, W))
             H, W = (-(-side // stride) for side, stride in zip((H, W), module.stride, strict=True))
-
-
-def _without_context(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a UNet or a ControlNet calls before its first cross-attention."""
-    if not isinstance(network, UNet2DConditionModel | ControlNetModel):
-        return
-    yield network.conv_in
-    if isinstance(network, ControlNetModel):
-        yield from network.controlnet_cond_embedding.modules()
-    if network.add_embedding is not None:
-        return  # the first ResNet is told of the prompt already, between its convolutions
-    for block in (*network.down_blocks, network.mid_block):
-        if isinstance(block, DownBlock2D | MidBlock2D) and block.attentions is not None:
-            yield from block.resnets[0].modules()
-            layers = block.attentions[0].named_modules()
-            yield from (layer for name, layer in layers if name.endswith("proj_in"))
-            return
-        if block is not None:
-            yield from block.modules()
