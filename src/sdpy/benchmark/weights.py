@@ -18,7 +18,7 @@ from sdpy.checkpoints import LazyTensors, check_weights, is_model_folder, write_
 from sdpy.errors import OutputError
 from sdpy.files import atomic_write
 from sdpy.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
-from sdpy.models.skeleton import skeleton
+from sdpy.models.meta import init_empty_weights
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.components import ModelFiles
 from sdpy.zoo.configs import (
@@ -108,7 +108,7 @@ def model_files(folder: Path) -> ModelFiles:
 
 
 def _models(variant: ModelVariant) -> dict[str, nn.Module]:
-    with skeleton():
+    with init_empty_weights():
         return {
             "text_encoder": CLIPTextModel(variant.text_encoder),
             "unet": UNet2DConditionModel(variant.unet),

@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents.
+"""The autoencoder between images and latents.
 
 Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2022);
 names of parameters as in diffusers' ``AutoencoderKL``.
@@ -23,7 +23,7 @@ GROUP_NORM_EPS = 1e-6
 class AutoencoderKLConfig:
     """Sizes of an autoencoder. The defaults are those of Stable Diffusion 1.x and 2.x.
 
-    ``block_out_channels`` goes from the picture's resolution to the latents'.
+    ``block_out_channels`` goes from the image's resolution to the latents'.
     ``scaling_factor`` brings latents to unit variance before they are diffused.
     """
 
@@ -43,7 +43,7 @@ class AutoencoderKLConfig:
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """The encoder's answer: a normal distribution for each number of (B, latent_channels, h, w)."""
+    """The encoder's result: a normal distribution for each number of (B, latent_channels, h, w)."""
 
     mean: Tensor
     std: Tensor
@@ -163,7 +163,7 @@ class UpDecoderBlock2D(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture -> moments of the latents' distribution."""
+    """Image -> moments of the latents' distribution."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> picture."""
+    """Latents -> image."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -242,12 +242,12 @@ class AutoencoderKL(ModelMixin):
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
         self.decoder = Decoder(config)
 
-    def encode(self, picture: Tensor) -> DiagonalGaussian:
-        """``picture`` (B, 3, H, W) in [-1, 1] -> distribution of latents (B, 4, H / f, W / f)."""
-        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(picture)))
+    def encode(self, image: Tensor) -> DiagonalGaussian:
+        """``image`` (B, 3, H, W) in [-1, 1] -> distribution of latents (B, 4, H / f, W / f)."""
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """``latents`` (B, 4, h, w) -> picture (B, 3, h f, w f), about [-1, 1], not clamped."""
+        """``latents`` (B, 4, h, w) -> image (B, 3, h f, w f), about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents))
 
 

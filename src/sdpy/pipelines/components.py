@@ -36,7 +36,7 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
-from sdpy.models.skeleton import skeleton
+from sdpy.models.meta import init_empty_weights
 from sdpy.pipelines.execution import Execution
 from sdpy.runtime.allocator import give_back_freed_memory
 from sdpy.runtime.devices import CPU, Placement
@@ -264,17 +264,17 @@ class Components:
         return file
 
     def _empty_text_encoder(self) -> CLIPTextModel:
-        with skeleton():
+        with init_empty_weights():
             return CLIPTextModel(self.variant.text_encoder)
 
     def _empty_unet(self) -> UNet2DConditionModel:
         config = self.unet_config  # reads a file, which is not to land on the meta device
-        with skeleton():
+        with init_empty_weights():
             return UNet2DConditionModel(config)
 
     def _empty_vae(self) -> AutoencoderKL | AutoencoderTiny:
         config = self.vae_config
-        with skeleton():
+        with init_empty_weights():
             if isinstance(config, AutoencoderTinyConfig):
                 return AutoencoderTiny(config)
             return AutoencoderKL(config)
@@ -285,7 +285,7 @@ class Components:
             unet=replace(self.variant.unet, in_channels=vae.latent_channels),
             conditioning_embedding_out_channels=_conditioning_widths(path, vae.downsample_factor),
         )
-        with skeleton():
+        with init_empty_weights():
             return ControlNetModel(config)
 
 

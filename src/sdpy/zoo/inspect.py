@@ -33,7 +33,7 @@ from sdpy.models import (
     ControlNetModel,
     UNet2DConditionModel,
 )
-from sdpy.models.skeleton import skeleton
+from sdpy.models.meta import init_empty_weights
 from sdpy.schedulers import NoiseConfig
 from sdpy.zoo.configs import (
     controlnet_config,
@@ -177,7 +177,7 @@ def _sizes(
     try:
         sizes: Any
         model: nn.Module
-        with skeleton():
+        with init_empty_weights():
             if weights.part.component == "unet":
                 sizes = unet_config(outline, config)
                 model = UNet2DConditionModel(sizes)

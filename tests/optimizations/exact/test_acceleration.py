@@ -10,8 +10,8 @@ from torch import nn
 
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
 from sdpy.models.attention import Attention, ScaledDotProductAttention, Transformer2DModel
+from sdpy.models.meta import init_empty_weights
 from sdpy.models.resnet import ResnetBlock2D
-from sdpy.models.skeleton import skeleton
 from sdpy.optimizations.exact import acceleration, bfloat16_pairs, product_attention
 from sdpy.optimizations.exact.acceleration import (
     accelerate,
@@ -150,7 +150,7 @@ def test_acts_at_the_first_use_and_once() -> None:
 
 
 def sd15_convolutions(size: int) -> list[Convolution]:
-    with skeleton():
+    with init_empty_weights():
         unet = UNet2DConditionModel(SD15.unet)
     return list(find_convolutions(unet, torch.Size((2, 4, size, size))))
 

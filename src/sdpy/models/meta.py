@@ -11,11 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def skeleton() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Modules that are built in the block have all their tensors on the meta device.
 
-    They are not initialised either: what torch does to begin so on that device takes it more than
-    a second to import.
+    Nor are these initialised: for initialising on that device, torch imports modules for more than
+    a second.
     """
     with torch.device("meta"), _Uninitialised():
         yield

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
-from sdpy.models.skeleton import skeleton
+from sdpy.models.meta import init_empty_weights
 from support.tiny import TINY
 
 
-def test_a_skeleton_has_the_names_and_shapes_of_a_model_and_nothing_else() -> None:
+def test_a_model_without_weights_has_the_names_and_shapes_of_a_model_and_nothing_else() -> None:
     for make in (
         lambda: CLIPTextModel(TINY.text_encoder),
         lambda: UNet2DConditionModel(TINY.unet),
         lambda: nn.MultiheadAttention(8, 2),
     ):
-        with skeleton():
+        with init_empty_weights():
             model = make()
         tensors = model.state_dict()
         assert all(tensor.is_meta for tensor in tensors.values())
@@ -31,7 +31,7 @@ def test_a_skeleton_has_the_names_and_shapes_of_a_model_and_nothing_else() -> No
 
 
 def test_after_the_block_models_are_initialised_again() -> None:
-    with skeleton():
+    with init_empty_weights():
         pass
     layer = nn.Embedding(100, 10)
     assert layer.weight.device.type == "cpu" and 0.8 < layer.weight.std() < 1.2
