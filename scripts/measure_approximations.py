@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sdpy.optimizations.exact import PassContext, apply_passes
 from torch import Tensor
 
 import evaluate_demo as ev
@@ -37,8 +38,6 @@ from distil_demo import CONSISTENCY_FILE, TINY_VAE_FILE
 from sdpy import pipelines
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from sdpy.optimizations.approximate import Approximation, DeepCache, TokenMerging, approximate
-from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
-from sdpy.optimizations.exact.strips import compute_in_strips
 from sdpy.pipelines import Components, Settings
 from sdpy.runtime.allocator import keep_freed_memory
 from sdpy.zoo.components import find_files
@@ -174,11 +173,10 @@ def measure_full_size(rounds: int, log: Callable[[str], None]) -> str:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(SD15.unet).eval()
     autoencoder = AutoencoderKL(SD15.vae).eval()
-    compute_in_strips(autoencoder)
-    decoder = autoencoder.decoder
-    tiny_decoder = AutoencoderTiny(SD15.tiny_vae).eval().decoder
-    for network in (unet, decoder, tiny_decoder):
-        accelerate_at_first_use(network)
+    tiny_autoencoder = AutoencoderTiny(SD15.tiny_vae).eval()
+    for model in (unet, autoencoder, tiny_autoencoder):
+        apply_passes(model, PassContext(fast_kernels=True, tiled=True))
+    decoder, tiny_decoder = autoencoder.decoder, tiny_autoencoder.decoder
     side = SD15.sample_size // SD15.vae.downsample_factor
     latents = torch.randn(1, SD15.unet.in_channels, side, side)
     context = torch.randn(2, 77, SD15.unet.cross_attention_dim)

@@ -19,7 +19,7 @@ import sdpy.pipelines  # that it counts where nothing is painted, too
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import run
 from sdpy.models import UNet2DConditionModel
-from sdpy.runtime import streaming
+from sdpy.optimizations.exact import streaming
 from sdpy.zoo.variants import VARIANTS
 from support.compare import randomise
 from support.tiny import TINY, write_tiny

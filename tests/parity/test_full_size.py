@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from sdpy.optimizations.exact import PassContext, apply_passes
 from torch import nn
 
 from parity.test_models import SD21_CLIP, SD21_UNET
@@ -26,8 +27,6 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
-from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
-from sdpy.optimizations.exact.strips import compute_in_strips
 from sdpy.schedulers import DDIMScheduler, NoiseConfig
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import (
@@ -83,7 +82,7 @@ def test_unet_and_one_guided_step() -> None:
 
     a, b = ours(batch, timestep, context), theirs(batch, timestep, context).sample
     assert relative_error(a, b) <= MODEL_TOLERANCE
-    accelerate_at_first_use(ours)
+    apply_passes(ours, PassContext(fast_kernels=True))
     assert relative_error(ours(batch, timestep, context), b) <= FAST_TOLERANCE
     a, b = (e[:1] + guidance * (e[1:] - e[:1]) for e in (a, b))
     a = our_ddim.step(a, timestep, latents)
@@ -137,9 +136,7 @@ def test_autoencoder() -> None:
     decoded = theirs.decode(latents).sample
     assert relative_error(ours.decode(latents), decoded) <= MODEL_TOLERANCE
 
-    compute_in_strips(ours)
-    accelerate_at_first_use(ours.encoder)
-    accelerate_at_first_use(ours.decoder)
+    apply_passes(ours, PassContext(fast_kernels=True, tiled=True))
     posterior = ours.encode(picture)
     assert relative_error(posterior.mean, expected.mean) <= FAST_TOLERANCE
     assert relative_error(posterior.std, expected.std) <= FAST_TOLERANCE

@@ -27,6 +27,7 @@ from sdpy.checkpoints.loading import (
     misfits,
     outline_of,
     read_part,
+    stored_tensors,
 )
 from sdpy.checkpoints.lora import Change, Lora, check_loras, lora_changes, merge_loras
 from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
@@ -67,6 +68,7 @@ __all__ = [
     "read_model_folder",
     "read_part",
     "read_textual_inversion",
+    "stored_tensors",
     "write_checkpoint",
     "write_output",
 ]

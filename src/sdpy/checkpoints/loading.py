@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sdpy.checkpoints.base import Checkpoint, printable
+from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable
 from sdpy.checkpoints.describe import describe
 from sdpy.checkpoints.dialects import COMPONENTS, LABELS, Part, component_of, find_parts
 from sdpy.checkpoints.registry import read_checkpoint
@@ -58,6 +60,20 @@ def load_weights(
     # No file can fill a buffer that state_dict() leaves out.
     assert not any(buffer.is_meta for buffer in model.buffers()), "a non-persistent buffer is left"
     return checkpoint
+
+
+def stored_tensors(model: nn.Module, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """The tensors of a file by the names of a model's parameters, each read when it is asked for.
+
+    Raises:
+        WeightsError: the file does not fit the model.
+    """
+    origins = _fitting_part(model, checkpoint).origins
+    makers = {
+        ours: partial(origin.take, ours, checkpoint.tensors) for ours, origin in origins.items()
+    }
+    outline = {ours: origin.take(ours, checkpoint.outline) for ours, origin in origins.items()}
+    return LazyTensors(makers, outline)
 
 
 def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

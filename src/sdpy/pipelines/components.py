@@ -37,10 +37,12 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.models.skeleton import skeleton
+from sdpy.optimizations.exact import apply_passes
+from sdpy.optimizations.weights import ModelWeights
 from sdpy.pipelines.execution import Execution
 from sdpy.runtime.allocator import give_back_freed_memory
 from sdpy.runtime.devices import CPU, Placement
-from sdpy.runtime.streaming import moved, stream_weights
+from sdpy.runtime.offloading import moved
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.components import ModelFiles
 from sdpy.zoo.configs import COND_PROJ, is_tiny_vae
@@ -246,21 +248,18 @@ class Components:
         execution = self.execution
         dtype = execution.dtype_on(device)
         loras = self.loras if name in ("text_encoder", "unet") else ()
+        in_memory = CPU if offload else device
+        file = (
+            load_weights(model, path, dtype=None)
+            if execution.streamed
+            else load_weights(model, path, dtype=dtype, device=in_memory)
+        )
+        changes = lora_changes(loras, name, model)
         if not execution.streamed:
-            file = load_weights(model, path, dtype=dtype, device=CPU if offload else device)
             merge_loras(loras, name, model)
             file.forget()  # what was read of it to merge something
-            execution.apply_to(model, _networks(model), device, file.forget)
-            return file
-        file = load_weights(model, path, dtype=None)
-        changes = {
-            model.get_parameter(parameter): change
-            for parameter, change in lora_changes(loras, name, model).items()
-        }
-        execution.apply_to(model, _networks(model), device, file.forget)
-        stream_weights(
-            model, _networks(model), file.mappings, dtype=dtype, device=device, changes=changes
-        )
+        weights = ModelWeights(model, file, dtype=dtype, device=in_memory, changes=changes)
+        apply_passes(model, execution.pass_context(device, weights))
         return file
 
     def _empty_text_encoder(self) -> CLIPTextModel:
@@ -287,13 +286,6 @@ class Components:
         )
         with skeleton():
             return ControlNetModel(config)
-
-
-def _networks(model: nn.Module) -> list[nn.Module]:
-    """The parts of a model that are called as a whole."""
-    if isinstance(model, AutoencoderKL | AutoencoderTiny):
-        return [model.encoder, model.decoder]
-    return [model]
 
 
 def _conditioning_widths(path: Path, downsample_factor: int) -> tuple[int, ...]:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
 
-from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from sdpy.optimizations.exact.acceleration import BUDGET, accelerate_at_first_use
-from sdpy.optimizations.exact.compiling import compile_network
-from sdpy.optimizations.exact.sliced_attention import slice_attention
-from sdpy.optimizations.exact.strips import compute_in_strips
+from sdpy.optimizations.base import PassContext
+from sdpy.optimizations.weights import ModelWeights
 from sdpy.runtime.devices import cpu_has_bfloat16
-
-_COMPILED = (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny)
-"""The models whose networks do the same many times, and return a single tensor."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +71,21 @@ class Execution:
         """The same with that `weight_budget`, which may be infinite."""
         return replace(self, weight_budget=None if math.isinf(budget) else int(budget))
 
-    def apply_to(
-        self,
-        model: nn.Module,
-        networks: Iterable[nn.Module],
-        device: torch.device,
-        let_go: Callable[[Tensor], None],
-    ) -> None:
-        """Have a loaded model compute in this way.
+    def pass_context(self, device: torch.device, weights: ModelWeights) -> PassContext:
+        """What passes are told of a model that is to run on that device.
 
         Args:
-            model: any.
-            networks: those parts of it that are called as a whole.
             device: where it is to run.
-            let_go: called with weights that are not needed any more.
+            weights: where the model's parameters come from.
         """
-        if self.in_strips_on(device):
-            compute_in_strips(model)
-        if self.sliced_attention_size is not None:
-            slice_attention(model, self.sliced_attention_size)
-        if self.compiles_on(device) and isinstance(model, _COMPILED):
-            for network in networks:
-                compile_network(network)
-        if not self.is_fast_on(device):
-            return
-        budget = BUDGET if self.weight_budget is None else min(self.weight_budget, BUDGET)
-        for network in networks:
-            if any(isinstance(module, nn.Conv2d) for module in network.modules()):
-                accelerate_at_first_use(
-                    network, budget, keep_weights=not self.streamed, let_go=let_go
-                )
+        return PassContext(
+            device=device,
+            dtype=self.dtype_on(device),
+            fast_kernels=self.is_fast_on(device),
+            tiled=self.in_strips_on(device),
+            sliced_attention_size=self.sliced_attention_size,
+            compiled=self.compiles_on(device),
+            streamed=self.streamed,
+            weight_budget=self.weight_budget,
+            weights=weights,
+        )

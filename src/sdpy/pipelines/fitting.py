@@ -21,12 +21,12 @@ from sdpy.checkpoints import outline_of, read_checkpoint
 from sdpy.errors import ShortageError
 from sdpy.models import AutoencoderTinyConfig
 from sdpy.optimizations.exact.sliced_attention import AUTOMATIC
+from sdpy.optimizations.exact.streaming import PIECE_BYTES
 from sdpy.pipelines.components import Components
 from sdpy.pipelines.events import Notice
 from sdpy.pipelines.execution import Execution
 from sdpy.pipelines.paint import Settings, sees_negative_prompt
 from sdpy.runtime.memory import free_memory, resident_memory, show_size
-from sdpy.runtime.streaming import PIECE_BYTES
 
 STEADY = 150 * 10**6
 """Bytes that any network takes: buffers of libraries, and memory that is not given back at once."""

@@ -15,7 +15,7 @@ from sdpy.models import (
     ControlNetConfig,
     ControlNetModel,
 )
-from sdpy.optimizations.exact.convolutions import Convolution, find_convolutions
+from sdpy.optimizations.exact.convolutions import Convolution, ConvolutionTrace
 from support.compare import normal
 from support.tiny import TINY, tiny_model
 
@@ -52,7 +52,7 @@ def test_the_sizes_are_those_that_the_convolutions_see(name: str) -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(partial(look, place))
     network(sample, *others)
-    found = {c.name: c for c in find_convolutions(network, sample.shape)}
+    found = {c.name: c for c in ConvolutionTrace(network).at(sample.shape)}
     assert found.keys() == seen.keys()
     for place, convolution in seen.items():
         if not place.startswith(("controlnet_down_blocks", "controlnet_mid_block")):
@@ -69,7 +69,7 @@ def test_tells_which_convolutions_see_a_doubled_map(name: str, height: int, doub
     """Not where an odd side was halved before, so that its double is too large."""
     network, (sample, *_) = networks()[name]
     shape = torch.Size((*sample.shape[:2], height, 16))
-    found = {c.name for c in find_convolutions(network, shape) if c.doubled}
+    found = {c.name for c in ConvolutionTrace(network).at(shape) if c.doubled}
     upsamplers = {n for n, _ in network.named_modules() if n.endswith("upsamplers.0.conv")}
     assert found == (upsamplers if doubled else set())
     assert bool(upsamplers) == (name != "tiny decoder")

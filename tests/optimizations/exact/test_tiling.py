@@ -1,4 +1,4 @@
-"""The autoencoder in strips gives what it gives as a whole."""
+"""The autoencoder in tiles gives what it gives as a whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.models import AutoencoderKL, AutoencoderKLConfig, AutoencoderTiny
-from sdpy.optimizations.exact import strips
-from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
-from sdpy.optimizations.exact.strips import compute_in_strips
+from sdpy.optimizations.base import PassContext
+from sdpy.optimizations.exact import apply_passes, tiling
+from sdpy.optimizations.exact.winograd import WinogradConv2d
 from sdpy.zoo.variants import SD15
 from support.compare import normal, randomise, relative_error
+from support.costs import favour
 from support.tiny import tiny_model
 
 TOLERANCE = 1e-5
@@ -21,16 +22,16 @@ CONFIG = AutoencoderKLConfig(block_out_channels=(16, 32, 32), norm_num_groups=8)
 
 
 @pytest.fixture(autouse=True)
-def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "STRIP_BYTES", 4000)
-    monkeypatch.setattr(strips, "MIN_ROWS", 3)
-    monkeypatch.setattr(strips, "WHOLE_ROWS", 3)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "TILE_BYTES", 4000)
+    monkeypatch.setattr(tiling, "MIN_ROWS", 3)
+    monkeypatch.setattr(tiling, "ROW_MULTIPLE", 3)
 
 
-def both() -> tuple[AutoencoderKL, AutoencoderKL]:
-    """The same autoencoder as a whole and in strips."""
+def both(**options: bool) -> tuple[AutoencoderKL, AutoencoderKL]:
+    """The same autoencoder as a whole and in tiles."""
     whole, cut = (randomise(AutoencoderKL(CONFIG)) for _ in range(2))
-    compute_in_strips(cut)
+    apply_passes(cut, PassContext(tiled=True, **options))
     return whole, cut  # type: ignore[return-value]
 
 
@@ -55,7 +56,7 @@ def test_encodes_the_same(height: int, width: int) -> None:
 
 @torch.inference_mode()
 def test_there_is_no_seam() -> None:
-    """No row of pixels is further off than rounding, those at the borders of strips included."""
+    """No row of pixels is further off than rounding, those at the borders of tiles included."""
     whole, cut = both()
     latents = normal(1, 4, 16, 12)
     expected = whole.decode(latents)
@@ -65,7 +66,7 @@ def test_there_is_no_seam() -> None:
 
 @torch.inference_mode()
 def test_the_norms_see_the_whole_map() -> None:
-    """A map that is bright on top and dark below, of which a strip alone would tell nothing."""
+    """A map that is bright on top and dark below, of which a tile alone would tell nothing."""
     whole, cut = both()
     latents = normal(1, 4, 16, 12)
     latents[:, :, :8] += 5
@@ -87,26 +88,27 @@ def sizes_of_inputs(model: nn.Module) -> dict[str, list[int]]:
 
 @torch.inference_mode()
 def test_no_large_map_is_convolved_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "STRIP_BYTES", 64_000)
+    monkeypatch.setattr(tiling, "TILE_BYTES", 64_000)
     whole, cut = both()
     sizes, cut_sizes = sizes_of_inputs(whole), sizes_of_inputs(cut)
     for model in (whole, cut):
         model.decode(normal(1, 4, 32, 32))
         model.encode(normal(1, 3, 128, 128))
     assert len(sizes) == len(cut_sizes) > 25
-    assert max(max(one) for one in sizes.values()) > 30 * strips.STRIP_BYTES
+    assert max(max(one) for one in sizes.values()) > 30 * tiling.TILE_BYTES
     # The rows of the border come on top; of three that are doubled they make ten.
-    assert max(max(one) for one in cut_sizes.values()) <= 3 * strips.STRIP_BYTES
+    assert max(max(one) for one in cut_sizes.values()) <= 3 * tiling.TILE_BYTES
 
 
 @torch.inference_mode()
-def test_with_faster_convolutions() -> None:
-    whole, cut = both()
-    accelerate_at_first_use(cut.encoder)
-    accelerate_at_first_use(cut.decoder)
+def test_with_faster_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    favour(monkeypatch, "transformed")
+    whole, cut = both(fast_kernels=True)
     latents, picture = normal(1, 4, 16, 12), normal(1, 3, 40, 36)
     assert relative_error(cut.decode(latents), whole.decode(latents)) <= TOLERANCE
     assert relative_error(cut.encode(picture).mean, whole.encode(picture).mean) <= TOLERANCE
+    for network in (cut.encoder, cut.decoder):
+        assert any(isinstance(module, WinogradConv2d) for module in network.modules())
 
 
 @torch.inference_mode()
@@ -114,6 +116,6 @@ def test_other_models_stay_as_they_are() -> None:
     tiny_vae = randomise(AutoencoderTiny(SD15.tiny_vae))
     for model in (tiny_vae, tiny_model("unet"), tiny_model("text_encoder")):
         modules, classes = list(model.modules()), [type(module) for module in model.modules()]
-        compute_in_strips(model)
+        apply_passes(model, PassContext(tiled=True))
         assert list(model.modules()) == modules
         assert [type(module) for module in model.modules()] == classes

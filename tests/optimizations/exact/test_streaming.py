@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from sdpy.checkpoints import Change, Checkpoint, MappedFile, load_weights, write_checkpoint
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
-from sdpy.optimizations.exact.strips import compute_in_strips
-from sdpy.runtime import streaming
-from sdpy.runtime.streaming import moved, stream_weights
+from sdpy.optimizations.base import PassContext, networks_of
+from sdpy.optimizations.exact import apply_passes, streaming
+from sdpy.optimizations.weights import ModelWeights
 from support.compare import normal, randomise, relative_error
 from support.mapped import resident_kilobytes
-from support.tiny import TINY, tiny_model, tiny_weights
+from support.tiny import TINY, tiny_weights
 
 NAMES = ("text_encoder", "unet", "vae")
 CPU = torch.device("cpu")
@@ -39,10 +38,6 @@ def empty(name: str) -> nn.Module:
         return AutoencoderKL(TINY.vae).eval()
 
 
-def networks(model: nn.Module) -> list[nn.Module]:
-    return [model.encoder, model.decoder] if isinstance(model, AutoencoderKL) else [model]
-
-
 def write(folder: Path, name: str, dtype: torch.dtype, ending: str = ".safetensors") -> Path:
     path = folder / (name + ending)
     write_checkpoint(path, {key: value.to(dtype) for key, value in tiny_weights(name).items()})
@@ -57,11 +52,22 @@ def streamed(
 ) -> tuple[nn.Module, Checkpoint]:
     model = empty(name)
     file = load_weights(model, path, dtype=None)
-    by_parameter = {model.get_parameter(n): change for n, change in (changes or {}).items()}
-    stream_weights(
-        model, networks(model), file.mappings, dtype=dtype, device=CPU, changes=by_parameter
-    )
+    stream(model, file, dtype=dtype, changes=changes)
     return model, file
+
+
+def stream(
+    model: nn.Module,
+    file: Checkpoint,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    changes: dict[str, Change] | None = None,
+    **options: bool,
+) -> None:
+    weights = ModelWeights(model, file, dtype=dtype, device=device, changes=changes)
+    context = PassContext(device, dtype, streamed=True, weights=weights, **options)
+    apply_passes(model, context)
 
 
 def run(model: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -81,7 +87,7 @@ def run(model: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def pieces_of(model: nn.Module, itemsize: int = 4) -> list[nn.Module]:
-    return [piece for network in networks(model) for piece in streaming._cut(network, itemsize)]
+    return [piece for network in networks_of(model) for piece in streaming._cut(network, itemsize)]
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -135,10 +141,7 @@ def test_with_faster_layers(tmp_path: Path, name: str, stored: torch.dtype) -> N
     load_weights(plain, path)
     model = empty(name)
     file = load_weights(model, path, dtype=None)
-    compute_in_strips(model)
-    for network in networks(model):
-        accelerate_at_first_use(network, keep_weights=False)
-    stream_weights(model, networks(model), file.mappings, dtype=torch.float32, device=CPU)
+    stream(model, file, fast_kernels=True, tiled=True)
     for ours, theirs in zip(run(model), run(plain), strict=True):
         assert relative_error(ours, theirs) <= 1e-5
     assert any("Conv2d" not in str(piece) for piece in pieces_of(model))
@@ -178,7 +181,7 @@ def test_no_two_pieces_are_there_together(tmp_path: Path, name: str) -> None:
     at_rest(model, torch.float16)
 
 
-def test_a_piece_that_fails_is_let_go(tmp_path: Path) -> None:
+def test_a_piece_that_fails_is_dropped(tmp_path: Path) -> None:
     model, _ = streamed(write(tmp_path, "unet", torch.float16), "unet")
 
     def fail(*_: object) -> None:
@@ -244,7 +247,7 @@ def test_the_pages_of_the_file_are_given_back(
         nonlocal most
         most = max(most, resident_kilobytes(path))
 
-    stream_weights(model, [model], file.mappings, dtype=torch.float32, device=CPU)
+    stream(model, file)
     for _ in range(2):
         assert torch.equal(model(x), expected)
         # What lies on a page with a neighbour, and what the system maps in passing.
@@ -262,7 +265,7 @@ def test_pieces_go_to_the_device_and_come_back(tmp_path: Path) -> None:
     meta = torch.device("meta")
     model = empty("unet")
     file = load_weights(model, write(tmp_path, "unet", torch.float32), dtype=None)
-    stream_weights(model, [model], file.mappings, dtype=torch.float16, device=meta)
+    stream(model, file, dtype=torch.float16, device=meta)
     before = {name: parameter.device for name, parameter in model.named_parameters()}
     assert before["conv_in.weight"] == meta  # stays there
     where: set[tuple[str, str]] = set()
@@ -274,7 +277,7 @@ def test_pieces_go_to_the_device_and_come_back(tmp_path: Path) -> None:
                 parameter = module.get_parameter(place)
                 where.add((f"{name}.{place}", f"{parameter.device} {parameter.dtype}"))
 
-            module.register_forward_hook(look)
+            module.register_forward_hook(look, prepend=True)
     with torch.inference_mode():
         sample, context = normal(1, 4, 8, 8), normal(1, 7, 32)
         result = model(
@@ -284,14 +287,3 @@ def test_pieces_go_to_the_device_and_come_back(tmp_path: Path) -> None:
     assert where == {(name, "meta torch.float16") for name in before}
     for piece in pieces_of(model, itemsize=2):
         assert {parameter.device for parameter in piece.parameters()} == {CPU}
-
-
-def test_moved_for_a_while() -> None:
-    model = tiny_model("vae")
-    before = dict(model.named_parameters())
-    with moved(model, torch.device("meta")):
-        assert all(parameter.is_meta for parameter in model.parameters())
-    with pytest.raises(RuntimeError, match="stop"), moved(model, torch.device("meta")):
-        raise RuntimeError("stop")
-    after = dict(model.named_parameters())
-    assert all(after[name] is parameter for name, parameter in before.items())

@@ -1,4 +1,4 @@
-"""Weights that come when they are used and go again, for models larger than the memory.
+"""Weights that are in memory only while they are used, for models larger than the memory.
 
 A model is cut into pieces. Before a piece runs, its weights are brought to the device and the dtype
 in which it runs, and changed by LoRAs; afterwards they are again what their file holds, and the
@@ -8,72 +8,53 @@ The result is, bit by bit, that of a model which was loaded as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdpy.checkpoints import Change, MappedFile
+from sdpy.optimizations.base import PassContext, networks_of
+from sdpy.optimizations.exact.adaptive import AdaptiveConv2d, AdaptiveUpsample2D
 from sdpy.optimizations.exact.feed_forward import ChunkedFeedForward
+from sdpy.optimizations.weights import ModelWeights
 
 PIECE_BYTES = 128 * 2**20
-"""Of a piece, at most, unless a single layer has more."""
+"""The most bytes of a piece, unless a single layer has more."""
+
 RESIDENT_BYTES = 2**20
-"""A layer of less stays; it tells on which device and in which dtype the model runs."""
+"""A layer with fewer bytes than this stays in memory."""
+
+INDIVISIBLE = (ChunkedFeedForward, AdaptiveConv2d, AdaptiveUpsample2D)
+"""Modules that use the weights of the layers within them without calling these."""
 
 
-def stream_weights(
-    model: nn.Module,
-    networks: Iterable[nn.Module],
-    mappings: Sequence[MappedFile],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    changes: Mapping[nn.Parameter, Change] | None = None,
-) -> None:
-    """Have the weights of a model come and go, piece by piece.
+class WeightStreaming:
+    """The pass that has the weights of a model come and go, piece by piece.
 
-    A network is cut into pieces when it is first called, so that layers may be replaced until then,
-    if what replaces them holds the same parameters and makes no other use of them than when it is
-    called. There are to be no buffers.
+    Forward hooks on the pieces fetch and drop their weights. Wrappers would do so as well, but a
+    piece may be a whole block of a UNet, whose parts others look for by name.
 
-    Args:
-        model: on the CPU, its parameters the tensors of its files.
-        networks: those parts of it that are called as a whole.
-        mappings: of the files. Weights that lie in none of them stay in memory as they are.
-        dtype: in which the model is to run.
-        device: on which it is to run.
-        changes: what is to be made of some parameters once they are in that dtype on that device.
+    It is the last pass: what replaces a layer holds the same parameters, and makes no other use of
+    them than when it is called. Weights that lie in no mapped file stay in memory as they are.
     """
-    needs = _Needs(dtype, device, {} if changes is None else changes, mappings)
-    networks = list(networks)
-    pieces = [piece for network in networks for piece in _cut(network, dtype.itemsize)]
-    needs.fetch_others(model, pieces)
-    for network in networks:
-        _cut_at_first_use(network, needs)
 
+    name = "weight streaming"
 
-@contextmanager
-def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The parameters of a model are on another device for the duration of the block."""
-    weights = [
-        _Weight(owner, attribute, stored, lambda tensor: tensor.to(device))
-        for owner, attribute, stored in _parameters(model)
-    ]
-    try:
-        for weight in weights:
-            weight.fetch()
-        yield
-    finally:
-        for weight in weights:
-            weight.drop()
+    def applies(self, model: nn.Module, context: PassContext) -> bool:
+        """To every model."""
+        return context.streamed
 
-
-# What takes the weights of the layers within it without calling these.
-_INDIVISIBLE = (ChunkedFeedForward,)
+    def apply(self, model: nn.Module, context: PassContext) -> None:
+        """Cut the model, whose parameters are those of its file, on the CPU."""
+        needs = _Needs(context.dtype, context.device, context.weights)
+        cut = [list(_cut(network, context.dtype.itemsize)) for network in networks_of(model)]
+        needs.fetch_others(model, [piece for pieces in cut for piece in pieces])
+        for pieces in cut:
+            order = _Order()
+            for module in pieces:
+                _add_piece(module, _Piece(needs.weights(module)), order)
 
 
 @dataclass(frozen=True)
@@ -115,12 +96,11 @@ class _Weight:
 
 @dataclass(frozen=True)
 class _Needs:
-    """What is to be made of the weights of a model; see `stream_weights`."""
+    """What is to be made of the weights of a model while they are used."""
 
     dtype: torch.dtype
     device: torch.device
-    changes: Mapping[nn.Parameter, Change]
-    mappings: Sequence[MappedFile]
+    origins: ModelWeights
 
     def weights(self, module: nn.Module) -> list[_Weight]:
         """All that a module has."""
@@ -134,14 +114,14 @@ class _Needs:
                 weight.fetch()
 
     def _weight(self, owner: nn.Module, attribute: str, stored: nn.Parameter) -> _Weight:
-        change = self.changes.get(stored)
+        change = self.origins.change_of(stored)
 
         def prepare(stored: Tensor) -> Tensor:
             tensor = stored.to(self.device, self.dtype)
             return tensor if change is None else change(tensor)
 
         is_ready = (stored.device, stored.dtype, change) == (self.device, self.dtype, None)
-        mapping = next((one for one in self.mappings if one.holds(stored)), None)
+        mapping = self.origins.mapping_of(stored)
         return _Weight(owner, attribute, stored, None if is_ready else prepare, mapping)
 
 
@@ -178,18 +158,6 @@ class _Order:
                 weight.expect()
 
 
-def _cut_at_first_use(network: nn.Module, needs: _Needs) -> None:
-    def first_use(*_: Any) -> None:
-        handle.remove()
-        modules = list(_cut(network, needs.dtype.itemsize))
-        needs.fetch_others(network, modules)
-        order = _Order()
-        for module in modules:
-            _add_piece(module, _Piece(needs.weights(module)), order)
-
-    handle = network.register_forward_pre_hook(first_use)
-
-
 def _add_piece(module: nn.Module, piece: _Piece, order: _Order) -> None:
     order.add(piece)
     module.register_forward_pre_hook(lambda *_: order.begin(piece))
@@ -204,7 +172,7 @@ def _cut(network: nn.Module, itemsize: int) -> Iterator[nn.Module]:
             continue
         if isinstance(module, nn.ModuleList):  # which is never called itself
             yield from _cut(module, itemsize)
-        elif size <= PIECE_BYTES or isinstance(module, _INDIVISIBLE) or not [*module.children()]:
+        elif size <= PIECE_BYTES or isinstance(module, INDIVISIBLE) or not [*module.children()]:
             yield module
         else:
             yield from _cut(module, itemsize)
