@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sdpy.optimizations.exact import PassContext, apply_passes
 from torch import Tensor
 
 import evaluate_demo as ev
@@ -38,6 +37,7 @@ from distil_demo import CONSISTENCY_FILE, TINY_VAE_FILE
 from sdpy import pipelines
 from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from sdpy.optimizations.approximate import Approximation, DeepCache, TokenMerging, approximate
+from sdpy.optimizations.exact import PassContext, apply_passes
 from sdpy.pipelines import Components, Settings
 from sdpy.runtime.allocator import keep_freed_memory
 from sdpy.zoo.components import find_files

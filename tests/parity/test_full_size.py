@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from sdpy.optimizations.exact import PassContext, apply_passes
 from torch import nn
 
 from parity.test_models import SD21_CLIP, SD21_UNET
@@ -27,6 +26,7 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
+from sdpy.optimizations.exact import PassContext, apply_passes
 from sdpy.schedulers import DDIMScheduler, NoiseConfig
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import (

@@ -149,6 +149,7 @@ def lora_changes(loras: Iterable[Lora], part: str, model: nn.Module) -> dict[str
 def _sum(weight: Tensor, layers: Iterable[tuple[float, _Layer]]) -> Tensor:
     for share, layer in layers:
         weight = (weight.float() + share * layer.change(weight)).to(weight.dtype)
+        layer.source.forget()  # the change may be kept, to be made again much later
     return weight
 
 

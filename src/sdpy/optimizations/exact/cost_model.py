@@ -3,7 +3,7 @@
 Costs are counted in multiplications and additions at the rate of a large matrix product. The
 constants were fitted to layers of Stable Diffusion 1.5 on two cores with AVX-512, where that rate
 was 320e9 a second. Other processors have other rates, but much the same ratios between them.
-``scripts/bench/fit_cost_model.py`` fits the constants anew.
+The script ``scripts/bench/fit_cost_model.py`` fits the constants anew.
 """
 
 from __future__ import annotations
