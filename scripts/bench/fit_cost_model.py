@@ -1,7 +1,7 @@
 """Fit the constants of the cost model of convolutions to this machine.
 
-Single layers of Stable Diffusion 1.5's sizes are timed in each of their forms. The model's costs are
-linear in its constants, so these are least-squares solutions, relative errors counting alike. They
+Single layers of Stable Diffusion 1.5's sizes are timed in each of their forms. The model's costs
+are linear in its constants, which are found by least squares, relative errors counting alike, and
 are printed as Python, to be put into ``src/sdpy/optimizations/exact/cost_model.py``:
 
     python -m scripts.bench.fit_cost_model [--repeats 5] [--quick]

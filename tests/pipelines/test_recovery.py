@@ -16,6 +16,7 @@ from sdpy.errors import PaintingError, ShortageError
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
 from sdpy.models.attention import Attention
 from sdpy.models.vae import Decoder, Encoder
+from sdpy.optimizations.exact.sliced_attention import SlicedAttention
 from sdpy.pipelines import (
     Components,
     Event,
@@ -207,7 +208,7 @@ def test_the_attention_is_sliced(
     forward = Attention.forward
 
     def look(self: Attention, *args: Any) -> Tensor:
-        sliced.append("in_slices" in str(self.attend))
+        sliced.append(isinstance(self.attend, SlicedAttention))
         return forward(self, *args)
 
     monkeypatch.setattr(Attention, "forward", look)
