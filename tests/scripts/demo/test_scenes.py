@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import demo_scenes as ds
-from demo_scenes import Scene
+from scripts.demo import scenes as ds
+from scripts.demo.scenes import Scene, captions
+from scripts.demo.scenes.__main__ import main
 
+SHEET = Path(__file__).parent / "data" / "scenes.png"
 ATTRIBUTES = ("subject", "colour", "time", "weather")
 
 
@@ -45,6 +49,13 @@ def test_combinations_are_all_and_distinct() -> None:
     every = list(ds.combinations())
     pairs = len(ds.COLOURED_SUBJECTS) * len(ds.COLOURS) + len(ds.PLAIN_SUBJECTS)
     assert len(every) == len(set(every)) == pairs * len(ds.TIMES) * len(ds.WEATHERS)
+
+
+def test_the_withheld_combinations_are_those_of_the_bundled_weights() -> None:
+    bits = "".join(str(int(ds.is_held_out(scene))) for scene in ds.combinations())
+    assert hashlib.sha256(bits.encode()).hexdigest() == (
+        "8e1c10f774f8c1440c660b59b37205f21f168490322240f60275e9462c3b4b44"
+    )
 
 
 def test_held_out_ignores_the_composition() -> None:
@@ -97,18 +108,28 @@ def test_scene_at_depends_on_index_and_seed_alone() -> None:
     assert ds.scene_at(3, 8) != ds.scene_at(3, 7)
 
 
-# -- pictures ------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------
 
 
-def test_every_combination_of_subject_time_and_weather_paints() -> None:
+def test_scenes_are_those_that_the_bundled_weights_were_trained_on() -> None:
+    """`contact_sheet(3, 16)` as the first version of the sources drew it."""
+    with Image.open(SHEET) as image:
+        expected = np.asarray(image).astype(int)
+    difference = np.abs(ds.contact_sheet(3, 16) - expected)
+    # Processors differ in the last digit of a sine, which may round a few levels the other way.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_every_combination_of_subject_time_and_weather_draws() -> None:
     seen = set()
     for subject, time, weather in itertools.product(ds.SUBJECTS, ds.TIMES, ds.WEATHERS):
         colour = "blue" if subject in ds.COLOURED_SUBJECTS else None
-        picture = ds.draw(Scene(subject, colour, time, weather, 5), 32)
-        assert picture.shape == (32, 32, 3)
-        assert picture.dtype == np.uint8
-        assert picture.std() > 4
-        seen.add(picture.tobytes())
+        image = ds.draw(Scene(subject, colour, time, weather, 5), 32)
+        assert image.shape == (32, 32, 3)
+        assert image.dtype == np.uint8
+        assert image.std() > 4
+        seen.add(image.tobytes())
     assert len(seen) == len(ds.SUBJECTS) * len(ds.TIMES) * len(ds.WEATHERS)
 
 
@@ -151,13 +172,13 @@ def test_fog_takes_contrast_away() -> None:
 
 @pytest.mark.parametrize("colour, channel", [("red", 0), ("green", 1), ("blue", 2)])
 def test_a_balloon_has_the_colour_asked_for(colour: str, channel: int) -> None:
-    # The balloon's colour beside the same picture with a white one.
+    # The balloon's colour beside the same image with a white one.
     for time in ds.TIMES:
-        painted = ds.draw(Scene("balloon", colour, time, "clear", 4)).astype(int)
+        drawn = ds.draw(Scene("balloon", colour, time, "clear", 4)).astype(int)
         white = ds.draw(Scene("balloon", "white", time, "clear", 4)).astype(int)
-        changed = np.abs(painted - white).max(-1) > 20
+        changed = np.abs(drawn - white).max(-1) > 20
         assert changed.mean() > 0.05
-        mean = painted[changed].mean(0) / white[changed].mean(0)
+        mean = drawn[changed].mean(0) / white[changed].mean(0)
         assert mean.argmax() == channel, time
 
 
@@ -178,10 +199,18 @@ def test_readme_prompts_occur() -> None:
     assert "a rusty robot holding a torch" in {ds.caption(robot, rng) for _ in range(500)}
 
 
+def test_captions_are_those_that_the_bundled_weights_were_trained_on() -> None:
+    """The hash is of the captions that the first version of the sources made."""
+    texts = "\n".join(ds.caption_at(i, version=i % 3) for i in range(3000))
+    assert hashlib.sha256(texts.encode()).hexdigest() == (
+        "53b0d785b6d641510f0eb403f15e9486c0129cc710dbc61ed3a8925d523185c2"
+    )
+
+
 def test_captions_are_reproducible_and_varied() -> None:
-    captions = [ds.caption_at(i, 1) for i in range(500)]
-    assert captions == [ds.caption_at(i, 1) for i in range(500)]
-    assert len(set(captions)) > 450
+    texts = [ds.caption_at(i, 1) for i in range(500)]
+    assert texts == [ds.caption_at(i, 1) for i in range(500)]
+    assert len(set(texts)) > 450
     assert ds.caption_at(0, 1, version=1) != ds.caption_at(0, 1, version=2)
 
 
@@ -196,7 +225,7 @@ def test_the_subject_is_always_named() -> None:
     rng = np.random.default_rng(0)
     for scene in scenes(1500):
         text = ds.caption(scene, rng).lower()
-        assert any(noun in text for _, noun, _ in ds.NOUNS[scene.subject]), text
+        assert any(noun in text for _, noun, _ in captions.NOUNS[scene.subject]), text
 
 
 def mentions(text: str, value: str, tables: tuple[dict, ...]) -> bool:
@@ -204,8 +233,8 @@ def mentions(text: str, value: str, tables: tuple[dict, ...]) -> bool:
     return any(re.search(rf"\b{re.escape(w)}\b", text) for w in words)
 
 
-TIME_TABLES = (ds.TIME_PHRASES, ds.TIME_NOUNS, ds.TIME_TAGS)
-WEATHER_TABLES = (ds.WEATHER_PHRASES, ds.WEATHER_ADJECTIVES, ds.WEATHER_TAGS)
+TIME_TABLES = (captions.TIME_PHRASES, captions.TIME_NOUNS, captions.TIME_TAGS)
+WEATHER_TABLES = (captions.WEATHER_PHRASES, captions.WEATHER_ADJECTIVES, captions.WEATHER_TAGS)
 
 
 def test_complete_captions_name_everything_and_nothing_else() -> None:
@@ -241,9 +270,9 @@ def test_how_often_attributes_go_unmentioned() -> None:
 # -- command line --------------------------------------------------------------------------------
 
 
-def test_sheet_command_writes_the_sheet(tmp_path) -> None:
+def test_sheet_command_writes_the_sheet(tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
-    ds.main(["sheet", str(out), "--seed", "3", "--size", "16"])
-    with Image.open(out) as picture:
-        assert picture.size == (16 * 16, 16 * len(ds.SUBJECTS))
-        assert np.array_equal(np.asarray(picture), ds.contact_sheet(3, 16))
+    main(["sheet", str(out), "--seed", "3", "--size", "16"])
+    with Image.open(out) as image:
+        assert image.size == (16 * 16, 16 * len(ds.SUBJECTS))
+        assert np.array_equal(np.asarray(image), ds.contact_sheet(3, 16))
