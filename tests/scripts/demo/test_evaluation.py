@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import demo_scenes as scenes
-import evaluate_demo as ev
-from demo_scenes import Scene
+from scripts import engine
+from scripts.demo import adherence, classifier, scenes, sheets
+from scripts.demo import evaluate as ev
+from scripts.demo.adherence import attributes, score, withheld_tasks
+from scripts.demo.scenes import Scene
 from sdpy.zoo.variants import DEMO
 from support.tiny import TINY_V
 
@@ -23,48 +25,48 @@ RED_HOUSE = Scene("house", "red", "dusk", "rain", 1)
 CAT = Scene("cat", None, "dark", "clear", 2)
 
 
-def misread(scene: Scene, **values: str) -> ev.Reading:
-    return ev.attributes(scene) | values
+def misread(scene: Scene, **values: str) -> adherence.Attributes:
+    return attributes(scene) | values
 
 
 # -- scores --------------------------------------------------------------------------------------
 
 
-def test_attributes_name_every_value_that_the_reader_knows() -> None:
+def test_attributes_name_every_value_that_the_classifier_knows() -> None:
     for scene in scenes.combinations():
-        for name, value in ev.attributes(scene).items():
-            assert value in ev.ATTRIBUTES[name]
-    assert ev.attributes(CAT)["colour"] == "none"
+        for name, value in attributes(scene).items():
+            assert value in adherence.ATTRIBUTES[name]
+    assert attributes(CAT)["colour"] == "none"
 
 
 def test_scores_count_the_colour_only_where_one_was_asked_for() -> None:
-    readings = [misread(RED_HOUSE, time="dawn"), misread(CAT, colour="red")]
-    scores = ev.score([RED_HOUSE, CAT], readings)
+    seen = [misread(RED_HOUSE, time="dawn"), misread(CAT, colour="red")]
+    scores = score([RED_HOUSE, CAT], seen)
     assert scores == {"subject": 100, "colour": 100, "time": 50, "weather": 100, "all": 50}
-    scores = ev.score([RED_HOUSE, CAT], [misread(RED_HOUSE, colour="white"), ev.attributes(CAT)])
+    scores = score([RED_HOUSE, CAT], [misread(RED_HOUSE, colour="white"), attributes(CAT)])
     assert scores["colour"] == 0
     assert scores["all"] == 50
 
 
 def test_no_colours_asked_for_give_no_percentage() -> None:
-    assert math.isnan(ev.score([CAT], [ev.attributes(CAT)])["colour"])
+    assert math.isnan(score([CAT], [attributes(CAT)])["colour"])
 
 
 def test_scores_by_value() -> None:
-    readings = [misread(RED_HOUSE, time="dawn"), ev.attributes(CAT)]
-    values = ev.score_by_value([RED_HOUSE, CAT], readings)
+    seen = [misread(RED_HOUSE, time="dawn"), attributes(CAT)]
+    values = adherence.score_by_value([RED_HOUSE, CAT], seen)
     assert (values["dusk"], values["dark"], values["house"], values["red"]) == (0, 100, 100, 100)
     assert "dawn" not in values
 
 
 def test_edits_are_scored_by_what_changes_and_what_stays() -> None:
-    readings = [
-        ev.attributes(RED_HOUSE),
+    seen = [
+        attributes(RED_HOUSE),
         misread(RED_HOUSE, time="dawn"),
         misread(RED_HOUSE, weather="snow"),
         misread(RED_HOUSE, weather="snow", time="dawn"),
     ]
-    scores = ev.score_edits([RED_HOUSE] * 4, readings, "time")
+    scores = adherence.score_edits([RED_HOUSE] * 4, seen, "time")
     assert scores == {"changed as asked": 50, "rest stayed": 50, "both": 25}
 
 
@@ -72,33 +74,33 @@ def test_edits_are_scored_by_what_changes_and_what_stays() -> None:
 
 
 def test_tasks_are_withheld_combinations_spread_evenly() -> None:
-    tasks = ev.withheld_tasks(216)
+    tasks = withheld_tasks(216)
     assert all(scenes.is_held_out(task.scene) for task in tasks)
-    counts = Counter(tuple(ev.attributes(task.scene).values()) for task in tasks)
+    counts = Counter(tuple(attributes(task.scene).values()) for task in tasks)
     assert len(counts) == sum(map(scenes.is_held_out, scenes.combinations()))
     assert max(counts.values()) - min(counts.values()) <= 1
     assert len({task.seed for task in tasks}) == len({task.scene.seed for task in tasks}) == 216
 
 
 def test_fewer_tasks_are_the_first_ones_and_of_all_subjects() -> None:
-    tasks = ev.withheld_tasks(54)
-    assert tasks == ev.withheld_tasks(216)[:54]
+    tasks = withheld_tasks(54)
+    assert tasks == withheld_tasks(216)[:54]
     assert {task.scene.subject for task in tasks} == set(scenes.SUBJECTS)
 
 
 def test_prompts_name_the_colour() -> None:
-    for task in ev.withheld_tasks(100):
+    for task in withheld_tasks(100):
         found = [c for c in scenes.COLOURS if re.search(rf"\b{c}\b", task.prompt.lower())]
         assert found == ([] if task.scene.colour is None else [task.scene.colour])
 
 
-@pytest.mark.parametrize("attribute", list(ev.ATTRIBUTES))
+@pytest.mark.parametrize("attribute", list(adherence.ATTRIBUTES))
 def test_edits_change_one_attribute(attribute: str) -> None:
     subjects = [subject for ground in ev.GROUNDS for subject in ground]
     pairs = ev.edit_scenes(attribute, 40, subjects)
     assert len(pairs) == 40
     for before, after in pairs:
-        changed = {n for n, v in ev.attributes(before).items() if v != ev.attributes(after)[n]}
+        changed = {n for n, v in attributes(before).items() if v != attributes(after)[n]}
         assert before.subject in subjects
         assert attribute in changed
         if attribute == "subject":
@@ -122,19 +124,19 @@ def test_the_box_holds_what_changes_with_the_colour(subject: str) -> None:
         assert top <= rows.min() and rows.max() < bottom
 
 
-# -- the reader ----------------------------------------------------------------------------------
+# -- the classifier ------------------------------------------------------------------------------
 
 
-def test_disturbed_pictures_stay_pictures_of_the_same_thing() -> None:
+def test_augmented_images_stay_images_of_the_same_thing() -> None:
     torch.manual_seed(0)
-    picture = ev.reduce(ev.render(RED_HOUSE))
-    disturbed = ev.disturb(picture.repeat(16, 1, 1, 1))
-    assert disturbed.shape == (16, 3, 64, 64)
-    assert disturbed.abs().max() <= 1
-    assert len({one.numpy().tobytes() for one in disturbed}) == 16
+    image = classifier.downsample(classifier.render(RED_HOUSE))
+    augmented = classifier.augment(image.repeat(16, 1, 1, 1))
+    assert augmented.shape == (16, 3, 64, 64)
+    assert augmented.abs().max() <= 1
+    assert len({one.numpy().tobytes() for one in augmented}) == 16
     errors = [
-        min((one - other).abs().mean().item() for other in (picture[0], picture[0].flip(-1)))
-        for one in disturbed
+        min((one - other).abs().mean().item() for other in (image[0], image[0].flip(-1)))
+        for one in augmented
     ]
     assert 0.005 < min(errors) and max(errors) < 0.2
 
@@ -142,35 +144,50 @@ def test_disturbed_pictures_stay_pictures_of_the_same_thing() -> None:
 def test_readings_name_the_greatest_logits() -> None:
     scenes_read = [RED_HOUSE, CAT] * 40  # more than one batch
 
-    def fake(pictures: Tensor) -> tuple[Tensor, ...]:
-        wanted = [scenes_read[round(p.mean().item() * 100)] for p in pictures]
+    def fake(images: Tensor) -> tuple[Tensor, ...]:
+        wanted = [scenes_read[round(p.mean().item() * 100)] for p in images]
         return tuple(
-            torch.tensor([[float(v == ev.attributes(s)[name]) for v in values] for s in wanted])
-            for name, values in ev.ATTRIBUTES.items()
+            torch.tensor([[float(v == attributes(s)[name]) for v in values] for s in wanted])
+            for name, values in adherence.ATTRIBUTES.items()
         )
 
-    pictures = [torch.full((1, 3, 8, 8), i / 100) for i in range(len(scenes_read))]
-    assert ev.read(fake, pictures) == [ev.attributes(scene) for scene in scenes_read]
+    images = [torch.full((1, 3, 8, 8), i / 100) for i in range(len(scenes_read))]
+    assert classifier.classify(fake, images) == [attributes(scene) for scene in scenes_read]
 
 
-def test_a_reader_learns_and_comes_back_from_its_file(tmp_path: Path) -> None:
-    reader = ev.train_reader(tmp_path, renders=192, epochs=4)
-    seen = [scenes.scene_at(i, ev.READER_SET, None) for i in range(192)]
-    pictures = [ev.render(scene) for scene in seen]
-    readings = ev.read(reader, pictures)
+def test_a_classifier_learns_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "classifier.pt"
+    trained = classifier.train_classifier(file, renders=192, epochs=4)
+    seen = [scenes.scene_at(i, classifier.CLASSIFIER_SET, None) for i in range(192)]
+    images = [classifier.render(scene) for scene in seen]
+    found = classifier.classify(trained, images)
     # Four values, of which the most frequent time is far from half.
-    assert ev.score(seen, readings)["time"] > 50
-    assert ev.read(ev.load_reader(tmp_path), pictures) == readings
+    assert score(seen, found)["time"] > 50
+    assert classifier.classify(classifier.load_classifier(file), images) == found
+
+
+def test_a_classifier_is_trained_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(file: Path, renders: int) -> None:
+        state = classifier.AttributeClassifier().state_dict()
+        state["head.bias"].fill_(renders)
+        torch.save(state, file)
+
+    monkeypatch.setattr(classifier, "train_classifier", train)
+    file = tmp_path / "a.pt"
+    assert (classifier.find_classifier(file, 7).head.bias == 7).all()
+    assert (classifier.find_classifier(file, 8).head.bias == 7).all()
 
 
 # -- sheets --------------------------------------------------------------------------------------
 
 
-def test_sheets_hold_all_pictures(tmp_path: Path) -> None:
+def test_sheets_hold_all_images(tmp_path: Path) -> None:
     colours = (-1.0, 0.0, 1.0)
-    pictures = [torch.full((1, 3, ev.SIZE, ev.SIZE), c) for c in colours]
+    images = [torch.full((1, 3, 128, 128), c) for c in colours]
     path = tmp_path / "sheet.png"
-    ev.labelled_sheet(path, pictures, ["a", "b\nb", "c"], columns=2)
+    sheets.write_sheet(path, images, columns=2, labels=["a", "b\nb", "c"])
     with Image.open(path) as sheet:
         step_x, step_y = sheet.width // 2, sheet.height // 2
         middles = [(x + 60, y + 60) for y, x in itertools.product((0, step_y), (0, step_x))]
@@ -179,7 +196,7 @@ def test_sheets_hold_all_pictures(tmp_path: Path) -> None:
 
 def test_wrapped_lines_fit_and_lose_nothing() -> None:
     text = "a painting of a castle with blue roofs at night in the rain"
-    lines = ev.wrapped(text, 25)
+    lines = sheets.wrap(text, 25)
     assert " ".join(lines) == text
     assert max(map(len, lines)) <= 25 and len(lines) == 3
 
@@ -187,12 +204,12 @@ def test_wrapped_lines_fit_and_lose_nothing() -> None:
 # -- everything together, with models that can do nothing ----------------------------------------
 
 
-def test_parts_paint_read_and_report(
+def test_parts_generate_classify_and_report(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(ev, "DEMO", TINY_V)
-    monkeypatch.setattr(ev, "SIZE", 32)
-    torch.save(ev.Reader().state_dict(), tmp_path / ev.READER_FILE)
+    monkeypatch.setattr(engine, "DEMO", TINY_V)
+    state = classifier.AttributeClassifier().state_dict()
+    torch.save(state, tmp_path / classifier.CLASSIFIER_FILE)
     report = tmp_path / "report.json"
     ev.main(
         [
@@ -202,8 +219,8 @@ def test_parts_paint_read_and_report(
     )
     results = json.loads(report.read_text())
     adherence = results["adherence"]
-    assert set(adherence["rows"]) == {"renders", "reconstructions", "painted"}
-    assert adherence["rows"]["painted"]["all"] == 100 * (1 - len(adherence["failures"]) / 4)
+    assert set(adherence["rows"]) == {"renders", "reconstructions", "generated"}
+    assert adherence["rows"]["generated"]["all"] == 100 * (1 - len(adherence["failures"]) / 4)
     assert len(results["edits"]) == 5
     assert (tmp_path / "edits.png").exists()
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
