@@ -14,10 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-import bench
-import bench_workers as workers
-from bench import COMPILED, DIFFUSERS, GOALS, LOW, PLAIN, SDPY, BenchError, Outcome, Phase
-from bench_workers import TASKS, Job
+from scripts.bench import contest, run
+from scripts.bench.contest import BenchError, Contest
+from scripts.bench.goals import GOALS
+from scripts.bench.jobs import Job, now
+from scripts.bench.outcomes import (
+    COMPILED,
+    DIFFUSERS,
+    LOW,
+    PHASES,
+    PLAIN,
+    SDPY,
+    Outcome,
+    Phase,
+)
+from scripts.bench.report import summary
+from scripts.bench.workers import TASKS
 from sdpy.benchmark.figures import TITLES, Spread
 
 TOLERANCE = 1e-5
@@ -32,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def yardstick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick_matrix_product(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A matrix product that costs nothing, in this process."""
     monkeypatch.setattr(
         "sdpy.benchmark.arithmetic.matrix_product_rate", lambda dtype, device, size: 7e9
@@ -70,18 +82,18 @@ def test_both_programs_compute_the_same_in_every_phase(
         assert len(result["times"]) == 2
         assert min(result["load"], result["first"], *result["times"]) > 0
         assert result["rate"] == 7e9
-        outputs[program] = bench.read_output(path.with_suffix(""))
+        outputs[program] = contest.read_output(path.with_suffix(""))
     ours, theirs = outputs[SDPY], outputs[DIFFUSERS]
     assert ours is not None and theirs is not None
     assert ours.std() > 0
-    assert bench.relative_error(ours, theirs) <= TOLERANCE
+    assert contest.relative_error(ours, theirs) <= TOLERANCE
 
 
 @pytest.mark.parametrize("program", [SDPY, DIFFUSERS])
 def test_loading_ends_when_the_first_step_begins(program: str, weights: Path) -> None:
-    one = job(f"{program} load", weights, started=workers.now())
+    one = job(f"{program} load", weights, started=now())
     (seconds,) = TASKS[one.task](one)["times"]
-    assert 0 < seconds <= workers.now() - one.started
+    assert 0 < seconds <= now() - one.started
     assert not list(weights.parent.glob("*.png"))
     # Others may call a UNet again.
     torch.nn.Module.__call__(type("UNet2DConditionModel", (torch.nn.Identity,), {})(), 1)
@@ -121,7 +133,7 @@ def test_the_benchmark_at_tiny_sizes(
 ) -> None:
     """Real processes, in turn; two phases and two programs."""
     file = tmp_path / "bench.json"
-    code = bench.main(
+    code = run.main(
         [
             *("--size", "tiny", "--steps", "2", "--repeats", "1", "--evaluations", "1"),
             *("--phases", "help,unet,generate", "--threads", "1", "--format", "contiguous"),
@@ -173,25 +185,25 @@ def test_the_benchmark_at_tiny_sizes(
 
 
 def test_repeats() -> None:
-    assert set(bench.repeats_of("2").values()) == {2}
-    assert set(bench.repeats_of("2")) == set(bench.PHASES)
-    found = bench.repeats_of("2,load=5,generate=1")
+    assert set(run.repeats_of("2").values()) == {2}
+    assert set(run.repeats_of("2")) == set(PHASES)
+    found = run.repeats_of("2,load=5,generate=1")
     assert (found["load"], found["generate"], found["unet"]) == (5, 1, 2)
-    assert bench.repeats_of("load=5")["unet"] == 3
+    assert run.repeats_of("load=5")["unet"] == 3
     for wrong in ("", "0", "x", "load", "load=0", "lunch=2", "-1"):
         with pytest.raises(argparse.ArgumentTypeError):
-            bench.repeats_of(wrong)
+            run.repeats_of(wrong)
 
 
 def test_phases_keep_their_order() -> None:
-    assert bench.phases_of("generate,unet,help") == ["help", "unet", "generate"]
+    assert run.phases_of("generate,unet,help") == ["help", "unet", "generate"]
     with pytest.raises(argparse.ArgumentTypeError, match="no phase 'lunch'"):
-        bench.phases_of("unet,lunch")
+        run.phases_of("unet,lunch")
 
 
 def test_defaults_follow_the_size() -> None:
-    assert (bench.arguments([]).width, bench.arguments([]).steps) == (512, 30)
-    tiny = bench.arguments(["--size", "tiny", "--width", "128"])
+    assert (run.arguments([]).width, run.arguments([]).steps) == (512, 30)
+    tiny = run.arguments(["--size", "tiny", "--width", "128"])
     assert (tiny.width, tiny.height) == (128, 64)
 
 
@@ -213,10 +225,10 @@ def test_sdpy_is_compiled_where_diffusers_is_if_on_a_gpu(
         commands.append(command)
         return 1.0, None
 
-    monkeypatch.setattr(bench, "run_process", note)
-    contest = bench.Bench(bench.arguments(words), tmp_path, tmp_path).contestants("generate")
-    for name in (bench.SDPY, bench.LOW):
-        contest[name](None)
+    monkeypatch.setattr(contest, "run_process", note)
+    contestants = Contest(run.arguments(words), tmp_path, tmp_path).contestants("generate")
+    for name in (SDPY, LOW):
+        contestants[name](None)
     assert ["--compile" in command for command in commands] == compiled
     assert ["low" in command for command in commands] == [False, True]
 
@@ -226,35 +238,34 @@ def test_the_faster_format_of_each_model() -> None:
         "unet": {"contiguous": 2.0, "channels_last": 1.0},
         "vae": {"contiguous": 3.0, "channels_last": 3.5},
     }
-    assert bench.faster_formats(seconds) == {"unet": "channels_last", "vae": "contiguous"}
+    assert run.faster_formats(seconds) == {"unet": "channels_last", "vae": "contiguous"}
 
 
 def test_relative_errors() -> None:
     theirs = np.array([3.0, 4.0])
-    assert bench.relative_error(theirs, theirs) == 0
-    assert bench.relative_error(theirs + [0.0, 0.5], theirs) == pytest.approx(0.1)
-    assert bench.relative_error(np.array([np.nan, 4.0]), theirs) == float("inf")
-    assert bench.relative_error(np.zeros(3), theirs) == float("inf")
+    assert contest.relative_error(theirs, theirs) == 0
+    assert contest.relative_error(theirs + [0.0, 0.5], theirs) == pytest.approx(0.1)
+    assert contest.relative_error(np.array([np.nan, 4.0]), theirs) == float("inf")
+    assert contest.relative_error(np.zeros(3), theirs) == float("inf")
 
 
 def test_a_process_that_fails_is_told_with_its_last_line() -> None:
     command = [sys.executable, "-c", "import sys; print('first'); sys.exit('too bad')"]
     with pytest.raises(BenchError, match=r"failed \(1\): too bad"):
-        bench.run_process(command, {})
+        contest.run_process(command, {})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="others count in other units")
 def test_the_peak_of_a_process_is_its_own() -> None:
     code = (
-        "import sys, bench; "
+        "import sys; from scripts.bench import contest; "
         "code = 'x = bytearray(200_000_000); del x'; "
-        "print(*(bench.run_process([sys.executable, '-c', c], {})[1] for c in ('x = 1', code)))"
+        "print(*(contest.run_process([sys.executable, '-c', c], {})[1] for c in ('x = 1', code)))"
     )
-    scripts = Path(bench.__file__).parent
     # Started by a small process; this one is large.
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=scripts,
+        cwd=contest.ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -280,7 +291,7 @@ def test_what_cannot_work_is_refused_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert bench.main([*words, "--weights", str(tmp_path / "weights")]) == 1
+    assert run.main([*words, "--weights", str(tmp_path / "weights")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
     assert not (tmp_path / "weights").exists()
@@ -304,7 +315,7 @@ def verdicts(phases: dict[str, Phase]) -> dict[str, bool | None]:
 
 def test_without_measurements_no_goal_is_decided() -> None:
     assert set(verdicts({}).values()) == {None}
-    only_ours = {name: phase(sdpy=[(1.0, 1)]) for name in bench.PHASES}
+    only_ours = {name: phase(sdpy=[(1.0, 1)]) for name in PHASES}
     assert set(verdicts(only_ours).values()) == {None}
 
 
@@ -351,7 +362,7 @@ def test_a_goal_in_words() -> None:
 
 def test_the_time_of_compiling_is_told_apart() -> None:
     slow = replace(Outcome([2.0], 1), first=130.0)
-    found = bench.summary({"unet": Phase({DIFFUSERS: [Outcome([3.0], 1)], COMPILED: [slow]})}, 1e9)
+    found = summary({"unet": Phase({DIFFUSERS: [Outcome([3.0], 1)], COMPILED: [slow]})}, 1e9)
     compiled = found["unet"]["contestants"][COMPILED]
     assert compiled["compile_seconds"]["median"] == 128.0
     assert compiled["seconds_ratio"]["median"] == pytest.approx(2 / 3)
