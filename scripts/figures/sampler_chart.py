@@ -1,7 +1,7 @@
-"""The picture of `compare_samplers.py`: lines of distances, and tables of coloured percentages.
+"""The figure of `scripts.figures.compare_samplers`: lines of distances, tables of percentages.
 
 Drawn with Pillow alone, larger than it is shown and made smaller in the end, which smoothes edges.
-Positions and sizes are in pixels of a picture that is `WIDTH` wide; it is saved `SCALE` times as
+Positions and sizes are in pixels of an image that is `WIDTH` wide; it is saved `SCALE` times as
 large, for screens that show several pixels for one.
 """
 
@@ -27,7 +27,7 @@ SOFT: Colour = (101, 109, 118)
 GRID: Colour = (228, 231, 235)
 REST: Colour = (178, 184, 191)
 HIGHLIGHTS: tuple[Colour, ...] = ((9, 105, 218), (207, 84, 0), (26, 127, 55))
-"""Of the samplers that the picture is to point out, in their order."""
+"""Of the samplers that the image is to point out, in their order."""
 
 NONE: Colour = (250, 243, 240)
 ALL: Colour = (17, 99, 105)
@@ -36,7 +36,7 @@ ALL: Colour = (17, 99, 105)
 
 @dataclass(frozen=True)
 class Row:
-    """What the picture shows of a sampler.
+    """What the image shows of a sampler.
 
     Attributes:
         name: of the sampler.
@@ -79,7 +79,7 @@ class LogAxis:
 
 
 class Canvas:
-    """Something to draw on, in pixels of the picture as it is shown."""
+    """Something to draw on, in pixels of the image as it is shown."""
 
     def __init__(self, height: float) -> None:
         self.factor = SCALE * SMOOTHING
@@ -114,22 +114,22 @@ class Canvas:
         self._draw.text((x * self.factor, y * self.factor), text, colour, font, anchor)
 
     def finished(self) -> Image.Image:
-        """The picture, ``SCALE`` times as large as it is shown."""
+        """The image, ``SCALE`` times as large as it is shown."""
         width, height = self.image.size
         return self.image.resize((width // SMOOTHING, height // SMOOTHING), Image.Resampling.BOX)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The picture, and where in it, in pixels as it is shown, each value is.
+    """The image, and where in it, in pixels as it is shown, each value is.
 
     Attributes:
-        picture: ``SCALE`` times as large.
+        image: ``SCALE`` times as large.
         points: of the lines, by sampler and evaluations.
         cells: of the tables, by the table's number, sampler and evaluations.
     """
 
-    picture: Image.Image
+    image: Image.Image
     points: Mapping[tuple[str, int], Point]
     cells: Mapping[tuple[int, str, int], Box]
 
@@ -147,7 +147,7 @@ def draw(
     titles: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> Chart:
-    """Draw the picture.
+    """Draw the image.
 
     Args:
         groups: rows under their headings, in the order of the tables.

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
-import sampler_chart as sc
+from scripts.figures import sampler_chart as sc
 
 GROUPS = {
     "without": [
@@ -28,13 +28,13 @@ def chart() -> sc.Chart:
 
 
 def pixel(chart: sc.Chart, x: float, y: float) -> sc.Colour:
-    """The colour at a place of the picture as it is shown."""
-    return chart.picture.getpixel((round(x * sc.SCALE), round(y * sc.SCALE)))
+    """The colour at a place of the image as it is shown."""
+    return chart.image.getpixel((round(x * sc.SCALE), round(y * sc.SCALE)))
 
 
-def test_the_picture_is_as_wide_as_it_says(chart: sc.Chart) -> None:
-    assert chart.picture.width == sc.WIDTH * sc.SCALE
-    assert chart.picture.getpixel((0, 0)) == sc.WHITE
+def test_the_image_is_as_wide_as_it_says(chart: sc.Chart) -> None:
+    assert chart.image.width == sc.WIDTH * sc.SCALE
+    assert chart.image.getpixel((0, 0)) == sc.WHITE
 
 
 def test_lines_have_their_points_where_they_say(chart: sc.Chart) -> None:
@@ -98,7 +98,7 @@ def test_cells_stand_in_rows_and_columns_and_do_not_touch(chart: sc.Chart) -> No
 def test_numbers_are_written_into_cells(chart: sc.Chart) -> None:
     for key, cell in chart.cells.items():
         box = [round(side * sc.SCALE) for side in (cell.left, cell.top, cell.right, cell.bottom)]
-        inside = chart.picture.crop((box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2))
+        inside = chart.image.crop((box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2))
         empty = len(inside.getcolors(1 << 16)) == 1
         assert empty == (key == (0, "noisy", 20))
 
