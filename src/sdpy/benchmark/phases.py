@@ -32,7 +32,7 @@ from sdpy.zoo.recognise import Recognised
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkTarget:
     """What is measured: a model, at a picture's size, on its devices.
 
     Attributes:
@@ -96,9 +96,9 @@ class Subject:
 
 
 @contextmanager
-def text_encoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
+def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     """Prompts to embeddings (2, T, D), the negative prompt's first."""
-    components, settings = subject.components(), subject.settings(1)
+    components, settings = target.components(), target.settings(1)
     with components.text_encoder() as text_encoder:
 
         def evaluate() -> Tensor:
@@ -114,18 +114,18 @@ def text_encoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
 
 
 @contextmanager
-def unet_step(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
+def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     """One step of the denoising loop; its result is what the UNet predicts, (B, C, h, w).
 
     Whatever is prepared for all steps together is done in the first.
     """
-    components, settings = subject.components(), subject.settings(evaluations)
+    components, settings = target.components(), target.settings(evaluations)
     config, text = components.unet_config, components.variant.text_encoder
     negative, prompt = inputs.prompt_embeddings(
         text.max_position_embeddings, config.cross_attention_dim
     ).chunk(2)
     scheduler = plan(components, settings)
-    _, channels, height, width = shape = subject.latent_shape
+    _, channels, height, width = shape = target.latent_shape
     beside = config.in_channels - channels
     walk = Walk(
         inputs.noise(shape) * scheduler.init_noise_sigma,
@@ -156,17 +156,17 @@ def unet_step(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
 
 
 @contextmanager
-def vae_decoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
+def vae_decoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     """Latents of unit variance to a picture (1, 3, H, W)."""
-    components, latents = subject.components("vae"), inputs.noise(subject.latent_shape)
+    components, latents = target.components("vae"), inputs.noise(target.latent_shape)
     with components.vae():
         yield lambda: decode(components, latents)
 
 
 @contextmanager
-def vae_encoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
+def vae_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     """A picture to the mean and deviation of its latents, (2, C, h, w)."""
-    components, picture = subject.components("vae"), inputs.picture(subject.width, subject.height)
+    components, picture = target.components("vae"), inputs.image(target.width, target.height)
 
     def evaluate() -> Tensor:
         encoded = encode(components, picture)
@@ -176,10 +176,10 @@ def vae_encoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
         yield evaluate
 
 
-PHASES: dict[str, Callable[[Subject, int], Phase]] = {
+PHASES: dict[str, Callable[[BenchmarkTarget, int], Phase]] = {
     "text": text_encoding,
     "unet": unet_step,
     "decode": vae_decoding,
     "encode": vae_encoding,
 }
-"""Each takes the subject, and how many evaluations there will be."""
+"""Each takes the target, and how many evaluations there will be."""
