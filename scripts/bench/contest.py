@@ -25,7 +25,7 @@ from scripts.bench.outcomes import (
     PLAIN,
     SDPY,
     Outcome,
-    Phase,
+    PhaseResult,
 )
 from scripts.bench.with_sdpy import sdpy_arguments
 from scripts.reports import tell
@@ -35,11 +35,12 @@ ROOT = Path(__file__).parents[2]
 """The folder of the repository, from which modules of `scripts` are run."""
 
 WORKER = ("-m", "scripts.bench.workers")
+"""Arguments of Python that start a worker; the job's file follows."""
+
 Array = npt.NDArray[np.float64]
 
 MEMORY_STEPS = 2
-"""The peak of a whole image does not depend on the number of its steps."""
-
+"""Steps of the phase ``memory``, since the peak does not depend on their number."""
 
 TYPER_ALONE = """
 import typer
@@ -52,15 +53,15 @@ app(prog_name="alone")
 
 
 class BenchError(Exception):
-    """Something that keeps the benchmark from being run; one line."""
+    """The benchmark cannot be run; the message is one line."""
 
 
 Run = Callable[[Path | None], Outcome]
-"""Runs a process, which writes what is compared to a path if there is one."""
+"""Runs a process, which writes its output, to be compared, to a path if there is one."""
 
 
 def run_process(command: Sequence[str], environment: dict[str, str]) -> tuple[float, int | None]:
-    """Seconds that a process took, and its peak resident memory in bytes if the system tells it.
+    """Run a process; returns its seconds and its peak resident bytes (None if not reported).
 
     Raises:
         BenchError: it failed.
@@ -125,7 +126,7 @@ class Contest:
         return os.environ | changes
 
     def job(self, task: str, **changes: Any) -> Job:
-        """A job with the options of the command line."""
+        """Make a job with the options of the command line."""
         options = self.options
         job = Job(
             task=task,
@@ -154,7 +155,7 @@ class Contest:
         return json.loads(Path(job.result).read_text(encoding="utf-8")), peak
 
     def contestants(self, phase: str) -> dict[str, Run]:
-        """Who takes part in a phase."""
+        """The contestants that take part in a phase, and how each is run."""
         if phase == "help":
             return {
                 SDPY: self._help("-m", "sdpy"),
@@ -234,7 +235,7 @@ class Contest:
 
 def run_phase(
     phase: str, contestants: dict[str, Run], repeats: int, scratch: Path, flops: int | None
-) -> Phase:
+) -> PhaseResult:
     """Let the contestants take turns; the outputs of the first turn are compared."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
     outputs = {name: scratch / f"{phase}-{i}" for i, name in enumerate(contestants)}
@@ -250,11 +251,11 @@ def run_phase(
         ours = read_output(output)
         if name != DIFFUSERS and ours is not None and theirs is not None:
             errors[name] = relative_error(ours, theirs)
-    return Phase(outcomes, errors, flops)
+    return PhaseResult(outcomes, errors, flops)
 
 
 def read_output(path: Path) -> Array | None:
-    """What a contestant has written: an array, or an image of 0 to 255; None if nothing."""
+    """What a contestant has written: an array, or an image of 0 to 255; None if there is none."""
     if os.path.exists(f"{path}.npy"):
         return np.load(f"{path}.npy").astype(np.float64)
     if os.path.exists(f"{path}.png"):

@@ -1,4 +1,4 @@
-"""What is to be reached, for 512x512 pixels, 30 steps, float32 and two cores."""
+"""Goals of the benchmark, for 512x512 pixels, 30 steps, float32 and two cores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.bench.outcomes import COMPILED, DIFFUSERS, LOW, PLAIN, SDPY, Phases
+from scripts.bench.outcomes import COMPILED, DIFFUSERS, LOW, PLAIN, SDPY, PhaseResults
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import Spread
 
@@ -24,11 +24,11 @@ class Goal:
 
     text: str
     limit: float
-    value: Callable[[Phases], Spread | None]
+    value: Callable[[PhaseResults], Spread | None]
     show: Callable[[Spread], str] = figures.times
 
-    def verdict(self, phases: Phases) -> dict[str, Any]:
-        """Whether it is met, None if that was not measured."""
+    def verdict(self, phases: PhaseResults) -> dict[str, Any]:
+        """The goal and whether it is met (None if it was not measured), for the JSON file."""
         value = self.value(phases)
         met = None if value is None else value.median <= self.limit
         return {
@@ -48,23 +48,23 @@ class Goal:
 
 def ratio_of(
     quantity: str, phase: str, ours: str = SDPY, theirs: str = DIFFUSERS
-) -> Callable[[Phases], Spread | None]:
+) -> Callable[[PhaseResults], Spread | None]:
     """A goal's value: a ratio of two contestants in a phase."""
 
-    def value(phases: Phases) -> Spread | None:
+    def value(phases: PhaseResults) -> Spread | None:
         return phases[phase].ratio(quantity, ours, theirs) if phase in phases else None
 
     return value
 
 
-def low_peak(phases: Phases) -> Spread | None:
+def low_peak(phases: PhaseResults) -> Spread | None:
     """Peak bytes of a whole image with ``--memory low``."""
     outcomes = phases["generate"].outcomes.get(LOW, []) if "generate" in phases else []
     peaks = [one.peak for one in outcomes if one.peak is not None]
     return Spread.of(peaks) if peaks else None
 
 
-def unet_error(phases: Phases) -> Spread | None:
+def unet_error(phases: PhaseResults) -> Spread | None:
     """Relative error of the UNet's prediction."""
     error = phases["unet"].errors.get(SDPY) if "unet" in phases else None
     return None if error is None else Spread.of([error])

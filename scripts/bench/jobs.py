@@ -10,14 +10,11 @@ from pathlib import Path
 GUIDANCE_SCALE = 7.5
 """Guidance scale of all images."""
 
-
 TIMESTEP_SPACING = "leading"
 """A spacing of the timesteps that both programs know."""
 
-
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""torch's names, and sdpy's."""
-
+"""The names of number formats in torch, and those of sdpy's ``--dtype``."""
 
 FORMATS = ("contiguous", "channels_last")
 """Memory formats of diffusers' models."""
@@ -68,7 +65,7 @@ class Job:
 
     @property
     def model(self) -> str:
-        """What sdpy reads."""
+        """The model that sdpy reads."""
         return self.folder if self.sdpy_model is None else self.sdpy_model
 
     def write(self, path: Path) -> None:

@@ -99,7 +99,7 @@ CONFIGURATIONS = (
 
 @dataclass
 class Outcome:
-    """What a configuration gave, prompt by prompt."""
+    """Seconds and images of a configuration, prompt by prompt."""
 
     seconds: list[float] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)

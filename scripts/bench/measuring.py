@@ -79,7 +79,7 @@ def torch_dtype(job: Job) -> Any:
 
 
 def latent_shape(job: Job) -> tuple[int, int, int, int]:
-    """(1, C, h, w)."""
+    """Shape (1, C, h, w) of the latents."""
     vae = sizes()[job.size].vae
     factor = vae.downsample_factor
     return 1, vae.latent_channels, job.height // factor, job.width // factor

@@ -1,4 +1,4 @@
-"""What the processes of a phase gave, and how contestants compare."""
+"""What the processes of a phase measured, and how contestants compare."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from sdpy.benchmark.figures import TITLES, Spread
 
 SDPY, DIFFUSERS, COMPILED = "sdpy", "diffusers", "diffusers, compiled"
 
-
 LOW, PLAIN = "sdpy --memory low", "typer and rich alone"
-
 
 PHASES = {
     "help": "--help",
@@ -21,7 +19,7 @@ PHASES = {
     "memory": "peak of generate",
     "generate": "generate",
 }
-"""The phases in their order, and what the table calls them."""
+"""The phases in their order, and their titles in the table."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,12 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """The median."""
+        """The median of the times."""
         return Spread.of(self.times).median
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseResult:
     """All outcomes of a phase, by contestant, in turn, and the relative errors of their outputs."""
 
     outcomes: dict[str, list[Outcome]]
@@ -67,11 +65,11 @@ class Phase:
         return figures.ratio(*pairs)
 
 
-Phases = dict[str, Phase]
+PhaseResults = dict[str, PhaseResult]
 
 
-def product_rate(phases: Iterable[Phase]) -> Spread | None:
-    """The matrix product's rate over all processes that measured it."""
+def product_rate(phases: Iterable[PhaseResult]) -> Spread | None:
+    """Summarise the matrix product's rate over all processes that measured it."""
     outcomes = [one for phase in phases for many in phase.outcomes.values() for one in many]
     rates = [one.rate for one in outcomes if one.rate is not None]
     return Spread.of(rates) if rates else None

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from scripts.bench.outcomes import COMPILED, DIFFUSERS, PHASES, PLAIN, Phase, Phases
+from scripts.bench.outcomes import COMPILED, DIFFUSERS, PHASES, PLAIN, PhaseResult, PhaseResults
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import Spread
 
 
-def summary(phases: Phases, rate: float) -> dict[str, Any]:
-    """Everything that was measured, and what it comes to, for the JSON file."""
+def summary(phases: PhaseResults, rate: float) -> dict[str, Any]:
+    """Everything that was measured and its summary, for the JSON file."""
     return {name: _phase_summary(phase, rate) for name, phase in phases.items()}
 
 
-def _phase_summary(phase: Phase, rate: float) -> dict[str, Any]:
+def _phase_summary(phase: PhaseResult, rate: float) -> dict[str, Any]:
     base = PLAIN if PLAIN in phase.outcomes else DIFFUSERS
     found: dict[str, Any] = {}
     for name, outcomes in phase.outcomes.items():
@@ -44,7 +44,7 @@ def _phase_summary(phase: Phase, rate: float) -> dict[str, Any]:
 
 
 def phase_table(found: dict[str, Any]) -> str:
-    """The phases of a `summary`, a row for each contestant."""
+    """A Markdown table of the phases of a `summary`, with a row for each contestant."""
     header = ["phase", "", "median", "range", "ratio", "GFLOP/s", "of the product"]
     header += ["peak memory", "ratio", "relative error"]
     rows = []
@@ -74,7 +74,7 @@ def _cells(one: dict[str, Any]) -> list[str]:
 
 
 def report(results: dict[str, Any]) -> Iterator[str]:
-    """What is printed, line by line."""
+    """Yield the lines that are printed."""
     ran_on, options = results["machine"], results["options"]
     product = Spread(**results["matrix_product"])
     memory = ran_on["memory"]

@@ -51,13 +51,13 @@ from typing import Any
 from scripts.bench.contest import BenchError, Contest, run_phase
 from scripts.bench.goals import GOALS
 from scripts.bench.jobs import DTYPES, FORMATS
-from scripts.bench.outcomes import PHASES, Phases, product_rate
+from scripts.bench.outcomes import PHASES, PhaseResults, product_rate
 from scripts.bench.report import report, summary
 from scripts.reports import tell
 from sdpy.benchmark.figures import Spread
 
 SIDES = {"sd15": 512, "tiny": 64}
-
+"""Pixels a side of an image, by the models' sizes."""
 
 HELP_IMPORTS = """
 import sys
@@ -68,7 +68,7 @@ sys.exit("torch" in sys.modules)
 
 
 def repeats_of(text: str) -> dict[str, int]:
-    """Of ``3`` or ``3,load=5,generate=1``: processes of each contestant, by phase."""
+    """Read ``3`` or ``3,load=5,generate=1``: numbers of processes per contestant, by phase."""
     found: dict[str, int] = {}
     for item in text.split(","):
         name, equals, number = item.rpartition("=")
@@ -82,7 +82,7 @@ def repeats_of(text: str) -> dict[str, int]:
 
 
 def phases_of(text: str) -> list[str]:
-    """Of ``unet,decode``."""
+    """Read a list of phases such as ``unet,decode``; returns them in their usual order."""
     names = text.split(",")
     unknown = [name for name in names if name not in PHASES]
     if unknown:
@@ -91,16 +91,18 @@ def phases_of(text: str) -> list[str]:
 
 
 def positive(text: str) -> int:
-    """A number from 1 on."""
+    """Read a number from 1 on."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
     return int(text)
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--size", choices=list(SIDES), default="sd15", help="sizes of the models (sd15)")
@@ -155,12 +157,12 @@ def check(options: argparse.Namespace) -> None:
 
 
 def faster_formats(seconds: dict[str, dict[str, float]]) -> dict[str, str]:
-    """The better memory format of each model."""
+    """Choose the faster memory format of each model from the seconds that each took."""
     return {model: min(times, key=lambda name: times[name]) for model, times in seconds.items()}
 
 
 def machine() -> dict[str, Any]:
-    """What everything ran on."""
+    """Describe the machine and the libraries that everything runs on."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         model = re.search(r"model name\s*: (.*)", text)
@@ -193,7 +195,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         seconds = contest.work(contest.job("diffusers formats"))[0]["seconds"]
         contest.formats = faster_formats(seconds)
 
-    phases: Phases = {}
+    phases: PhaseResults = {}
     for name in options.phases:
         contestants, repeats = contest.contestants(name), options.repeats[name]
         phases[name] = run_phase(name, contestants, repeats, scratch, flops.get(name))

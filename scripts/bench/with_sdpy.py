@@ -11,7 +11,7 @@ from sdpy.benchmark import inputs
 
 
 def sdpy_phase(job: Job) -> dict[str, Any]:
-    """One phase, on models that sdpy's `Components` have loaded."""
+    """Measure one phase."""
     from sdpy.benchmark.phases import PHASES, BenchmarkTarget
     from sdpy.pipelines import Execution
     from sdpy.runtime.allocator import keep_freed_memory

@@ -276,7 +276,7 @@ def solve_all(comparison: Comparison, file: Path) -> list[Solution]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """What tells these files' contents from others."""
+    """SHA-256 of the files' contents, in hexadecimal."""
     together = hashlib.sha256()
     for file in files:
         together.update(hashlib.sha256(file.read_bytes()).digest())
@@ -318,7 +318,7 @@ def short_table(results: Results) -> str:
 
 
 def chart(results: Results) -> sampler_chart.Chart:
-    """The figure of the results."""
+    """Draw the figure of the results."""
     samplers = results.samplers
     nearest = ranked(samplers)
     colours = {DEFAULT_SCHEDULER: sampler_chart.INK}
@@ -345,7 +345,7 @@ def chart(results: Results) -> sampler_chart.Chart:
 
 
 def notes(results: Results) -> list[str]:
-    """The lines below the figure."""
+    """The notes below the figure, line by line."""
     setup = results.setup
     lines = [
         f"Distance and detail: medians of {setup.solved} prompts. As asked: {setup.prompts} "
@@ -363,7 +363,7 @@ def notes(results: Results) -> list[str]:
 
 
 def measure_as_asked(options: argparse.Namespace) -> Results:
-    """Measure what the options say."""
+    """Measure as the options of the command line say."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     file: Path = options.json
@@ -382,7 +382,7 @@ def measure_as_asked(options: argparse.Namespace) -> Results:
 
 
 def count(text: str) -> int:
-    """A number from 1 on, on the command line."""
+    """Read a number from 1 on."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("use 1 or more")

@@ -27,16 +27,16 @@ SOFT: Colour = (101, 109, 118)
 GRID: Colour = (228, 231, 235)
 REST: Colour = (178, 184, 191)
 HIGHLIGHTS: tuple[Colour, ...] = ((9, 105, 218), (207, 84, 0), (26, 127, 55))
-"""Of the samplers that the image is to point out, in their order."""
+"""Colours of the samplers that the figure highlights, in their order."""
 
 NONE: Colour = (250, 243, 240)
 ALL: Colour = (17, 99, 105)
-"""Of cells of 0 and 100 percent."""
+"""Colours of cells of 0 and 100 percent."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the image shows of a sampler.
+    """What the figure shows of a sampler.
 
     Attributes:
         name: of the sampler.
@@ -73,7 +73,7 @@ class LogAxis:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Where ``value`` is."""
+        """The place of ``value``."""
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return self.start + share * (self.end - self.start)
 
@@ -91,17 +91,17 @@ class Canvas:
         return ImageDraw.Draw(self.image)
 
     def line(self, points: Sequence[Point], colour: Colour, width: float = 1) -> None:
-        """Straight lines from point to point."""
+        """Draw straight lines from point to point."""
         scaled = [(x * self.factor, y * self.factor) for x, y in points]
         self._draw.line(scaled, colour, round(width * self.factor), joint="curve")
 
     def dot(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """A disc."""
+        """Draw a disc."""
         corners = [(x - radius), (y - radius), (x + radius), (y + radius)]
         self._draw.ellipse([corner * self.factor for corner in corners], colour)
 
     def fill(self, box: Box, colour: Colour) -> None:
-        """A filled rectangle."""
+        """Draw a filled rectangle."""
         corners = (box.left, box.top, box.right, box.bottom)
         left, top, right, bottom = (round(corner * self.factor) for corner in corners)
         self._draw.rectangle((left, top, right - 1, bottom - 1), colour)
@@ -109,7 +109,7 @@ class Canvas:
     def text(
         self, x: float, y: float, text: str, size: float, colour: Colour = INK, anchor: str = "ls"
     ) -> None:
-        """A line of text; ``anchor`` as in Pillow: ``ls`` begins at x, with its base line at y."""
+        """Draw a line of text; with Pillow's anchor ``ls`` its base line starts at (x, y)."""
         font = ImageFont.load_default(size * self.factor)
         self._draw.text((x * self.factor, y * self.factor), text, colour, font, anchor)
 
@@ -177,7 +177,7 @@ def draw(
 
 
 def _draw_lines(canvas: Canvas, plot: Box, rows: Sequence[Row]) -> dict[tuple[str, int], Point]:
-    """The panel of distances; returns where its points are."""
+    """Draw the panel of distances; returns where its points are."""
     canvas.text(MARGIN, 24, "Distance to the solution", 17)
     canvas.text(
         MARGIN, 44, "of samplers that add no noise, % of the latents; lower is nearer", 12.5, SOFT
@@ -218,7 +218,7 @@ def _draw_lines(canvas: Canvas, plot: Box, rows: Sequence[Row]) -> dict[tuple[st
 def _draw_names(
     canvas: Canvas, left: float, groups: Mapping[str, Sequence[Row]]
 ) -> dict[str, float]:
-    """The headings of the groups and the samplers' names; returns the top of each row."""
+    """Draw the groups' headings and the samplers' names; returns the top of each row."""
     tops = {}
     top: float = HEADING + ROW
     canvas.text(left, top - 6, "evaluations", 12, SOFT)
@@ -240,7 +240,7 @@ def _draw_table(
     shares: Mapping[str, Mapping[int, float]],
     tops: Mapping[str, float],
 ) -> dict[tuple[str, int], Box]:
-    """A table of percentages by sampler and evaluations; returns where its cells are."""
+    """Draw a table of percentages by sampler and evaluations; returns where its cells are."""
     canvas.text(left, 24, title[0], 17)
     canvas.text(left, 44, title[1], 12.5, SOFT)
     cells = {}

@@ -1,4 +1,4 @@
-"""What is measured of samplers: its file, and what it comes to."""
+"""Measurements of samplers: the file that holds them, and their summaries."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_results(file: Path, results: Results) -> None:
 
 
 def read_results(file: Path) -> Results:
-    """The results in a file of `write_results`."""
+    """Read a file that `write_results` has written."""
     found = json.loads(file.read_text())
     setup: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value

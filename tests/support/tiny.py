@@ -113,6 +113,6 @@ def tiny_components(
 
 
 def random_picture(width: int, height: int, seed: int = 0) -> Tensor:
-    """A smooth picture (1, 3, H, W) in [-1, 1]."""
+    """A smooth image (1, 3, H, W) in [-1, 1]."""
     coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return 2 * nn.functional.interpolate(coarse, size=(height, width), mode="bilinear") - 1

@@ -27,7 +27,9 @@ from scripts.demo.scenes import (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.demo.scenes", description=(__doc__ or "").split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     sheet = commands.add_parser("sheet", help="draw a contact sheet: subjects by time and weather")
     sheet.add_argument("out", type=Path, help="PNG file to write")

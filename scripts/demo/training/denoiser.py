@@ -25,7 +25,6 @@ from sdpy.zoo.variants import DEMO
 EMPTY_CAPTIONS = 0.1
 """Share of training samples without caption, which classifier-free guidance needs."""
 
-
 GUIDANCE_SCALE = 4.0
 """Guidance scale of the sheets of samples."""
 

@@ -26,7 +26,7 @@ from scripts.bench.outcomes import (
     PLAIN,
     SDPY,
     Outcome,
-    Phase,
+    PhaseResult,
 )
 from scripts.bench.report import summary
 from scripts.bench.workers import TASKS
@@ -300,16 +300,18 @@ def test_what_cannot_work_is_refused_at_once(
 # -- goals, on made-up figures -------------------------------------------------------------------
 
 
-def phase(errors: dict[str, float] | None = None, **contestants: list[tuple[float, int]]) -> Phase:
+def phase(
+    errors: dict[str, float] | None = None, **contestants: list[tuple[float, int]]
+) -> PhaseResult:
     names = {"sdpy": SDPY, "diffusers": DIFFUSERS, "low": LOW, "plain": PLAIN, "comp": COMPILED}
     outcomes = {
         names[name]: [Outcome([seconds], peak) for seconds, peak in measured]
         for name, measured in contestants.items()
     }
-    return Phase(outcomes, errors or {})
+    return PhaseResult(outcomes, errors or {})
 
 
-def verdicts(phases: dict[str, Phase]) -> dict[str, bool | None]:
+def verdicts(phases: dict[str, PhaseResult]) -> dict[str, bool | None]:
     return {goal.text: goal.verdict(phases)["met"] for goal in GOALS}
 
 
@@ -319,10 +321,10 @@ def test_without_measurements_no_goal_is_decided() -> None:
     assert set(verdicts(only_ours).values()) == {None}
 
 
-def measured(factor: float) -> dict[str, Phase]:
+def measured(factor: float) -> dict[str, PhaseResult]:
     """All phases, each at ``factor`` times what its goal allows."""
 
-    def seconds(limit: float) -> Phase:
+    def seconds(limit: float) -> PhaseResult:
         pairs = [(2.0, 1), (3.0, 1)]
         return phase(sdpy=[(limit * factor * s, p) for s, p in pairs], diffusers=pairs)
 
@@ -362,7 +364,7 @@ def test_a_goal_in_words() -> None:
 
 def test_the_time_of_compiling_is_told_apart() -> None:
     slow = replace(Outcome([2.0], 1), first=130.0)
-    found = summary({"unet": Phase({DIFFUSERS: [Outcome([3.0], 1)], COMPILED: [slow]})}, 1e9)
+    found = summary({"unet": PhaseResult({DIFFUSERS: [Outcome([3.0], 1)], COMPILED: [slow]})}, 1e9)
     compiled = found["unet"]["contestants"][COMPILED]
     assert compiled["compile_seconds"]["median"] == 128.0
     assert compiled["seconds_ratio"]["median"] == pytest.approx(2 / 3)
