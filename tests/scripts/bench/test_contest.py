@@ -255,6 +255,11 @@ def test_a_process_that_fails_is_told_with_its_last_line() -> None:
         contest.run_process(command, {})
 
 
+def test_the_process_that_starts_the_others_imports_no_torch() -> None:
+    code = "import sys, scripts.bench.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=contest.ROOT, check=True, timeout=300)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="others count in other units")
 def test_the_peak_of_a_process_is_its_own() -> None:
     code = (
