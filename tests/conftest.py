@@ -1,4 +1,4 @@
-"""What all tests share. That this file is here also lets them import the helpers beside it."""
+"""What all tests share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from support.tiny import write_tiny
 
 # The models of these tests are too small to be worth more than one thread.
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")

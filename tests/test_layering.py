@@ -18,15 +18,16 @@ SOURCE = Path(sdpy.__file__).parent
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__",),  # the version; what else it offers is imported when it is asked for
     ("errors",),
+    ("options",),  # how options are declared, without Typer and without torch
+    ("components",),  # the table of components, without torch
     ("files",),  # atomic writing, for images and weights
-    ("samplers",),  # what cli needs without torch
     ("models", "schedulers", "checkpoints", "images"),
     ("text",),
     ("zoo",),
     ("optimizations",),
     ("runtime",),
     ("pipelines",),
-    ("benchmark", "jobs"),
+    ("benchmark",),
     ("cli",),
     ("__main__",),
 )
@@ -37,7 +38,7 @@ ONLY_IN: dict[str, set[str] | None] = {
     "typer": {"cli"},
     "rich": {"cli"},
     "click": set(),
-    "PIL": {"images"},  # and in cli, for types
+    "PIL": {"images"},  # and in pipelines, for types
     "ftfy": {"text"},
     "regex": {"text"},
     "cv2": {"images"},  # where it is asked for: it is an extra
@@ -119,7 +120,7 @@ def fault(found: Import) -> str | None:
         return None
     if top in sys.stdlib_module_names:
         return None
-    if top == "PIL" and found.importer == "cli" and found.only_for_types:
+    if top == "PIL" and found.importer == "pipelines" and found.only_for_types:
         return None
     allowed = ONLY_IN.get(top, set())
     if allowed is not None and found.importer not in allowed:
@@ -141,18 +142,19 @@ def test_left_never_imports_right() -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("images/frame.py", "from sdpy.pipelines import Components"),
+        ("images/frame.py", "from sdpy.pipelines.request import Request"),
         ("images/frame.py", "import sdpy.models.unet"),
         ("models/unet.py", "from sdpy.schedulers import Scheduler"),
         ("text/prompts.py", "def f():\n    from sdpy.zoo.variants import SD15"),
         ("errors.py", "from sdpy.files import atomic_write"),
-        ("pipelines/paint.py", "import typer"),
-        ("pipelines/paint.py", "from rich.progress import Progress"),
-        ("pipelines/paint.py", "from PIL import Image"),
-        ("cli/painting.py", "import diffusers.models"),
+        ("pipelines/generate.py", "import typer"),
+        ("pipelines/generate.py", "from rich.progress import Progress"),
+        ("pipelines/generate.py", "from PIL import Image"),
+        ("cli/images.py", "if TYPE_CHECKING:\n    from PIL import Image"),
+        ("cli/images.py", "import diffusers.models"),
         ("models/clip.py", "import transformers"),
         ("models/clip.py", "import pandas"),
-        ("pipelines/paint.py", "if TYPE_CHECKING:\n    from sdpy.cli.app import run"),
+        ("pipelines/generate.py", "if TYPE_CHECKING:\n    from sdpy.cli.app import run"),
         ("__init__.py", "from sdpy.pipelines import generate"),
     ],
 )
@@ -177,5 +179,38 @@ def test_only_the_command_line_prints() -> None:
             and node.value.id == "sys"
         )
     }
-    assert "cli/painting.py" in printers
+    assert {"cli/images.py", "cli/display.py"} <= printers
     assert {unit(file) for file in printers} <= {"cli", "__main__"}
+
+
+def uses(text: str, name: str) -> bool:
+    """Whether some source imports, or calls in whatever way, a function of that name."""
+    return any(
+        (isinstance(node, ast.alias) and node.name.split(".")[-1] == name)
+        or (isinstance(node, ast.Name) and node.id == name)
+        or (isinstance(node, ast.Attribute) and node.attr == name)
+        for node in ast.walk(ast.parse(text))
+    )
+
+
+def test_only_the_session_loads_weights() -> None:
+    """Checkpoints define the function; the scripts, outside of the package, hold to it too."""
+    users = {file for file, text in sources().items() if uses(text, "load_weights")}
+    assert {file for file in users if unit(file) != "checkpoints"} == {"runtime/session.py"}
+    scripts = sorted((Path(__file__).parents[1] / "scripts").rglob("*.py"))
+    assert len(scripts) > 10
+    assert [path for path in scripts if uses(path.read_text("utf-8"), "load_weights")] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from sdpy.checkpoints import load_weights",
+        "from sdpy.checkpoints import load_weights as load",
+        "import sdpy.checkpoints as c\nc.load_weights(model, source)",
+        "def f():\n    load_weights(model, source)",
+    ],
+)
+def test_who_loads_weights_is_found(text: str) -> None:
+    assert uses(text, "load_weights")
+    assert not uses(text.replace("load_weights", "check_weights"), "load_weights")

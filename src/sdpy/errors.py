@@ -5,11 +5,11 @@
     SdpyError            1   anything below, caught in one place (``sdpy.cli.app``)
     ├── UsageError       2   an option or argument has a value that cannot work
     ├── WeightsError     3   a checkpoint or vocabulary is missing, broken or of the wrong kind
-    ├── ImageError       4   an input picture or mask cannot be used
+    ├── ImageError       4   an input image or mask cannot be used
     ├── OutputError      5   a result could not be written after the work had started
     ├── HubError         6   a model hub cannot be reached, or does not give what was asked for
     ├── ShortageError    7   there is not enough memory
-    └── PaintingError    8   what was painted is no picture
+    └── GenerationError  8   what was generated is no image
 
 Every message is one line: what is wrong, where, and what to do next.
 """
@@ -36,7 +36,7 @@ class WeightsError(SdpyError):
 
 
 class ImageError(SdpyError):
-    """An input picture or mask cannot be used."""
+    """An input image or mask cannot be used."""
 
     exit_code = 4
 
@@ -59,7 +59,7 @@ class ShortageError(SdpyError):
     exit_code = 7
 
 
-class PaintingError(SdpyError):
-    """What was painted is no picture: not numbers, or one colour."""
+class GenerationError(SdpyError):
+    """What was generated is no image: not numbers, or one colour."""
 
     exit_code = 8

@@ -14,13 +14,13 @@ from transformers import CLIPTokenizer as ReferenceTokenizer
 from sdpy.benchmark.weights import made_up_merges, model_files, write_random_model
 from sdpy.checkpoints import read_checkpoint, write_checkpoint
 from sdpy.errors import OutputError, WeightsError
-from sdpy.pipelines import Components
+from sdpy.runtime.session import Session
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.recognise import find_model
+from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import SD15
 from support.tiny import TINY
 
-VARIANT = replace(TINY, text_encoder=replace(TINY.text_encoder, vocab_size=600))
+VARIANT = TINY.with_configs(text_encoder=replace(TINY.text_encoder, vocab_size=600))
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +31,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_is_recognised_as_what_it_was_made_of(folder: Path) -> None:
-    found = find_model(str(folder), Path("nowhere"))
-    sizes = {name: getattr(VARIANT, name) for name in ("text_encoder", "unet", "vae")}
-    assert found.variant == replace(SD15, **sizes)
-    assert found.files == model_files(folder)
+    found = find_source(str(folder), Path("nowhere"))
+    sizes = VARIANT.configs
+    assert found.variant == SD15.with_configs(**sizes)
+    assert found.files == model_files(folder, VARIANT)
     assert found.assumptions == ()
-    Components(found.variant, found.files).check()
+    Session(found).check()
 
 
 def test_weights_are_random_and_of_a_sane_scale(folder: Path) -> None:
     seen: set[float] = set()
-    for path in vars(model_files(folder)).values():
-        if path.suffix != ".safetensors":
-            continue
+    for path in model_files(folder, VARIANT).weights.values():
         for name, tensor in read_checkpoint(path).tensors.items():
             assert tensor.dtype == torch.float32
             assert tensor.isfinite().all()
@@ -56,21 +54,24 @@ def test_weights_are_random_and_of_a_sane_scale(folder: Path) -> None:
 
 def test_the_same_variant_gets_the_same_numbers(folder: Path, tmp_path: Path) -> None:
     write_random_model(tmp_path / "again", VARIANT)
-    for name, path in vars(model_files(tmp_path / "again")).items():
-        assert path.read_bytes() == getattr(model_files(folder), name).read_bytes()
+    again, before = model_files(tmp_path / "again", VARIANT), model_files(folder, VARIANT)
+    assert again.vocabulary.read_bytes() == before.vocabulary.read_bytes()
+    assert again.weights.keys() == VARIANT.configs.keys()
+    for name, path in again.weights.items():
+        assert path.read_bytes() == before.weights[name].read_bytes()
 
 
 def test_a_whole_folder_is_left_as_it_is(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    unet = model_files(copy).unet
+    unet = model_files(copy, VARIANT).weights["unet"]
     mine = {name: tensor + 1 for name, tensor in read_checkpoint(unet).tensors.items()}
     write_checkpoint(unet, mine)
     write_random_model(copy, VARIANT)
     assert torch.equal(read_checkpoint(unet).tensors["conv_in.bias"], mine["conv_in.bias"])
     (copy / "model_index.json").unlink()  # as after an interruption
     write_random_model(copy, VARIANT)
-    assert unet.read_bytes() == model_files(folder).unet.read_bytes()
+    assert unet.read_bytes() == model_files(folder, VARIANT).weights["unet"].read_bytes()
 
 
 def test_a_folder_of_another_model_is_refused(folder: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_folder_of_another_model_is_refused(folder: Path) -> None:
 
 def test_both_tokenizers_read_the_made_up_vocabulary_alike(folder: Path) -> None:
     reference = ReferenceTokenizer.from_pretrained(folder / "tokenizer")
-    ours = CLIPTokenizer.from_file(model_files(folder).vocabulary, vocab_size=600)
+    ours = CLIPTokenizer.from_file(model_files(folder, VARIANT).vocabulary, vocab_size=600)
     for text in ("a lighthouse at dark, waves", "!! !\"# 'tis 42"):
         assert reference(text).input_ids == [ours.start_id, *ours.encode(text), ours.end_id]
 

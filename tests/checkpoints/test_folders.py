@@ -93,7 +93,7 @@ def test_other_models_are_named(tmp_path: Path) -> None:
         unet=["diffusers", "UNet2DConditionModel"],
         text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
     )
-    with pytest.raises(WeightsError, match="holds a StableDiffusionXLPipeline; sdpy paints with"):
+    with pytest.raises(WeightsError, match="holds a StableDiffusionXLPipeline; sdpy runs"):
         read_model_folder(xl)
     flux = write_index(tmp_path / "flux", _class_name="FluxPipeline", transformer=["x", "y"])
     with pytest.raises(WeightsError, match="holds a FluxPipeline"):

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sdpy.checkpoints import check_weights, describe, load_weights, write_checkpoint
+from sdpy.checkpoints import check_weights, guess_kind, load_weights, write_checkpoint
 from sdpy.errors import WeightsError
 
 Load = Callable[[nn.Module, Path], None]
@@ -234,8 +234,8 @@ def test_the_wrong_component_is_named(
     assert guess in refused(load, on_meta(Small), written(tmp_path, build()))
 
 
-def test_nothing_is_guessed_about_strangers() -> None:
-    assert describe({"fc.weight": (3, 4)}) is None
+def test_nothing_is_guessed_about_unknown_keys() -> None:
+    assert guess_kind({"fc.weight": (3, 4)}) is None
 
 
 def test_a_unet_of_nine_channels_does_not_fit_one_of_four(tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_old_names_of_the_vae_attention(tmp_path: Path, load: Load, convolutions
     model = on_meta(vae).eval()
     load(model, path)
     if load is load_weights:
-        picture = torch.randn(1, 3, 8, 8)
+        image = torch.randn(1, 3, 8, 8)
         with torch.no_grad():
-            assert torch.equal(model(picture).sample, original(picture).sample)
+            assert torch.equal(model(image).sample, original(image).sample)
 
 
 def test_diffusers_itself_agrees_about_the_old_names(tmp_path: Path) -> None:

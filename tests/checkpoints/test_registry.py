@@ -1,10 +1,12 @@
 """Formats are told by content; whatever is no weights file is named for what it is."""
 
+import gc
 import gzip
 import io
 import json
 import os
 import pickle
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpy.checkpoints import FORMATS, read_checkpoint, write_checkpoint
+from sdpy.checkpoints import FORMATS, fingerprint, read_checkpoint, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 
 
@@ -39,7 +41,7 @@ def zipped(name: str) -> bytes:
     return buffer.getvalue()
 
 
-def picture(kind: str) -> bytes:
+def image_bytes(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, kind)
     return buffer.getvalue()
@@ -60,8 +62,8 @@ FOREIGN = {
     "empty zip": (zipped("x")[-22:], ""),
     "gzip": (gzip.compress(b"x" * 100), "gzip"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
-    "png": (picture("PNG"), "picture"),
-    "jpeg": (picture("JPEG"), "picture"),
+    "png": (image_bytes("PNG"), "an image"),
+    "jpeg": (image_bytes("JPEG"), "an image"),
     "zeros": (bytes(10_000), "zeros"),
     "noise": (bytes(range(1, 256)) * 10, "not a weights file"),
     "one byte": (b"P", "not a weights file"),
@@ -137,3 +139,76 @@ def test_an_unknown_extension_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.ot, \.safetensors, \.npz, \.bin"):
         write_checkpoint(tmp_path / "x.dat", {"a": torch.ones(1)})
     assert list(tmp_path.iterdir()) == []
+
+
+# --- files that are open -------------------------------------------------------------------------
+
+
+def write_state(path: Path, value: float) -> None:
+    write_checkpoint(path, {"x": torch.full((3,), value)})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ot", ".npz", ".pt"])
+def test_an_open_file_is_not_opened_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    write_state(path, 1)
+    first = read_checkpoint(path)
+    assert read_checkpoint(str(path)) is first
+    reference = weakref.ref(first)
+    del first
+    gc.collect()
+    assert reference() is None  # nobody holds it
+
+
+def test_a_file_that_is_renamed_over_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_state(path, 1)
+    before, known = read_checkpoint(path), fingerprint(path)
+    write_state(tmp_path / "y.safetensors", 2)
+    os.utime(tmp_path / "y.safetensors", ns=(known[0].mtime_ns, known[0].mtime_ns))
+    os.replace(tmp_path / "y.safetensors", path)
+    assert fingerprint(path) != known  # though it is as long and as old
+    after = read_checkpoint(path)
+    assert after is not before
+    assert after.tensors["x"].tolist() == [2, 2, 2]
+    assert before.tensors["x"].tolist() == [1, 1, 1]
+
+
+def test_a_file_that_is_written_over_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_state(path, 1)
+    before, known = read_checkpoint(path), fingerprint(path)
+    write_state(tmp_path / "y.safetensors", 2)
+    with path.open("r+b") as file:
+        file.write((tmp_path / "y.safetensors").read_bytes())
+    os.utime(path, ns=(known[0].mtime_ns + 1, known[0].mtime_ns + 1))
+    assert fingerprint(path) != known
+    after = read_checkpoint(path)
+    assert after is not before
+    assert after.tensors["x"].tolist() == [2, 2, 2]
+
+
+def test_a_fingerprint_is_of_all_files_concerned(tmp_path: Path) -> None:
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    names = [f"diffusion_pytorch_model-{i}.safetensors" for i in range(2)]
+    for i, name in enumerate(names):
+        write_checkpoint(folder / name, {str(i): torch.zeros(i + 1)})
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {str(i): name for i, name in enumerate(names)}}))
+    known = fingerprint(folder)
+    assert [Path(state.path) for state in known] == [index, *(folder / name for name in names)]
+    assert [state.size for state in known] == [Path(s.path).stat().st_size for s in known]
+    assert fingerprint(index) == known
+    before = read_checkpoint(folder)
+    assert read_checkpoint(index) is before
+    write_checkpoint(folder / names[1], {"1": torch.ones(2)})
+    assert fingerprint(folder) != known
+    assert read_checkpoint(folder).tensors["1"].tolist() == [1, 1]
+    assert before.tensors["1"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "a\0b"])
+def test_a_missing_file_has_no_fingerprint(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WeightsError):
+        fingerprint(tmp_path / name)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-import sdpy.pipelines.components as components_module
+import sdpy.runtime.session as session_module
+from sdpy.checkpoints import Checkpoint
 from sdpy.cli.app import run
 from sdpy.zoo.variants import VARIANTS
 from support.tiny import TINY, TINY_INPAINT
@@ -61,11 +62,11 @@ def sdpy(
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose weights were loaded."""
     names: list[str] = []
-    load_weights = components_module.load_weights
+    load_weights = session_module.load_weights
 
-    def noting(model: Any, path: Path, **options: Any) -> Any:
-        names.append(Path(path).name)
-        return load_weights(model, path, **options)
+    def noting(model: Any, source: Checkpoint, **options: Any) -> Any:
+        names.append(source.path.name)
+        return load_weights(model, source, **options)
 
-    monkeypatch.setattr(components_module, "load_weights", noting)
+    monkeypatch.setattr(session_module, "load_weights", noting)
     return names

@@ -1,6 +1,6 @@
-"""``python run_larger.py FOLDER OPTIONS``: paint with a UNet of 170 MB; print the peak in bytes.
+"""``python run_larger.py FOLDER OPTIONS``: generate with a UNet of 170 MB; print the peak in bytes.
 
-``--write`` writes the weights instead, ``--nothing`` paints nothing.
+``--write`` writes the weights instead, ``--nothing`` generates nothing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-import sdpy.pipelines  # that it counts where nothing is painted, too
+import sdpy.pipelines  # that it counts where nothing is generated, too
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import run
 from sdpy.models import UNet2DConditionModel
-from sdpy.runtime import streaming
+from sdpy.optimizations.exact import streaming
 from sdpy.zoo.variants import VARIANTS
 from support.compare import randomise
 from support.tiny import TINY, write_tiny
 
-LARGER = replace(
-    TINY,
+LARGER = TINY.with_configs(
     unet=replace(
         TINY.unet,
         block_out_channels=(64, 384),
@@ -53,9 +52,9 @@ def main(folder: Path, *options: str) -> None:
     streaming.PIECE_BYTES = 8 * 2**20
     if options != ("--nothing",):
         weights = ("--data", str(folder), "--unet-weights", str(folder / "unet.safetensors"))
-        picture = ("-o", str(folder / "a.png"), "--steps", "2", "--plain-kernels")
+        image = ("-o", str(folder / "a.png"), "--steps", "2", "--plain-kernels")
         with contextlib.redirect_stdout(io.StringIO()):
-            code = run(["generate", "x", *weights, *picture, *options])
+            code = run(["generate", "x", *weights, *image, *options])
         assert code == 0
     print(peak_bytes())
 

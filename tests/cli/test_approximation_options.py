@@ -33,7 +33,7 @@ def text_of(path: str) -> str:
         (("--guidance-interval", "0.25,1"), "Guidance interval: 0.25-1"),
     ],
 )
-def test_each_changes_the_picture_and_is_told_in_it(
+def test_each_changes_the_image_and_is_told_in_it(
     sdpy: Any, options: tuple[str, ...], fact: str
 ) -> None:
     assert sdpy("generate", "x", *STEPS, "-o", "exact.png").code == 0
@@ -54,16 +54,17 @@ def test_the_exact_ends_of_the_ranges(sdpy: Any, options: tuple[str, ...]) -> No
 
 
 def test_all_of_them_in_every_command(sdpy: Any) -> None:
-    Image.effect_noise((40, 40), 60).convert("RGB").save("picture.png")
+    Image.effect_noise((40, 40), 60).convert("RGB").save("image.png")
     Image.new("L", (40, 40), 255).save("mask.png")
     options = ("--deepcache", "2", "--token-merging", "0.5", "--guidance_interval", "0.25,0.75")
-    for command in (
-        ("generate", "x"),
-        ("img2img", "picture.png"),
-        ("inpaint", "picture.png", "mask.png"),
+    for command, strength in (
+        (("generate", "x"), ""),
+        (("img2img", "image.png"), "Denoising strength: 0.8, "),
+        (("inpaint", "image.png", "mask.png"), "Denoising strength: 1.0, "),
     ):
         assert sdpy(*command, *STEPS, *options).code == 0
-        facts = "Guidance interval: 0.25-0.75, DeepCache: 2 branch 0, Token merging ratio: 0.5"
+        facts = "DeepCache: 2 branch 0, Token merging ratio: 0.5"
+        facts = f"Guidance interval: 0.25-0.75, {strength}{facts}"
         assert f", {facts}, Version" in text_of("sd_final.png")
 
 

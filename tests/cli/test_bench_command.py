@@ -22,7 +22,7 @@ PHASES = ["text encoding", "UNet step", "VAE decode", "VAE encode"]
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files, new and empty; and a yardstick that costs nothing."""
+    """The folder of temporary files, new and empty; and a calibration that costs nothing."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -51,7 +51,7 @@ def test_the_demo_model_is_measured_at_once_and_the_table_has_every_phase(sdpy: 
         assert re.fullmatch(r"([\d,]+ MB)?", row[6])
     assert [row[0] for row in rows[9:]] == ["cpu, 1 thread", "cpu, 1 thread, plain kernels"]
     assert lines[-2].startswith("Fastest here: cpu, 1 thread")
-    assert re.fullmatch(r"A picture of 30 steps takes about .* with cpu, 1 thread\.", lines[-1])
+    assert re.fullmatch(r"An image of 30 steps takes about .* with cpu, 1 thread\.", lines[-1])
     assert result.err.splitlines() == [
         *(f"{what}, cpu, 1 thread" for what in ("matrix product", *PHASES)),
         "UNet step, cpu, 1 thread, plain kernels",

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from sdpy.checkpoints import Lora, write_checkpoint
-from sdpy.cli.painting import find_lora
 from sdpy.errors import UsageError
 from sdpy.models import AutoencoderTiny, ControlNetConfig, ControlNetModel
 from sdpy.pipelines.controlnet import Control
+from sdpy.pipelines.request import read_loras
 from support.compare import randomise
 from support.tiny import TINY
 
@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     levels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     Image.fromarray(levels).save(folder / "map.png")
-    Image.fromarray(levels[:32, :].repeat(2, 0).repeat(2, 1)).save(folder / "picture.png")
+    Image.fromarray(levels[:32, :].repeat(2, 0).repeat(2, 1)).save(folder / "image.png")
     Image.new("L", (60, 64), 255).save(folder / "mask.png")
     return folder
 
@@ -50,26 +50,26 @@ def pixels(path: str = "sd_final.png") -> np.ndarray:
 def controls(monkeypatch: pytest.MonkeyPatch) -> list[Control]:
     """The controls that the pipelines were given."""
     from sdpy.pipelines import controlnet as control
-    from sdpy.pipelines import paint
+    from sdpy.pipelines import plan
 
     given: list[Control] = []
 
-    def noting(components: Any, controls: tuple[Control, ...], **size: int) -> None:
+    def noting(session: Any, controls: tuple[Control, ...], **size: int) -> None:
         given.extend(controls)
-        control.check_controls(components, controls, **size)
+        control.check_controls(session, controls, **size)
 
-    monkeypatch.setattr(paint, "check_controls", noting)
+    monkeypatch.setattr(plan, "check_controls", noting)
     return given
 
 
 @pytest.mark.parametrize("task", ["generate", "img2img", "inpaint"])
-def test_a_controlnet_changes_the_picture(
+def test_a_controlnet_changes_the_image(
     sdpy: Any, files: Path, task: str, controls: list[Control], loaded: list[str]
 ) -> None:
     first = {
         "generate": ("generate", "x", "--height", "64", "--width", "60"),
-        "img2img": ("img2img", files / "picture.png"),
-        "inpaint": ("inpaint", files / "picture.png", files / "mask.png"),
+        "img2img": ("img2img", files / "image.png"),
+        "inpaint": ("inpaint", files / "image.png", files / "mask.png"),
     }[task]
     net = ("--controlnet", files / "net.safetensors", "--control-image", files / "map.png")
     assert sdpy(*first, *FAST, "-o", "free.png").code == 0
@@ -78,8 +78,8 @@ def test_a_controlnet_changes_the_picture(
     assert loaded.count("net.safetensors") == 1
     assert not np.array_equal(pixels(), pixels("free.png"))
     assert pixels().shape == (64, 60, 3)
-    assert controls[0].picture.shape == (1, 3, 64, 60)
-    assert 0 <= controls[0].picture.min() < 0.2 < 0.8 < controls[0].picture.max() <= 1
+    assert controls[0].image.shape == (1, 3, 64, 60)
+    assert 0 <= controls[0].image.min() < 0.2 < 0.8 < controls[0].image.max() <= 1
     assert sdpy(*first, *FAST, *net, "--control-scale", "0", "-o", "zero.png").code == 0
     assert np.abs(pixels("zero.png").astype(int) - pixels("free.png")).max() <= 1
 
@@ -102,9 +102,9 @@ def test_canny(sdpy: Any, files: Path, controls: list[Control]) -> None:
     net = ("--controlnet", files / "net.safetensors", "--control-image", files / "map.png")
     edges = ("--control-preprocessor", "canny")
     assert sdpy("generate", "x", *FAST, *net, *edges).code == 0
-    assert set(controls[0].picture.unique().tolist()) == {0.0, 1.0}
+    assert set(controls[0].image.unique().tolist()) == {0.0, 1.0}
     assert sdpy("generate", "x", *FAST, *net, *edges, "--canny-high", "5000").code == 0
-    assert controls[1].picture.sum() < controls[0].picture.sum()
+    assert controls[1].image.sum() < controls[0].image.sum()
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,39 @@ def test_lora(sdpy: Any, files: Path) -> None:
         assert "LoRA 0: lora.safetensors:0.5, LoRA 1: " in image.text["parameters"]
 
 
+def test_the_order_of_loras_changes_nothing_but_rounding(sdpy: Any, files: Path) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in (QUERY, QUERY.replace("to_q", "to_v")):
+        tensors[f"{layer}.lora_down.weight"] = torch.ones(2, 16)
+        tensors[f"{layer}.lora_up.weight"] = torch.eye(16)[:, :2]
+    write_checkpoint("other.safetensors", tensors)
+    first = ("--lora", f"{files / 'lora.safetensors'}:0.7")
+    second = ("--lora", "other.safetensors:-0.4")
+    made = []
+    for loras in (first, (*first, *second), (*second, *first)):
+        assert sdpy("generate", "x", *FAST, *loras).code == 0
+        made.append(pixels().astype(int))
+    assert np.abs(made[0] - made[1]).max() > 1
+    assert np.abs(made[1] - made[2]).max() <= 1
+    with Image.open("sd_final.png") as image:
+        image.load()
+        told = "LoRA 0: other.safetensors:-0.4, LoRA 1: lora.safetensors:0.7"
+        assert told in image.text["parameters"]
+
+
 def test_how_a_lora_is_named(tmp_path: Path) -> None:
+    def lora(text: str) -> Lora:
+        (one,) = read_loras([text])
+        return one
+
     odd = tmp_path / "a:0.5"
     odd.touch()
-    assert find_lora("a/b.safetensors") == Lora(Path("a/b.safetensors"), 1.0)
-    assert find_lora("a/b.safetensors:0.75") == Lora(Path("a/b.safetensors"), 0.75)
-    assert find_lora("b:-1") == Lora(Path("b"), -1.0)
-    assert find_lora(r"C:\b.safetensors") == Lora(Path(r"C:\b.safetensors"), 1.0)
-    assert find_lora(str(odd)) == Lora(odd, 1.0)
-    assert find_lora(f"{odd}:0") == Lora(odd, 0.0)
+    assert lora("a/b.safetensors") == Lora(Path("a/b.safetensors"), 1.0)
+    assert lora("a/b.safetensors:0.75") == Lora(Path("a/b.safetensors"), 0.75)
+    assert lora("b:-1") == Lora(Path("b"), -1.0)
+    assert lora(r"C:\b.safetensors") == Lora(Path(r"C:\b.safetensors"), 1.0)
+    assert lora(str(odd)) == Lora(odd, 1.0)
+    assert lora(f"{odd}:0") == Lora(odd, 0.0)
     for wrong in (":0.5", "b:inf"):
         with pytest.raises(UsageError):
-            find_lora(wrong)
+            lora(wrong)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-import sdpy.cli.painting as painting_module
-import sdpy.pipelines.fitting as fitting_module
 import sdpy.runtime.devices as devices_module
+import sdpy.runtime.planner as planner_module
 from sdpy.models import UNet2DConditionModel
 
 FAST = ("--n-steps", "2")
@@ -45,7 +44,7 @@ def test_garbage_is_rarely_looked_for_while_a_command_runs(
         seen.append(gc.get_threshold()[0])
         raise RuntimeError("that is enough")
 
-    monkeypatch.setattr("sdpy.pipelines.paint.encode_prompt", encode)
+    monkeypatch.setattr("sdpy.pipelines.generate.encode_prompts", encode)
     assert sdpy("generate", "x", *FAST).code != 0
     assert seen == [100_000]
     assert gc.get_threshold() == usual
@@ -56,7 +55,7 @@ def test_garbage_is_rarely_looked_for_while_a_command_runs(
 
 @pytest.mark.parametrize("memory", ["low", "LOW", "2G", "3000M", "auto"])
 @pytest.mark.parametrize("kernels", ["--fast-kernels", "--plain-kernels"])
-def test_every_memory_paints_the_same(sdpy: Any, memory: str, kernels: str) -> None:
+def test_every_memory_gives_the_same_image(sdpy: Any, memory: str, kernels: str) -> None:
     assert sdpy("generate", "x", *FAST, "-o", "usual.png").code == 0
     result = sdpy("generate", "x", *FAST, "--memory", memory, kernels)
     assert result.code == 0, result.err
@@ -64,7 +63,7 @@ def test_every_memory_paints_the_same(sdpy: Any, memory: str, kernels: str) -> N
     assert np.abs(pixels("usual.png") - pixels("sd_final.png")).max() <= 1
 
 
-def test_low_memory_changes_pictures_and_repaints(sdpy: Any) -> None:
+def test_low_memory_in_img2img_and_inpaint(sdpy: Any) -> None:
     Image.effect_noise((32, 32), 60).convert("RGB").save("../a.png")
     Image.new("L", (32, 32), 255).save("../white.png")
     for command in (("img2img", "../a.png"), ("inpaint", "../a.png", "../white.png")):
@@ -76,16 +75,16 @@ def test_low_memory_changes_pictures_and_repaints(sdpy: Any) -> None:
 def test_what_is_done_to_save_memory_is_said(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny models fit everywhere, unless what little they take is counted alone."""
     for name in ("STEADY", "UNET_MAPS"):
-        monkeypatch.setattr(fitting_module, name, 0)
-    monkeypatch.setattr(fitting_module, "PIECE_BYTES", 10_000)
-    monkeypatch.setattr(fitting_module, "free_memory", lambda: 200_000)
+        monkeypatch.setattr(planner_module, name, 0)
+    monkeypatch.setattr(planner_module, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(planner_module, "free_memory", lambda: 200_000)
     result = sdpy("generate", "x", *FAST, "--plain-kernels")
     assert result.code == 0
     told = result.err.splitlines()[0]
     assert told.startswith("32x32 pixels would take about ")
-    assert "running the autoencoder in strips" in told
+    assert "running the autoencoder in tiles" in told
     assert "reading the weights anew at each step" in told
-    monkeypatch.setattr(fitting_module, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(planner_module, "free_memory", lambda: 100_000)
     result = sdpy("generate", "x", *FAST)
     assert (result.code, len(result.err.splitlines())) == (7, 1)
 
@@ -108,11 +107,10 @@ def test_a_shortage_in_the_midst_of_it_is_one_line(
 def test_a_shortage_anywhere_else_is_one_line(
     sdpy: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(painting_module, "painting_settings", fail)
-    monkeypatch.setattr("sdpy.cli.generate.painting_settings", fail)
+    monkeypatch.setattr("sdpy.cli.generate.make_images", fail)
     result = sdpy("generate", "x", *FAST)
     assert result.code == 7
     (line,) = result.err.splitlines()
@@ -122,10 +120,10 @@ def test_a_shortage_anywhere_else_is_one_line(
 # --- numbers and threads -----------------------------------------------------------------------
 
 
-def test_bf16_paints_nearly_the_same(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_gives_nearly_the_same_image(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arithmetic is right on any processor, if slow on one without bfloat16."""
     monkeypatch.setattr(devices_module, "cpu_has_bfloat16", lambda: True)
-    monkeypatch.setattr("sdpy.pipelines.execution.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("sdpy.runtime.execution.cpu_has_bfloat16", lambda: True)
     sdpy("generate", "x", *FAST, "-o", "usual.png")
     for memory in ("auto", "low"):
         result = sdpy("generate", "x", *FAST, "--dtype", "bf16", "--memory", memory)
@@ -152,7 +150,7 @@ def test_threads(sdpy: Any) -> None:
 
 
 def peak(data: Path, *options: str) -> int:
-    """Largest resident memory, in bytes, of a process that paints with a UNet of 170 MB."""
+    """Largest resident memory, in bytes, of a process that generates with a UNet of 170 MB."""
     command = [sys.executable, str(RUN_LARGER), str(data), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
@@ -162,7 +160,7 @@ def peak(data: Path, *options: str) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_low_memory_is_low(tmp_path: Path) -> None:
-    """Weights that are mapped count as resident, those that were let go do not."""
+    """Weights that are mapped count as resident, those that were released do not."""
     command = [sys.executable, str(RUN_LARGER), str(tmp_path), "--write"]
     subprocess.run(command, check=True, timeout=900)
     weights = (tmp_path / "unet.safetensors").stat().st_size

@@ -8,18 +8,24 @@ from typing import Any
 
 import pytest
 
-from sdpy.samplers import SAMPLERS, SIGMAS
+from sdpy.schedulers import SCHEDULERS, SIGMAS
 
 
 def test_every_name_is_listed(sdpy: Any) -> None:
     result = sdpy("schedulers")
     assert (result.code, result.err) == (0, "")
     starts = [line.split()[0] for line in result.out.splitlines() if line[:1].strip()]
-    assert starts[:-1] == list(SAMPLERS)
-    for sampler in SAMPLERS.values():
-        assert sampler.summary in result.out
-        assert all(alias in result.out for alias in sampler.aliases)
+    assert starts[:-1] == list(SCHEDULERS)
+    for info in SCHEDULERS.values():
+        assert info.summary in result.out
+        assert all(alias in result.out for alias in info.aliases)
     assert all(sigmas in result.out for sigmas in SIGMAS)
+
+
+def test_the_help_tells_samplers_from_schedulers(sdpy: Any) -> None:
+    text = " ".join(sdpy("schedulers", "--help").out.split())
+    assert "A sampler is a method" in text
+    assert "A scheduler, in diffusers' words, is" in text
 
 
 def test_the_list_needs_no_torch() -> None:

@@ -71,11 +71,11 @@ def test_a_safetensors_file_cut_short_says_so(sdpy: Any, tmp_path: Path) -> None
     assert f"it ends after {len(whole) // 2} of {len(whole)} bytes" in done.err
 
 
-def test_convert_and_paint_from_each_layout(sdpy: Any, tiny_data: Path) -> None:
-    """The same picture from separate files, a folder and a single file."""
+def test_convert_and_generate_from_each_layout(sdpy: Any, tiny_data: Path) -> None:
+    """The same image from separate files, a folder and a single file."""
     assert sdpy("convert", tiny_data, "folder", "--data", tiny_data).code == 0
     assert sdpy("convert", "folder", "one.ckpt").code == 0
-    pictures = []
+    images = []
     for model in ("sd15", "folder", "one.ckpt"):
         done = sdpy(
             *("generate", "lighthouse at dark", "--model", model, "--steps", 2),
@@ -85,8 +85,8 @@ def test_convert_and_paint_from_each_layout(sdpy: Any, tiny_data: Path) -> None:
         from PIL import Image
 
         with Image.open(f"{Path(model).stem}.png") as image:
-            pictures.append(image.tobytes())
-    assert pictures[0] == pictures[1] == pictures[2]
+            images.append(image.tobytes())
+    assert images[0] == images[1] == images[2]
 
 
 def test_convert_replaces_only_if_told(sdpy: Any, tiny_data: Path) -> None:

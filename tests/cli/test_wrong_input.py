@@ -17,7 +17,7 @@ USAGE, WEIGHTS, IMAGE, OUTPUT, SHORTAGE = 2, 3, 4, 5, 7
 
 
 def files(tiny_data: Path) -> dict[str, str]:
-    """Pictures and weights, good and bad ones, by the names that the cases below use."""
+    """Images and weights, good and bad ones, by the names that the cases below use."""
     folder = Path.cwd().parent / "files"
     folder.mkdir()
     good = Image.effect_noise((40, 30), 60).convert("RGB")
@@ -30,7 +30,7 @@ def files(tiny_data: Path) -> dict[str, str]:
     fine.putpixel((1, 1), 255)
     fine.save(folder / "fine.png")
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:100])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "empty.png").touch()
     (folder / "folder.png").mkdir()
     (folder / "empty.ot").touch()
@@ -128,13 +128,13 @@ WRONG_OPTIONS: list[tuple[tuple[str, ...], int]] = [
     (("--width", "-8"), USAGE),
     (("--height", "9000"), USAGE),
     (("--height", "1.5"), USAGE),
-    (("-o", "picture"), USAGE),
-    (("-o", "picture.gif"), USAGE),
+    (("-o", "image"), USAGE),
+    (("-o", "image.gif"), USAGE),
     (("-o", ""), USAGE),
-    (("-o", "missing/picture.png"), USAGE),
+    (("-o", "missing/image.png"), USAGE),
     (("-o", "{folder_png}"), USAGE),
     (("-o", "a" * 300 + ".png"), USAGE),
-    (("-o", "/proc/picture.png"), USAGE),
+    (("-o", "/proc/image.png"), USAGE),
     (("--bogus",), USAGE),
     (("--negative-prompt",), USAGE),
     (("one", "two", "three"), USAGE),
@@ -214,7 +214,7 @@ def fault(result: Any, code: int) -> str | None:
         return f"stdout: {result.out}"
     if len(result.err.splitlines()) != 1 or not result.err.startswith("sdpy: "):
         return f"not one line: {result.err}"
-    if result.code != code or "mistake in sdpy" in result.err:
+    if result.code != code or "internal error" in result.err:
         return f"exit code {result.code} instead of {code}: {result.err}"
     return None
 
@@ -259,7 +259,7 @@ def test_the_same_without_a_mistake_works(sdpy: Any, loaded: list[str], tiny_dat
         (("generate", "x", "--cpu", "all", "--compile"), USAGE, ["--compile", "for GPUs"]),
         (("generate", "x", "--data", "no"), WEIGHTS, ["no/unet.ot", "README", "--model demo"]),
         (("generate", "x", "--vae-weights", "{data}/unet.ot"), WEIGHTS, ["unet.ot", "UNet"]),
-        (("img2img", "{missing}"), IMAGE, ["missing.png", "no such picture"]),
+        (("img2img", "{missing}"), IMAGE, ["missing.png", "no such image"]),
         (("inpaint", "{good_png}", "{black_png}"), IMAGE, ["black.png", "no white pixel"]),
         (("generate",), USAGE, ["Missing argument 'PROMPT'; 'sdpy generate --help' explains"]),
     ],
@@ -274,7 +274,7 @@ def test_the_line_says_what_is_wrong_and_what_to_do(
         assert word in result.err
 
 
-def test_an_older_picture_survives_a_refusal(sdpy: Any) -> None:
+def test_an_older_image_survives_a_refusal(sdpy: Any) -> None:
     Path("sd_final.png").write_bytes(b"old")
     assert sdpy("generate", "x", "--eta", "2").code == USAGE
     assert Path("sd_final.png").read_bytes() == b"old"

@@ -1,11 +1,11 @@
-"""The bundled model: its files fit, and what it paints is what was asked for."""
+"""The bundled model: its files fit, and what it generates is what was asked for."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from sdpy.checkpoints import read_checkpoint
-from sdpy.pipelines import Components
+from sdpy.runtime.session import Session
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.components import ModelFiles, find_files
+from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import DEMO
 
 assert DEMO.bundled is not None
@@ -33,27 +33,26 @@ SEEDS = 4
 
 
 @pytest.fixture(scope="module")
-def components() -> Components:
-    return Components(DEMO, find_files(DEMO, Path("nowhere")))
+def session() -> Session:
+    return Session(find_source("demo", Path("nowhere")))
 
 
-def test_all_files_are_there_and_small(components: Components) -> None:
-    assert {getattr(components.files, field.name).name for field in fields(ModelFiles)} == set(
-        FILES
-    )
+def test_all_files_are_there_and_small(session: Session) -> None:
+    files = session.source.files
+    assert {path.name for path in (*files.weights.values(), files.vocabulary)} == set(FILES)
     assert sum((FOLDER / name).stat().st_size for name in FILES) <= 30e6
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_weights_fit_and_are_trained_numbers(components: Components, name: str) -> None:
-    components.check()
-    checkpoint = read_checkpoint(getattr(components.files, name))
+def test_the_weights_fit_and_are_trained_numbers(session: Session, name: str) -> None:
+    session.check()
+    checkpoint = read_checkpoint(session.source.files.weights[name])
     assert checkpoint.format == "ot"
     for key, tensor in checkpoint.tensors.items():
         assert tensor.dtype == torch.float16, key
         assert tensor.isfinite().all(), key
         assert tensor.numel() == 1 or tensor.std() > 0, key  # no layer is left as it began
-    with getattr(components, name)() as model:
+    with getattr(session.models(), name)() as model:
         assert sum(p.numel() for p in model.parameters()) == sum(
             tensor.numel() for tensor in checkpoint.tensors.values()
         )
@@ -90,8 +89,8 @@ def look_at(path: Path) -> Look:
     )
 
 
-def paint(folder: Path, prompt: str) -> list[Look]:
-    """Paint with all defaults, as the README does, in a process of its own."""
+def generate(folder: Path, prompt: str) -> list[Look]:
+    """Generate with all defaults, as the README does, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "SDPY_DEBUG"}
     command = [sys.executable, "-m", "sdpy", "generate", prompt, "--model", "demo"]
     result = subprocess.run(
@@ -113,8 +112,8 @@ def test_a_lighthouse_at_dark_is_a_bright_lamp_under_a_dark_sky(tmp_path: Path) 
     """At noon the sky is bright instead: it is the prompt that makes the night."""
     for name in ("night", "day"):
         (tmp_path / name).mkdir()
-    nights = paint(tmp_path / "night", "lighthouse at dark")
-    days = paint(tmp_path / "day", "lighthouse at noon")
+    nights = generate(tmp_path / "night", "lighthouse at dark")
+    days = generate(tmp_path / "day", "lighthouse at noon")
     for night in nights:
         assert night.sky < 0.4, nights
         assert night.lamp > 0.7, nights

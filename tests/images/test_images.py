@@ -23,7 +23,7 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def random_rgb(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(noise(width, height, seed=seed))
 
 
@@ -77,7 +77,7 @@ def test_the_kind_is_told_by_the_content(tmp_path):
 
 
 # What each EXIF value says about the stored rows and columns (Exif 2.32, 4.6.4 A), as the place in
-# the stored picture of the pixel that is seen at (row y, column x) of an upright picture of H x W.
+# the stored image of the pixel that is seen at (row y, column x) of an upright image of H x W.
 STORED_AT = {
     1: lambda y, x, height, width: (y, x),
     2: lambda y, x, height, width: (y, width - 1 - x),
@@ -249,20 +249,20 @@ def test_first_frame_of_an_animation(tmp_path):
 
 
 def test_missing_folder_and_other_things_are_refused(tmp_path):
-    assert "no such picture" in refusal(tmp_path / "a.png")
+    assert "no such image" in refusal(tmp_path / "a.png")
     assert "is a folder" in refusal(tmp_path)
     (tmp_path / "text").write_text("hello")
-    assert "not a picture" in refusal(tmp_path / "text")
-    assert "no such picture" in refusal(tmp_path / "text" / "a.png")
+    assert "not an image" in refusal(tmp_path / "text")
+    assert "no such image" in refusal(tmp_path / "text" / "a.png")
     (tmp_path / "empty.png").write_bytes(b"")
-    assert "not a picture" in refusal(tmp_path / "empty.png")
+    assert "not an image" in refusal(tmp_path / "empty.png")
     assert "File name too long" in refusal(tmp_path / ("a" * 300))
 
 
 def test_postscript_is_not_run(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    assert "not a picture" in refusal(path)
+    assert "not an image" in refusal(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -274,7 +274,7 @@ def test_a_pipe_is_refused_without_waiting(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp", "bmp"])
 def test_a_file_cut_short_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    picture(64, 64).save(path)
+    random_rgb(64, 64).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     refusal(path)
@@ -285,7 +285,7 @@ def test_damaged_files_are_read_or_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(32, 32).save(path, exif=exif)
+    random_rgb(32, 32).save(path, exif=exif)
     data = path.read_bytes()
     rng = random.Random(1)
     refused = 0
@@ -302,9 +302,9 @@ def test_damaged_files_are_read_or_refused(tmp_path, suffix):
     assert refused > 0
 
 
-def test_an_absurdly_large_picture_is_refused(tmp_path, monkeypatch):
+def test_an_absurdly_large_image_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    picture(100, 100).save(path)
+    random_rgb(100, 100).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # Pillow only warns up to twice this
     assert "more than 0.009 million pixels" in refusal(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)
@@ -313,7 +313,7 @@ def test_an_absurdly_large_picture_is_refused(tmp_path, monkeypatch):
     assert load_image(path).size == (100, 100)
 
 
-def test_a_picture_without_pixels_is_refused(tmp_path):
+def test_an_image_without_pixels_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(grey_png(np.zeros((0, 0)), 8))
     refusal(path)
@@ -389,7 +389,7 @@ def test_mask_is_resized_by_nearest_neighbour(tmp_path, factor):
         ((512, 512), (512, 500), False),
     ],
 )
-def test_mask_must_have_the_picture_s_proportions(tmp_path, mask, size, fits):
+def test_mask_must_have_the_image_s_proportions(tmp_path, mask, size, fits):
     path = tmp_path / "a.png"
     Image.new("L", mask, 255).save(path)
     if fits:
@@ -418,8 +418,8 @@ def test_a_mask_is_turned_as_its_exif_says(tmp_path):
 # --- fitting -----------------------------------------------------------------------------------
 
 
-def test_a_picture_that_fits_passes_through():
-    image = picture(128, 72)
+def test_an_image_that_fits_passes_through():
+    image = random_rgb(128, 72)
     frame = Frame.fit(image.size)
     assert frame == Frame((128, 72), (128, 72), (0, 0), (128, 72), (128, 72))
     assert np.array_equal(frame.apply(image), image)
@@ -427,7 +427,7 @@ def test_a_picture_that_fits_passes_through():
 
 
 def test_padding_repeats_the_edge_and_is_cut_away_again():
-    image = picture(101, 67)
+    image = random_rgb(101, 67)
     frame = Frame.fit(image.size)
     padded = np.asarray(frame.apply(image))
     assert frame.padded == (104, 72) and padded.shape == (72, 104, 3)
@@ -459,21 +459,21 @@ def test_the_model_s_size_is_the_next_multiple(multiple, size):
         ((100, 100), 512 * 512, (100, 100)),
     ],
 )
-def test_large_pictures_are_scaled_down(size, max_pixels, scaled):
+def test_large_images_are_scaled_down(size, max_pixels, scaled):
     frame = Frame.fit(size, max_pixels=max_pixels)
     assert frame.scaled == frame.content == scaled
     assert scaled[0] * scaled[1] <= max_pixels
 
 
 def test_scaling_is_lanczos():
-    image = picture(200, 160)
+    image = random_rgb(200, 160)
     frame = Frame.fit(image.size, max_pixels=100 * 80)
     wanted = image.resize((100, 80), Image.Resampling.LANCZOS)
     assert np.array_equal(np.asarray(frame.apply(image))[:, :100], wanted)
     assert np.array_equal(frame.restore(frame.apply(image)), wanted)
 
 
-def test_mask_follows_the_picture_and_the_padding_is_kept():
+def test_mask_follows_the_image_and_the_padding_is_kept():
     frame = Frame.fit((101, 67))
     mask = Image.new("L", (101, 67), 255)
     padded = np.asarray(frame.apply_mask(mask))
@@ -503,12 +503,12 @@ def test_scaled_mask_stays_black_and_white():
 def test_a_wanted_size_is_covered_and_cut_from_the_centre(size, wanted, scaled, content):
     frame = Frame.fit(size, max_pixels=64 * 64, **wanted)
     assert frame.scaled == scaled and frame.content == content
-    result = frame.restore(frame.apply(picture(*size)))
+    result = frame.restore(frame.apply(random_rgb(*size)))
     assert result.size == content
 
 
 def test_cropping_without_scaling_is_exact():
-    image = picture(200, 100)
+    image = random_rgb(200, 100)
     cut = Frame.fit(image.size, width=104, height=100).apply(image)
     assert np.array_equal(np.asarray(cut)[:100, :104], np.asarray(image)[:, 48:152])
 
@@ -522,7 +522,7 @@ def test_mask_cut_off_by_the_crop_is_refused():
 
 
 @pytest.mark.parametrize("size", [(63, 100), (100, 63), (1, 1), (40, 30)])
-def test_too_small_a_picture_is_refused(size):
+def test_too_small_an_image_is_refused(size):
     with pytest.raises(ImageError, match=f"{size[0]}x{size[1]} pixels.*at least 64"):
         Frame.fit(size)
     assert Frame.fit(size, min_side=1).content == size
@@ -537,7 +537,7 @@ def test_a_frame_is_for_one_size():
     frame = Frame.fit((100, 100))
     for use in (frame.apply, frame.apply_mask, frame.restore):
         with pytest.raises(ValueError, match="image is 96x96"):
-            use(picture(96, 96))
+            use(random_rgb(96, 96))
 
 
 # --- tensors -----------------------------------------------------------------------------------
@@ -594,17 +594,17 @@ def test_mask_to_tensor():
 
 
 def test_composite_leaves_the_rest_untouched():
-    original, painted = picture(40, 30, seed=1), picture(40, 30, seed=2)
+    original, generated = random_rgb(40, 30, seed=1), random_rgb(40, 30, seed=2)
     white = noise(40, 30, 1, seed=3)[..., 0] > 127
     mask = Image.fromarray(white.astype(np.uint8) * 255)
-    seen = np.asarray(composite(original, painted, mask))
-    assert np.array_equal(seen[white], np.asarray(painted)[white])
+    seen = np.asarray(composite(original, generated, mask))
+    assert np.array_equal(seen[white], np.asarray(generated)[white])
     assert np.array_equal(seen[~white], np.asarray(original)[~white])
 
 
 def test_composite_needs_one_size():
     with pytest.raises(ValueError, match="8x8, 9x8, 8x8"):
-        composite(picture(8, 8), picture(9, 8), Image.new("L", (8, 8)))
+        composite(random_rgb(8, 8), random_rgb(9, 8), Image.new("L", (8, 8)))
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -615,7 +615,7 @@ def test_composite_needs_one_size():
     [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.WebP", "WEBP")],
 )
 def test_the_suffix_gives_the_kind(tmp_path, name, kind):
-    save_image(picture(16, 16), tmp_path / name)
+    save_image(random_rgb(16, 16), tmp_path / name)
     with Image.open(tmp_path / name) as image:
         assert image.format == kind and image.size == (16, 16)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -624,26 +624,28 @@ def test_the_suffix_gives_the_kind(tmp_path, name, kind):
 def test_png_is_exact_and_says_how_it_was_made(tmp_path):
     made = "a lighthouse, café 日本\nSteps: 30, Seed: 32"
     for parameters in (made, "plain", None, ""):
-        save_image(picture(16, 16), tmp_path / "a.png", parameters)
+        save_image(random_rgb(16, 16), tmp_path / "a.png", parameters)
         with Image.open(tmp_path / "a.png") as image:
             assert image.text == ({} if parameters is None else {"parameters": parameters})
-            assert np.array_equal(image, picture(16, 16))
+            assert np.array_equal(image, random_rgb(16, 16))
 
 
 def test_jpeg_keeps_colours_sharp(tmp_path):
-    save_image(picture(64, 64), tmp_path / "a.jpg", "parameters go to PNG only")
+    save_image(random_rgb(64, 64), tmp_path / "a.jpg", "parameters go to PNG only")
     with Image.open(tmp_path / "a.jpg") as image:
         # (id, horizontal sampling, vertical sampling, table): 1x1 throughout is 4:4:4
         assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
         wanted = io.BytesIO()
-        picture(64, 64).save(wanted, "JPEG", quality=95)
+        random_rgb(64, 64).save(wanted, "JPEG", quality=95)
         assert image.quantization == Image.open(wanted).quantization
 
 
 def test_metadata_of_the_input_does_not_travel_on(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "where I live"
-    picture(16, 16).save(tmp_path / "in.jpg", exif=exif, icc_profile=b"profile", comment=b"secret")
+    random_rgb(16, 16).save(
+        tmp_path / "in.jpg", exif=exif, icc_profile=b"profile", comment=b"secret"
+    )
     for name in ("a.png", "a.jpg", "a.webp"):
         save_image(load_image(tmp_path / "in.jpg"), tmp_path / name)
         data = (tmp_path / name).read_bytes()
@@ -652,10 +654,10 @@ def test_metadata_of_the_input_does_not_travel_on(tmp_path):
 
 def test_an_unknown_suffix_is_a_mistake_of_the_caller(tmp_path):
     with pytest.raises(ValueError, match="the suffix must be one of"):
-        save_image(picture(8, 8), tmp_path / "a.gif")
+        save_image(random_rgb(8, 8), tmp_path / "a.gif")
 
 
-def test_a_full_disk_leaves_the_old_picture(tmp_path):
+def test_a_full_disk_leaves_the_old_image(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
@@ -663,9 +665,9 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # longer files fail to be written
     try:
         with pytest.raises(OutputError) as caught:
-            save_image(picture(64, 64), path)
+            save_image(random_rgb(64, 64), path)
         with pytest.raises(OutputError):
-            save_image(picture(64, 64), tmp_path / "new.png")
+            save_image(random_rgb(64, 64), tmp_path / "new.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -673,7 +675,7 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_picture_that_the_format_cannot_hold(tmp_path):
+def test_an_image_that_the_format_cannot_hold(tmp_path):
     with pytest.raises(OutputError, match="cannot be stored as WEBP") as caught:
         save_image(Image.new("RGB", (16384, 1)), tmp_path / "a.webp")
     assert "\n" not in str(caught.value)
@@ -682,4 +684,4 @@ def test_a_picture_that_the_format_cannot_hold(tmp_path):
 
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(OutputError):
-        save_image(picture(8, 8), tmp_path / "no" / "a.png")
+        save_image(random_rgb(8, 8), tmp_path / "no" / "a.png")

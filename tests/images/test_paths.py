@@ -24,7 +24,7 @@ def test_numbered_paths(path, count, expected):
     assert numbered_paths(path, count) == [Path(name) for name in expected]
 
 
-def test_no_picture_has_no_path():
+def test_no_image_has_no_path():
     with pytest.raises(ValueError, match="count is 0"):
         numbered_paths("a.png", 0)
 

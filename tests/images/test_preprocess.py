@@ -1,4 +1,4 @@
-"""Maps made of pictures."""
+"""Maps made of images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from sdpy.errors import UsageError
 from sdpy.images.preprocess import canny
 from sdpy.images.tensors import image_to_tensor, tensor_to_image
-from support.tiny import random_picture
+from support.tiny import random_image
 
 
 def square(level: float) -> torch.Tensor:
-    picture = torch.full((1, 3, 24, 40), -1.0)
-    picture[..., 6:18, 10:30] = level
-    return picture
+    image = torch.full((1, 3, 24, 40), -1.0)
+    image[..., 6:18, 10:30] = level
+    return image
 
 
 def test_edges_are_where_the_square_ends() -> None:
@@ -41,10 +41,10 @@ def test_thresholds() -> None:
         canny(faint, 30, 20)
 
 
-def test_the_edges_are_opencv_s_of_the_8_bit_picture() -> None:
+def test_the_edges_are_opencv_s_of_the_8_bit_image() -> None:
     cv2 = pytest.importorskip("cv2")
     np = pytest.importorskip("numpy")
-    image = tensor_to_image(random_picture(64, 48) * 1.5)
+    image = tensor_to_image(random_image(64, 48) * 1.5)
     expected = cv2.Canny(np.asarray(image), 20, 60)
     ours = canny(image_to_tensor(image), 20, 60)
     assert 0 < ours.sum()

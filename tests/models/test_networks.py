@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    ControlNetConfig,
+    ControlNetModel,
     DiagonalGaussian,
     UNet2DConditionConfig,
     UNet2DConditionModel,
@@ -81,7 +85,7 @@ def test_a_prediction_has_the_shape_of_the_latents(size: tuple[int, int]) -> Non
     assert model(normal(1, 4, *size), torch.tensor(1), normal(1, 3, 12)).shape == (1, 4, *size)
 
 
-def test_a_decoded_picture_is_larger_by_the_factor() -> None:
+def test_a_decoded_image_is_larger_by_the_factor() -> None:
     model = seeded(AutoencoderKL, VAE)
     assert VAE.downsample_factor == 4
     assert AutoencoderKLConfig().downsample_factor == 8
@@ -101,6 +105,22 @@ def test_results_have_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
     assert vae.decode(latents).dtype == vae.encode(normal(1, 3, 8, 8).to(dtype)).std.dtype == dtype
     text_encoder = seeded(CLIPTextModel, CLIP).to(dtype)
     assert text_encoder(torch.arange(5)[None]).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_models_tell_their_device_and_dtype(dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        models = [
+            CLIPTextModel(CLIP),
+            UNet2DConditionModel(UNET),
+            ControlNetModel(ControlNetConfig(UNET)),
+            AutoencoderKL(VAE),
+            AutoencoderTiny(AutoencoderTinyConfig()),
+        ]
+    for model in models:
+        assert (model.device.type, model.dtype) == ("meta", torch.float32)
+        assert model.to(dtype).dtype == dtype
+        assert model.to_empty(device="cpu").device == torch.device("cpu")
 
 
 def test_arguments_and_weights_are_left_alone() -> None:

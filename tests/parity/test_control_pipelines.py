@@ -21,7 +21,7 @@ from parity.test_pipelines import (
     WIDTH,
     Ours,
     assert_agree,
-    latents_and_picture,
+    latents_and_image,
     left_half,
     ours,
     reference,
@@ -36,10 +36,13 @@ from sdpy.models import (
     ControlNetModel,
     UNet2DConditionModel,
 )
-from sdpy.pipelines import Control, generate, img2img, inpaint
+from sdpy.pipelines.controlnet import Control
+from sdpy.runtime.session import Session
+from sdpy.zoo.source import ModelSource
 from support.compare import RUN_TOLERANCE, randomise, relative_error
 from support.references import reference_controlnet, reference_tiny_vae, reference_unet
-from support.tiny import TINY, random_picture, tiny_components, tiny_files
+from support.tasks import img2img, inpaint, text2img
+from support.tiny import TINY, random_image, tiny_files, tiny_session
 
 __all__ = ["ours", "tokenizer"]  # fixtures
 
@@ -52,8 +55,8 @@ def controlnet(seed: int) -> nn.Module:
     return randomise(ControlNetModel(CONTROLNET), seed)
 
 
-def picture(seed: int) -> Tensor:
-    return random_picture(WIDTH, HEIGHT, seed) / 2 + 0.5
+def image(seed: int) -> Tensor:
+    return random_image(WIDTH, HEIGHT, seed) / 2 + 0.5
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +109,17 @@ def their_options(spans: list[tuple[float, float, float]]) -> dict[str, Any]:
 
 
 def controls(files: list[Path], spans: list[tuple[float, float, float]]) -> tuple[Control, ...]:
-    return tuple(Control(files[k], picture(20 + k), *span) for k, span in enumerate(spans))
+    return tuple(Control(files[k], image(20 + k), *span) for k, span in enumerate(spans))
 
 
 @pytest.mark.parametrize("name", SPANS)
 def test_generate(ours: Ours, tokenizer: Any, files: list[Path], name: str) -> None:
     spans = SPANS[name]
-    settings = ours.settings(7.5, negative_prompt=NEGATIVE, seed=5, controls=controls(files, spans))
-    components = tiny_components(ours.data, EPSILON)
-    result = ours.finish(generate(components, settings, width=WIDTH, height=HEIGHT))
-    images = [picture(20 + k) for k in range(len(spans))]
-    theirs = latents_and_picture(
+    request = ours.request(7.5, negative_prompt=NEGATIVE, seed=5, controls=controls(files, spans))
+    session = tiny_session(ours.data, EPSILON)
+    result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
+    images = [image(20 + k) for k in range(len(spans))]
+    theirs = latents_and_image(
         with_controlnets(
             diffusers.StableDiffusionControlNetPipeline, tokenizer, list(range(len(spans)))
         ),
@@ -129,24 +132,22 @@ def test_generate(ours: Ours, tokenizer: Any, files: list[Path], name: str) -> N
         **their_options(spans),
     )
     assert_agree(result, theirs)
-    free = ours.finish(
-        generate(components, replace(settings, controls=()), width=WIDTH, height=HEIGHT)
-    )
+    free = ours.finish(text2img(session, replace(request, controls=()), width=WIDTH, height=HEIGHT))
     assert relative_error(free[0], theirs[0]) > 100 * RUN_TOLERANCE
 
 
 @pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
 def test_img2img(ours: Ours, tokenizer: Any, files: list[Path], guidance_scale: float) -> None:
-    """The shares are those of the steps that are walked."""
+    """The shares are those of the steps that are done."""
     spans = [(0.8, 0.2, 0.7)]
-    settings = ours.settings(guidance_scale, seed=7, controls=controls(files, spans))
-    start = random_picture(WIDTH, HEIGHT)
-    components = tiny_components(ours.data, EPSILON)
-    result = ours.finish(img2img(components, settings, start, strength=0.6))
-    theirs = latents_and_picture(
+    request = ours.request(guidance_scale, seed=7, controls=controls(files, spans))
+    start = random_image(WIDTH, HEIGHT)
+    session = tiny_session(ours.data, EPSILON)
+    result = ours.finish(img2img(session, request, start, strength=0.6))
+    theirs = latents_and_image(
         with_controlnets(diffusers.StableDiffusionControlNetImg2ImgPipeline, tokenizer, [0]),
         image=start / 2 + 0.5,
-        control_image=picture(20),
+        control_image=image(20),
         strength=0.6,
         guidance_scale=guidance_scale,
         generator=seeded(7),
@@ -157,15 +158,15 @@ def test_img2img(ours: Ours, tokenizer: Any, files: list[Path], guidance_scale: 
 
 def test_inpaint_by_blending(ours: Ours, tokenizer: Any, files: list[Path]) -> None:
     spans = [(0.8, 0.0, 1.0)]
-    settings = ours.settings(5.0, seed=9, controls=controls(files, spans))
-    start, mask = random_picture(WIDTH, HEIGHT), left_half()
-    components = tiny_components(ours.data, EPSILON)
-    result = ours.finish(inpaint(components, settings, start, mask, strength=0.7))
-    theirs = latents_and_picture(
+    request = ours.request(5.0, seed=9, controls=controls(files, spans))
+    start, mask = random_image(WIDTH, HEIGHT), left_half()
+    session = tiny_session(ours.data, EPSILON)
+    result = ours.finish(inpaint(session, request, start, mask, strength=0.7))
+    theirs = latents_and_image(
         with_controlnets(diffusers.StableDiffusionControlNetInpaintPipeline, tokenizer, [0]),
         image=start / 2 + 0.5,
         mask_image=mask,
-        control_image=picture(20),
+        control_image=image(20),
         width=WIDTH,
         height=HEIGHT,
         strength=0.7,
@@ -177,13 +178,13 @@ def test_inpaint_by_blending(ours: Ours, tokenizer: Any, files: list[Path]) -> N
 
 
 def test_inpaint_with_nine_channels(ours: Ours, tokenizer: Any, files: list[Path]) -> None:
-    """The ControlNet sees the latents alone. Ours draws the masked picture's posterior first."""
+    """The ControlNet sees the latents alone. Ours draws the masked image's posterior first."""
     spans = [(0.8, 0.0, 1.0)]
-    settings = ours.settings(5.0, seed=11, controls=controls(files, spans))
-    start, mask = random_picture(WIDTH, HEIGHT), left_half()
-    variant = replace(EPSILON, unet=replace(EPSILON.unet, in_channels=9))
-    components = tiny_components(ours.data, variant, unet="unet-inpaint.ot")
-    result = ours.finish(inpaint(components, settings, start, mask))
+    request = ours.request(5.0, seed=11, controls=controls(files, spans))
+    start, mask = random_image(WIDTH, HEIGHT), left_half()
+    variant = EPSILON.with_configs(unet=replace(EPSILON.unet, in_channels=9))
+    session = tiny_session(ours.data, variant, unet="unet-inpaint.ot")
+    result = ours.finish(inpaint(session, request, start, mask))
 
     pipeline = with_controlnets(
         diffusers.StableDiffusionControlNetInpaintPipeline, tokenizer, [0], in_channels=9
@@ -198,11 +199,11 @@ def test_inpaint_with_nine_channels(ours: Ours, tokenizer: Any, files: list[Path
         return small.repeat(2, 1, 1, 1), masked_latents.repeat(2, 1, 1, 1)
 
     pipeline.prepare_mask_latents = prepare_mask_latents
-    theirs = latents_and_picture(
+    theirs = latents_and_image(
         pipeline,
         image=start / 2 + 0.5,
         mask_image=mask,
-        control_image=picture(20),
+        control_image=image(20),
         width=WIDTH,
         height=HEIGHT,
         guidance_scale=5.0,
@@ -223,8 +224,8 @@ def test_guidance_embedding(
     config = replace(EPSILON.unet, time_cond_proj_dim=12)
     weights = randomise(UNet2DConditionModel(config), seed=4).state_dict()
     write_checkpoint(tmp_path / "unet.safetensors", weights)
-    components = tiny_components(ours.data, EPSILON)
-    components.files = replace(components.files, unet=tmp_path / "unet.safetensors")
+    files = tiny_files(ours.data).with_weights(unet=tmp_path / "unet.safetensors")
+    session = Session(ModelSource(EPSILON, files))
     batches = []
     forward = UNet2DConditionModel.forward
 
@@ -233,15 +234,15 @@ def test_guidance_embedding(
         return forward(self, sample, *args, **options)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
-    settings = ours.settings(guidance_scale, seed=3)
-    result = ours.finish(generate(components, settings, width=WIDTH, height=HEIGHT))
+    request = ours.request(guidance_scale, seed=3)
+    result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
     assert batches == [1] * STEPS
 
     pipeline = reference(diffusers.StableDiffusionPipeline, tokenizer, EPSILON)
     unet = reference_unet(config, sample_size=64)
     unet.load_state_dict(weights)
     pipeline.register_modules(unet=unet)
-    theirs = latents_and_picture(
+    theirs = latents_and_image(
         pipeline,
         guidance_scale=guidance_scale,
         generator=seeded(3),
@@ -255,17 +256,17 @@ def test_guidance_embedding(
 def test_tiny_autoencoder(ours: Ours, tokenizer: Any, tmp_path: Path, task: str) -> None:
     weights = randomise(AutoencoderTiny(TINY_VAE), seed=6).state_dict()
     write_checkpoint(tmp_path / "taesd.safetensors", weights)
-    components = tiny_components(ours.data, replace(EPSILON, tiny_vae=TINY_VAE))
-    components.files = replace(tiny_files(ours.data), vae=tmp_path / "taesd.safetensors")
-    settings = ours.settings(6.0, seed=3)
-    start = random_picture(WIDTH, HEIGHT)
+    files = tiny_files(ours.data).with_weights(vae=tmp_path / "taesd.safetensors")
+    session = Session(ModelSource(replace(EPSILON, tiny_vae=TINY_VAE), files))
+    request = ours.request(6.0, seed=3)
+    start = random_image(WIDTH, HEIGHT)
     options: dict[str, Any] = {"guidance_scale": 6.0, "num_inference_steps": STEPS}
     if task == "generate":
-        result = ours.finish(generate(components, settings, width=WIDTH, height=HEIGHT))
+        result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
         kind = diffusers.StableDiffusionPipeline
         options |= {"generator": seeded(3), "width": WIDTH, "height": HEIGHT}
     else:
-        result = ours.finish(img2img(components, settings, start, strength=0.6))
+        result = ours.finish(img2img(session, request, start, strength=0.6))
         kind = diffusers.StableDiffusionImg2ImgPipeline
         # Ours draws noise for the posterior in any case; this one needs none.
         generator = seeded(3)

@@ -55,12 +55,12 @@ def inputs(
     config: ControlNetConfig, size: tuple[int, int] = (8, 12)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     factor = 1 << (len(config.conditioning_embedding_out_channels) - 1)
-    picture = normal(2, config.conditioning_channels, *(factor * s for s in size), seed=3)
+    image = normal(2, config.conditioning_channels, *(factor * s for s in size), seed=3)
     return (
         normal(2, 4, *size, seed=1),
         torch.tensor([3, 757]),
         normal(2, 7, config.unet.cross_attention_dim, seed=2),
-        picture.sigmoid(),
+        image.sigmoid(),
     )
 
 
@@ -78,11 +78,11 @@ def test_residuals(name: str) -> None:
 
 
 @torch.no_grad()
-def test_one_picture_serves_a_whole_batch() -> None:
+def test_one_image_serves_a_whole_batch() -> None:
     ours, _ = pair(SD1)
-    sample, timestep, context, picture = inputs(SD1)
-    repeated = ours(sample, timestep, context, picture[:1].expand(2, -1, -1, -1))
-    down, mid = ours(sample, timestep, context, picture[:1])
+    sample, timestep, context, image = inputs(SD1)
+    repeated = ours(sample, timestep, context, image[:1].expand(2, -1, -1, -1))
+    down, mid = ours(sample, timestep, context, image[:1])
     for a, b in zip((*down, mid), (*repeated[0], repeated[1]), strict=True):
         assert relative_error(a, b) <= MODEL_TOLERANCE
 
@@ -93,15 +93,21 @@ def test_the_steered_unet(name: str) -> None:
     config = CONTROLNETS[name]
     ours, theirs = pair(config)
     our_unet, their_unet = unet_pair(config.unet)
-    sample, timestep, context, picture = inputs(config)
-    down, mid = ours(sample, timestep, context, picture)
-    steered = our_unet(sample, timestep, context, down_residuals=down, mid_residual=mid)
+    sample, timestep, context, image = inputs(config)
+    down, mid = ours(sample, timestep, context, image)
+    steered = our_unet(
+        sample,
+        timestep,
+        context,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+    )
     expected = their_unet(
         sample,
         timestep,
         context,
-        down_block_additional_residuals=theirs(sample, timestep, context, picture)[0],
-        mid_block_additional_residual=theirs(sample, timestep, context, picture)[1],
+        down_block_additional_residuals=theirs(sample, timestep, context, image)[0],
+        mid_block_additional_residual=theirs(sample, timestep, context, image)[1],
     ).sample
     assert relative_error(steered, expected) <= MODEL_TOLERANCE
     assert relative_error(our_unet(sample, timestep, context), expected) > 1e-2

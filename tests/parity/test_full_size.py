@@ -1,6 +1,6 @@
 """The models at Stable Diffusion's real sizes beside the references.
 
-Those of 1.5 are given what they get for a 512x512 picture; ControlNet and the UNet of 2.1, whose
+Those of 1.5 are given what they get for a 512x512 image; ControlNet and the UNet of 2.1, whose
 layers are mostly the same, for one of 256x256.
 
 Both implementations hold the same tensors, so that the weights are in memory once. UNet and
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from parity.test_models import SD21_CLIP, SD21_UNET
+from sdpy.benchmark.survey import available_cores
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -26,9 +27,9 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
-from sdpy.optimizations.exact.acceleration import accelerate_at_first_use
-from sdpy.optimizations.exact.strips import compute_in_strips
-from sdpy.schedulers import DDIMScheduler, NoiseConfig
+from sdpy.optimizations.exact import PassContext, apply_passes
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import (
     load_text_encoder,
@@ -49,6 +50,15 @@ FAST_TOLERANCE = 5e-5
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    """Unlike the models of the other tests, these keep more than one core busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(available_cores())
+    yield
+    torch.set_num_threads(before)
 
 
 def on_meta(make: type[nn.Module], config: object) -> nn.Module:
@@ -78,13 +88,15 @@ def test_unet_and_one_guided_step() -> None:
     our_ddim.set_timesteps(30)
     their_ddim.set_timesteps(30)
     timestep = our_ddim.timesteps[0]
+    assert timestep == their_ddim.timesteps[0]
+    t = torch.tensor(timestep)
     latents, context = normal(1, 4, 64, 64, seed=32), normal(2, 77, 768, seed=1)
     batch = latents.expand(2, -1, -1, -1)
 
-    a, b = ours(batch, timestep, context), theirs(batch, timestep, context).sample
+    a, b = ours(latents, t, context), theirs(batch, t, context).sample
     assert relative_error(a, b) <= MODEL_TOLERANCE
-    accelerate_at_first_use(ours)
-    assert relative_error(ours(batch, timestep, context), b) <= FAST_TOLERANCE
+    apply_passes(ours, PassContext(fast_kernels=True))
+    assert relative_error(ours(latents, t, context), b) <= FAST_TOLERANCE
     a, b = (e[:1] + guidance * (e[1:] - e[:1]) for e in (a, b))
     a = our_ddim.step(a, timestep, latents)
     b = their_ddim.step(b, timestep, latents).prev_sample
@@ -110,15 +122,19 @@ def test_controlnet_and_the_unet_that_it_steers() -> None:
     theirs.load_state_dict(ours.state_dict(), assign=True)
     their_unet.load_state_dict(our_unet.state_dict(), assign=True)
     inputs = normal(1, 4, 32, 32, seed=2), torch.tensor(301), normal(1, 77, 768, seed=3)
-    picture = normal(1, 3, 256, 256, seed=4).sigmoid()
+    image = normal(1, 3, 256, 256, seed=4).sigmoid()
 
-    down, mid = ours(*inputs, picture)
-    expected = theirs(*inputs, picture)
+    down, mid = ours(*inputs, image)
+    expected = theirs(*inputs, image)
     for a, b in zip((*down, mid), (*expected[0], expected[1]), strict=True):
         assert relative_error(a, b) <= MODEL_TOLERANCE
-    steered = our_unet(*inputs, down_residuals=down, mid_residual=mid)
+    steered = our_unet(
+        *inputs, down_block_additional_residuals=down, mid_block_additional_residual=mid
+    )
     expected = their_unet(
-        *inputs, down_block_additional_residuals=expected[0], mid_block_additional_residual=mid
+        *inputs,
+        down_block_additional_residuals=expected[0],
+        mid_block_additional_residual=expected[1],
     ).sample
     assert relative_error(steered, expected) <= MODEL_TOLERANCE
 
@@ -130,17 +146,15 @@ def test_autoencoder() -> None:
         theirs = reference_vae(config)
     theirs.load_state_dict(ours.state_dict(), assign=True)
 
-    picture, latents = normal(1, 3, 512, 512, seed=1).clamp(-1, 1), normal(1, 4, 64, 64, seed=2)
-    posterior, expected = ours.encode(picture), theirs.encode(picture).latent_dist
+    image, latents = normal(1, 3, 512, 512, seed=1).clamp(-1, 1), normal(1, 4, 64, 64, seed=2)
+    posterior, expected = ours.encode(image), theirs.encode(image).latent_dist
     assert relative_error(posterior.mean, expected.mean) <= MODEL_TOLERANCE
     assert relative_error(posterior.std, expected.std) <= MODEL_TOLERANCE
     decoded = theirs.decode(latents).sample
     assert relative_error(ours.decode(latents), decoded) <= MODEL_TOLERANCE
 
-    compute_in_strips(ours)
-    accelerate_at_first_use(ours.encoder)
-    accelerate_at_first_use(ours.decoder)
-    posterior = ours.encode(picture)
+    apply_passes(ours, PassContext(fast_kernels=True, tiled=True))
+    posterior = ours.encode(image)
     assert relative_error(posterior.mean, expected.mean) <= FAST_TOLERANCE
     assert relative_error(posterior.std, expected.std) <= FAST_TOLERANCE
     assert relative_error(ours.decode(latents), decoded) <= FAST_TOLERANCE

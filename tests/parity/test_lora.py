@@ -207,6 +207,7 @@ def test_alpha_in_the_metadata(tokenizer: Any, tmp_path: Path) -> None:
     assert relative_error(plain["unet"][name], ours["unet"][name]) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_several(tokenizer: Any, tmp_path: Path) -> None:
     ends = (*ATTENTION, *TEXT_ATTENTION)
     first = Lora(write(tmp_path / "a.safetensors", make(peft, *ends, "conv1", seed=1)), 0.7)

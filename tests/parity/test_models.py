@@ -77,6 +77,30 @@ UNETS = {
         cross_attention_dim=16,
         norm_num_groups=4,
     ),
+    # as Stable Diffusion XL, but for what it is told beside the time
+    "other layers at each level": UNet2DConditionConfig(
+        block_out_channels=(16, 32, 48),
+        cross_attention=(False, True, True),
+        attention_heads=(1, 2, 3),
+        transformer_layers_per_block=(1, 2, 3),
+        cross_attention_dim=16,
+        use_linear_projection=True,
+        norm_num_groups=8,
+    ),
+    # as SSD-1B
+    "other layers at each block": UNet2DConditionConfig(
+        block_out_channels=(16, 32, 48),
+        cross_attention=(False, True, True),
+        attention_heads=(1, 2, 3),
+        transformer_layers_per_block=(1, (2, 1), (4, 3)),
+        reverse_transformer_layers_per_block=((3, 2, 4), (2, 1, 1), 1),
+        mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=16,
+        use_linear_projection=True,
+        norm_num_groups=8,
+    ),
+    # as BK-SDM small
+    "no middle": replace(SD1_UNET, layers_per_block=1, mid_block_type=None),
     "one level": UNet2DConditionConfig(
         block_out_channels=(16,),
         cross_attention=(True,),
@@ -192,8 +216,8 @@ def test_autoencoder(name: str) -> None:
     config = VAES[name]
     ours, theirs = vae_pair(config)
     factor = config.downsample_factor
-    picture = normal(2, config.in_channels, 5 * factor, 3 * factor, seed=1)
-    posterior, expected = ours.encode(picture), theirs.encode(picture).latent_dist
+    image = normal(2, config.in_channels, 5 * factor, 3 * factor, seed=1)
+    posterior, expected = ours.encode(image), theirs.encode(image).latent_dist
     assert relative_error(posterior.mean, expected.mean) <= MODEL_TOLERANCE
     assert relative_error(posterior.std, expected.std) <= MODEL_TOLERANCE
     noise = normal(*expected.mean.shape, seed=2)
@@ -206,10 +230,10 @@ def test_autoencoder(name: str) -> None:
 @pytest.mark.parametrize("name", ["sd", "three levels"])
 @pytest.mark.parametrize("size", [(33, 47), (57, 40), (31, 8), (16, 63)])
 @torch.no_grad()
-def test_encoder_of_odd_pictures(name: str, size: tuple[int, int]) -> None:
+def test_encoder_of_odd_images(name: str, size: tuple[int, int]) -> None:
     ours, theirs = vae_pair(VAES[name])
-    picture = normal(1, 3, *size, seed=1)
-    posterior, expected = ours.encode(picture), theirs.encode(picture).latent_dist
+    image = normal(1, 3, *size, seed=1)
+    posterior, expected = ours.encode(image), theirs.encode(image).latent_dist
     assert relative_error(moments(posterior), moments(expected)) <= MODEL_TOLERANCE
 
 
@@ -218,8 +242,8 @@ def test_encoder_cuts_extreme_log_variances() -> None:
     ours, theirs = vae_pair(SD_VAE)
     for model in (ours, theirs):
         model.quant_conv.bias[4:] += torch.tensor([100.0, -100.0, 20.0, -30.0])
-    picture = normal(1, 3, 32, 32, seed=1)
-    posterior, expected = ours.encode(picture), theirs.encode(picture).latent_dist
+    image = normal(1, 3, 32, 32, seed=1)
+    posterior, expected = ours.encode(image), theirs.encode(image).latent_dist
     for channel in range(4):
         error = relative_error(posterior.std[:, channel], expected.std[:, channel])
         assert error <= MODEL_TOLERANCE

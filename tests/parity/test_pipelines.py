@@ -1,4 +1,4 @@
-"""Whole runs of ten steps beside diffusers' pipelines, from the prompt's text to the picture.
+"""Whole runs of ten steps beside diffusers' pipelines, from the prompt's text to the image.
 
 Both sides have the same random weights and draw from a CPU generator of the same seed. Where
 diffusers draws in another order than the original program does, it is given what ours drew.
@@ -18,10 +18,13 @@ import torch
 import transformers
 from torch import Tensor
 
-import sdpy.pipelines.paint
+import sdpy.pipelines.generate as generate_module
 from parity.test_tokenizer import byte_symbols
-from sdpy.pipelines import Components, Event, Notice, Painted, Settings, generate, img2img, inpaint
-from sdpy.schedulers import make_alphas_cumprod
+from sdpy.pipelines.events import Event, ImageDecoded, Notice
+from sdpy.pipelines.generate import generate
+from sdpy.pipelines.request import Request
+from sdpy.runtime.session import RequestModels
+from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.variants import ModelVariant
 from support.compare import RUN_TOLERANCE, relative_error
 from support.references import (
@@ -31,13 +34,14 @@ from support.references import (
     reference_unet,
     reference_vae,
 )
+from support.tasks import img2img, inpaint, text2img
 from support.tiny import (
     MERGES,
     TINY,
     TINY_INPAINT,
     TINY_V,
-    random_picture,
-    tiny_components,
+    random_image,
+    tiny_session,
     tiny_weights,
 )
 
@@ -87,10 +91,10 @@ def reference(kind: type, tokenizer: Any, variant: ModelVariant, in_channels: in
     return pipeline
 
 
-def latents_and_picture(pipeline: Any, **options: Any) -> tuple[Tensor, Tensor]:
+def latents_and_image(pipeline: Any, prompt: str = PROMPT, **options: Any) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
         latents = pipeline(
-            PROMPT, num_inference_steps=STEPS, output_type="latent", return_dict=False, **options
+            prompt, num_inference_steps=STEPS, output_type="latent", return_dict=False, **options
         )[0]
         return latents, pipeline.vae.decode(latents / SCALE).sample
 
@@ -102,26 +106,30 @@ class Ours:
     data: Path
     latents: list[Tensor]
 
-    def settings(self, guidance_scale: float, **options: Any) -> Settings:
-        return Settings(
-            PROMPT, steps=STEPS, guidance_scale=guidance_scale, num_samples=1, **options
-        )
+    def request(self, guidance_scale: float, **options: Any) -> Request:
+        return Request(PROMPT, steps=STEPS, guidance_scale=guidance_scale, num_samples=1, **options)
 
     def finish(self, events: Iterator[Event]) -> tuple[Tensor, Tensor]:
-        (painted,) = (event for event in events if isinstance(event, Painted))
-        return self.latents[-1], painted.picture
+        (decoded,) = (event for event in events if isinstance(event, ImageDecoded))
+        return self.latents[-1], decoded.pixels
+
+    def finish_batch(self, events: Iterator[Event]) -> list[tuple[Tensor, Tensor]]:
+        """The latents and pixels of some images, which were all computed together."""
+        images = [event.pixels for event in events if isinstance(event, ImageDecoded)]
+        (latents,) = self.latents
+        return list(zip(latents.split(1), images, strict=True))
 
 
 @pytest.fixture
 def ours(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Ours:
     result = Ours(tiny_data, [])
-    decoding = sdpy.pipelines.paint.decoding
+    decode = generate_module.decode
 
-    def noting(components: Components, latents: Tensor) -> Generator[Notice, None, Tensor]:
+    def noting(models: RequestModels, latents: Tensor) -> Generator[Notice, None, Tensor]:
         result.latents.append(latents)
-        return decoding(components, latents)
+        return decode(models, latents)
 
-    monkeypatch.setattr(sdpy.pipelines.paint, "decoding", noting)
+    monkeypatch.setattr(generate_module, "decode", noting)
     return result
 
 
@@ -138,10 +146,10 @@ def assert_agree(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> 
 @BOTH
 @GUIDANCE
 def test_generate(ours: Ours, tokenizer: Any, variant: ModelVariant, guidance_scale: float) -> None:
-    components = tiny_components(ours.data, variant)
-    settings = ours.settings(guidance_scale, negative_prompt=NEGATIVE, seed=5)
-    result = ours.finish(generate(components, settings, width=WIDTH, height=HEIGHT))
-    theirs = latents_and_picture(
+    session = tiny_session(ours.data, variant)
+    request = ours.request(guidance_scale, negative_prompt=NEGATIVE, seed=5)
+    result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
+    theirs = latents_and_image(
         reference(diffusers.StableDiffusionPipeline, tokenizer, variant),
         negative_prompt=NEGATIVE,
         guidance_scale=guidance_scale,
@@ -155,18 +163,18 @@ def test_generate(ours: Ours, tokenizer: Any, variant: ModelVariant, guidance_sc
 @pytest.mark.parametrize("change", ["seed", "negative prompt", "guidance", "prompt"])
 def test_another_run_is_noticed(ours: Ours, tokenizer: Any, change: str) -> None:
     variant = VARIANTS["epsilon"]
-    settings = ours.settings(7.5, negative_prompt=NEGATIVE, seed=5)
+    request = ours.request(7.5, negative_prompt=NEGATIVE, seed=5)
     changes: dict[str, dict[str, Any]] = {
         "seed": {"seed": 6},
         "negative prompt": {"negative_prompt": ""},
         "guidance": {"guidance_scale": 7.4},
         "prompt": {"prompt": PROMPT + " a"},
     }
-    settings = replace(settings, **changes[change])
+    request = replace(request, **changes[change])
     result = ours.finish(
-        generate(tiny_components(ours.data, variant), settings, width=WIDTH, height=HEIGHT)
+        text2img(tiny_session(ours.data, variant), request, width=WIDTH, height=HEIGHT)
     )
-    theirs = latents_and_picture(
+    theirs = latents_and_image(
         reference(diffusers.StableDiffusionPipeline, tokenizer, variant),
         negative_prompt=NEGATIVE,
         guidance_scale=7.5,
@@ -179,10 +187,10 @@ def test_another_run_is_noticed(ours: Ours, tokenizer: Any, change: str) -> None
 
 def test_generate_with_fresh_noise_at_each_step(ours: Ours, tokenizer: Any) -> None:
     variant = VARIANTS["epsilon"]
-    settings = ours.settings(3.0, eta=0.7, seed=0)
-    components = tiny_components(ours.data, variant)
-    result = ours.finish(generate(components, settings, width=WIDTH, height=HEIGHT))
-    theirs = latents_and_picture(
+    request = ours.request(3.0, eta=0.7, seed=0)
+    session = tiny_session(ours.data, variant)
+    result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
+    theirs = latents_and_image(
         reference(diffusers.StableDiffusionPipeline, tokenizer, variant),
         guidance_scale=3.0,
         eta=0.7,
@@ -199,17 +207,17 @@ def test_generate_with_fresh_noise_at_each_step(ours: Ours, tokenizer: Any) -> N
 def test_img2img(
     ours: Ours, tokenizer: Any, variant: ModelVariant, guidance_scale: float, strength: float
 ) -> None:
-    picture = random_picture(WIDTH, HEIGHT)
-    settings = ours.settings(guidance_scale, negative_prompt=NEGATIVE, seed=7)
+    image = random_image(WIDTH, HEIGHT)
+    request = ours.request(guidance_scale, negative_prompt=NEGATIVE, seed=7)
     result = ours.finish(
-        img2img(tiny_components(ours.data, variant), settings, picture, strength=strength)
+        img2img(tiny_session(ours.data, variant), request, image, strength=strength)
     )
-    theirs = latents_and_picture(
+    theirs = latents_and_image(
         reference(diffusers.StableDiffusionImg2ImgPipeline, tokenizer, variant),
         negative_prompt=NEGATIVE,
         guidance_scale=guidance_scale,
         generator=seeded(7),
-        image=picture / 2 + 0.5,
+        image=image / 2 + 0.5,
         strength=strength,
     )
     assert_agree(result, theirs)
@@ -227,16 +235,16 @@ def left_half() -> Tensor:
 def test_inpaint_by_blending(
     ours: Ours, tokenizer: Any, variant: ModelVariant, guidance_scale: float, strength: float
 ) -> None:
-    picture, mask = random_picture(WIDTH, HEIGHT), left_half()
-    settings = ours.settings(guidance_scale, negative_prompt=NEGATIVE, seed=9)
-    components = tiny_components(ours.data, variant)
-    result = ours.finish(inpaint(components, settings, picture, mask, strength=strength))
-    theirs = latents_and_picture(
+    image, mask = random_image(WIDTH, HEIGHT), left_half()
+    request = ours.request(guidance_scale, negative_prompt=NEGATIVE, seed=9)
+    session = tiny_session(ours.data, variant)
+    result = ours.finish(inpaint(session, request, image, mask, strength=strength))
+    theirs = latents_and_image(
         reference(diffusers.StableDiffusionInpaintPipeline, tokenizer, variant),
         negative_prompt=NEGATIVE,
         guidance_scale=guidance_scale,
         generator=seeded(9),
-        image=picture / 2 + 0.5,
+        image=image / 2 + 0.5,
         mask_image=mask,
         width=WIDTH,
         height=HEIGHT,
@@ -251,24 +259,24 @@ def test_inpaint_by_blending(
 def test_inpaint_with_nine_channels(
     ours: Ours, tokenizer: Any, variant: ModelVariant, guidance_scale: float, strength: float
 ) -> None:
-    """Ours draws the masked picture's posterior first, diffusers last: it is given the sample."""
-    picture, mask = random_picture(WIDTH, HEIGHT), left_half()
-    variant = replace(variant, unet=TINY_INPAINT.unet)
-    settings = ours.settings(guidance_scale, negative_prompt=NEGATIVE, seed=11)
-    components = tiny_components(ours.data, variant, unet="unet-inpaint.ot")
-    result = ours.finish(inpaint(components, settings, picture, mask, strength=strength))
+    """Ours draws the masked image's posterior first, diffusers last: it is given the sample."""
+    image, mask = random_image(WIDTH, HEIGHT), left_half()
+    variant = variant.with_configs(unet=TINY_INPAINT.unet)
+    request = ours.request(guidance_scale, negative_prompt=NEGATIVE, seed=11)
+    session = tiny_session(ours.data, variant, unet="unet-inpaint.ot")
+    result = ours.finish(inpaint(session, request, image, mask, strength=strength))
 
     kind = diffusers.StableDiffusionInpaintPipeline
     pipeline = reference(kind, tokenizer, variant, in_channels=9)
     generator = seeded(11)
 
-    def sampled(picture: Tensor) -> Tensor:
+    def sampled(image: Tensor) -> Tensor:
         with torch.inference_mode():
-            return pipeline.vae.encode(picture).latent_dist.sample(generator) * SCALE
+            return pipeline.vae.encode(image).latent_dist.sample(generator) * SCALE
 
-    masked_latents = sampled(picture * (mask < 0.5))
-    image = picture / 2 + 0.5 if strength == 1 else sampled(picture)
-    theirs = latents_and_picture(
+    masked_latents = sampled(image * (mask < 0.5))
+    image = image / 2 + 0.5 if strength == 1 else sampled(image)
+    theirs = latents_and_image(
         pipeline,
         negative_prompt=NEGATIVE,
         guidance_scale=guidance_scale,
@@ -283,6 +291,112 @@ def test_inpaint_with_nine_channels(
     assert_agree(result, theirs)
 
 
+# --- batches -------------------------------------------------------------------------------------
+
+PROMPTS = {  # with what each image of a batch has of its own
+    PROMPT: {"negative_prompt": NEGATIVE, "seed": 5, "guidance_scale": 7.5},
+    "dark house": {"negative_prompt": "", "seed": 5, "guidance_scale": 3.0},
+    "the cat, the cat": {"negative_prompt": "light", "seed": 8, "guidance_scale": 1.5},
+}
+
+
+@BOTH
+def test_a_batch_of_generated_images(ours: Ours, tokenizer: Any, variant: ModelVariant) -> None:
+    size = {"width": WIDTH, "height": HEIGHT}
+    requests = [Request(p, steps=STEPS, **own, **size) for p, own in PROMPTS.items()]
+    results = ours.finish_batch(generate(tiny_session(ours.data, variant), requests))
+    pipeline = reference(diffusers.StableDiffusionPipeline, tokenizer, variant)
+    for result, request in zip(results, requests, strict=True):
+        assert_agree(result, latents_and_image(pipeline, **their_options(request), **size))
+    assert_differ(results)
+
+
+@BOTH
+def test_a_batch_of_changed_images(ours: Ours, tokenizer: Any, variant: ModelVariant) -> None:
+    images = [random_image(WIDTH, HEIGHT, seed) for seed in range(3)]
+    requests = [
+        Request(p, steps=STEPS, image=image, strength=0.75, **own)
+        for (p, own), image in zip(PROMPTS.items(), images, strict=True)
+    ]
+    results = ours.finish_batch(generate(tiny_session(ours.data, variant), requests))
+    pipeline = reference(diffusers.StableDiffusionImg2ImgPipeline, tokenizer, variant)
+    for result, request, image in zip(results, requests, images, strict=True):
+        options = {"image": image / 2 + 0.5, "strength": 0.75}
+        assert_agree(result, latents_and_image(pipeline, **their_options(request), **options))
+    assert_differ(results)
+
+
+@BOTH
+def test_a_batch_of_inpainted_images(ours: Ours, tokenizer: Any, variant: ModelVariant) -> None:
+    """By blending, and each image with a mask of its own."""
+    images = [random_image(WIDTH, HEIGHT, seed) for seed in range(3)]
+    masks = [left_half(), left_half().flip(3), 1 - left_half()]
+    requests = [
+        Request(p, steps=STEPS, image=image, mask=mask, strength=0.5, **own)
+        for (p, own), image, mask in zip(PROMPTS.items(), images, masks, strict=True)
+    ]
+    results = ours.finish_batch(generate(tiny_session(ours.data, variant), requests))
+    pipeline = reference(diffusers.StableDiffusionInpaintPipeline, tokenizer, variant)
+    for result, request, image, mask in zip(results, requests, images, masks, strict=True):
+        options = {"image": image / 2 + 0.5, "mask_image": mask, "strength": 0.5}
+        size = {"width": WIDTH, "height": HEIGHT}
+        theirs = latents_and_image(pipeline, **their_options(request), **options, **size)
+        assert_agree(result, theirs)
+    assert_differ(results)
+
+
+@BOTH
+def test_a_batch_inpainted_with_nine_channels(
+    ours: Ours, tokenizer: Any, variant: ModelVariant
+) -> None:
+    images = [random_image(WIDTH, HEIGHT, seed) for seed in range(3)]
+    masks = [left_half(), left_half().flip(3), 1 - left_half()]
+    requests = [
+        Request(p, steps=STEPS, image=image, mask=mask, strength=1.0, **own)
+        for (p, own), image, mask in zip(PROMPTS.items(), images, masks, strict=True)
+    ]
+    variant = variant.with_configs(unet=TINY_INPAINT.unet)
+    session = tiny_session(ours.data, variant, unet="unet-inpaint.ot")
+    results = ours.finish_batch(generate(session, requests))
+    kind = diffusers.StableDiffusionInpaintPipeline
+    pipeline = reference(kind, tokenizer, variant, in_channels=9)
+    for result, request, image, mask in zip(results, requests, images, masks, strict=True):
+        options = their_options(request)
+        with torch.inference_mode():
+            posterior = pipeline.vae.encode(image * (mask < 0.5)).latent_dist
+            masked_latents = posterior.sample(options["generator"]) * SCALE
+        theirs = latents_and_image(
+            pipeline,
+            **options,
+            image=image / 2 + 0.5,
+            mask_image=mask,
+            masked_image_latents=masked_latents,
+            width=WIDTH,
+            height=HEIGHT,
+            strength=1.0,
+        )
+        assert_agree(result, theirs)
+    assert_differ(results)
+
+
+def their_options(request: Request) -> dict[str, Any]:
+    """What diffusers is told of one image of a batch."""
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "guidance_scale": request.guidance_scale,
+        "generator": seeded(request.seed),
+    }
+
+
+def assert_differ(results: list[tuple[Tensor, Tensor]]) -> None:
+    """So that images of a batch that change places are noticed."""
+    latents = [latents for latents, _ in results]
+    for i, one in enumerate(latents):
+        for other in latents[:i]:
+            assert relative_error(one, other) > 100 * RUN_TOLERANCE
+
+
 def test_the_original_schedule(ours: Ours, tokenizer: Any) -> None:
     """The original program's loop, written out on diffusers' models, its last evaluation included.
 
@@ -290,9 +404,9 @@ def test_the_original_schedule(ours: Ours, tokenizer: Any) -> None:
     nothing, so ours leaves it out.
     """
     guidance_scale, seed = 7.5, 32
-    components = tiny_components(ours.data)
-    settings = ours.settings(guidance_scale, seed=seed)
-    result = ours.finish(generate(components, settings, width=WIDTH, height=HEIGHT))
+    session = tiny_session(ours.data)
+    request = ours.request(guidance_scale, seed=seed)
+    result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
 
     pipeline = reference(diffusers.StableDiffusionPipeline, tokenizer, VARIANTS["epsilon"])
     alphas_cumprod = make_alphas_cumprod(TINY.noise)
@@ -310,10 +424,10 @@ def test_the_original_schedule(ours: Ours, tokenizer: Any) -> None:
             e = empty + guidance_scale * (full - empty)
             x0 = (latents - (1 - a_t).sqrt() * e) / a_t.sqrt()
             latents = (a_prev.sqrt() * x0 + (1 - a_prev).sqrt() * e).float()
-        pictures = [pipeline.vae.decode(x / SCALE).sample for x in (before_last, latents)]
-    assert_agree(result, (latents, pictures[1]))
-    assert torch.equal(eight_bits(pictures[0]), eight_bits(pictures[1]))
+        images = [pipeline.vae.decode(x / SCALE).sample for x in (before_last, latents)]
+    assert_agree(result, (latents, images[1]))
+    assert torch.equal(eight_bits(images[0]), eight_bits(images[1]))
 
 
-def eight_bits(picture: Tensor) -> Tensor:
-    return (picture / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+def eight_bits(image: Tensor) -> Tensor:
+    return (image / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sdpy.checkpoints import TextualInversion
 from sdpy.models import CLIPTextModel
-from sdpy.text.prompts import PromptEmbeddings, encode_prompt, tokenize_prompt
+from sdpy.text.conditioning import PromptConditioning, encode_prompts
+from sdpy.text.prompts import tokenize_prompt
 from sdpy.text.tokenizer import CLIPTokenizer
 from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
 from support.references import load_text_encoder, reference_text_encoder
@@ -36,6 +37,20 @@ def theirs(ours: CLIPTextModel) -> nn.Module:
     return reference
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """Of one prompt and its negative prompt, (1, S, D) each."""
+
+    prompt: Tensor
+    negative: Tensor
+
+    @classmethod
+    def of(cls, pair: PromptConditioning) -> Embeddings:
+        for one in (pair.prompt, pair.negative):
+            assert (one.text_embeds, one.time_ids) == (None, None)
+        return cls(pair.prompt.encoder_hidden_states, pair.negative.encoder_hidden_states)
+
+
 def encoded(
     text_encoder: CLIPTextModel,
     prompt: str,
@@ -43,14 +58,19 @@ def encoded(
     *,
     textual_inversions: Sequence[TextualInversion] = (),
     **options: int,
-) -> PromptEmbeddings:
+) -> Embeddings:
     both = [
         tokenize_prompt(text, TOKENIZER, CONFIG, textual_inversions=textual_inversions)
         for text in (prompt, negative)
     ]
-    return encode_prompt(
-        *both, TOKENIZER, text_encoder, textual_inversions=textual_inversions, **options
+    (pair,) = encode_prompts(
+        [(both[0], both[1])],
+        TOKENIZER,
+        text_encoder,
+        textual_inversions=textual_inversions,
+        **options,
     )
+    return Embeddings.of(pair)
 
 
 def row(ids: Sequence[int], pad_id: int = END) -> Tensor:
@@ -73,7 +93,7 @@ def reweighted(embeddings: Tensor, weights: dict[int, float]) -> Tensor:
 
 
 def test_without_syntax_it_is_the_plain_embedding_bit_by_bit(ours: CLIPTextModel) -> None:
-    """As before there were chunks and weights: one batch, one call."""
+    """One batch, one call."""
     with torch.inference_mode():
         expected = ours(torch.cat([row([CAT, DARK, COMMA]), row([DARK])]))
     found = encoded(ours, "cat dark,", "dark")
@@ -180,7 +200,8 @@ def test_a_half_precision_text_encoder_takes_textual_inversions() -> None:
 
 def test_what_is_left_out_does_not_count(ours: CLIPTextModel, theirs: nn.Module) -> None:
     cut = tokenize_prompt("cat " * 75 + "dark", TOKENIZER, CONFIG, long_prompt="truncate")
-    found = encode_prompt(cut, cut, TOKENIZER, ours)
+    (pair,) = encode_prompts([(cut, cut)], TOKENIZER, ours)
+    found = Embeddings.of(pair)
     assert relative_error(found.prompt, reference(theirs, [CAT] * 75)) <= MODEL_TOLERANCE
     assert torch.equal(found.prompt, found.negative)
 

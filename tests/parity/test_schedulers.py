@@ -1,6 +1,6 @@
 """Every sampler beside diffusers', step by step.
 
-At each step both are given diffusers' latents, the same prediction and noise of the same seed.
+At each step both are given diffusers' latents, the same prediction and noise of the same seeds.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -20,8 +20,13 @@ import torch
 from diffusers.schedulers import AysSchedules
 from torch import Tensor
 
-from sdpy.samplers import SAMPLERS
-from sdpy.schedulers import NoiseConfig, Scheduler, dpmsolver_multistep, make_scheduler
+from sdpy.schedulers import (
+    SCHEDULERS,
+    NoiseConfig,
+    Scheduler,
+    dpmsolver_multistep,
+    make_scheduler,
+)
 from sdpy.schedulers.deis import DEISMultistepScheduler
 from sdpy.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from sdpy.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
@@ -105,8 +110,7 @@ class OtherSign(diffusers.DPMSolverMultistepScheduler):
         result = super().multistep_dpm_solver_third_order_update(model_output_list, *args, **kwargs)
         m0, m1, m2 = (model_output_list[-k] for k in (1, 2, 3))
         index = self.step_index
-        levels = [-self.sigmas[k].double().log() for k in range(index - 2, index + 2)]
-        l2, l1, l0, end = levels
+        l2, l1, l0, end = (-self.sigmas[k].double().log() for k in range(index - 2, index + 2))
         r0, r1 = (l0 - l1) / (end - l0), (l1 - l2) / (end - l0)
         curvature = ((m0 - m1) / r0 - (m1 - m2) / r1) / (r0 + r1)
         return result + curvature / (1 + self.sigmas[index + 1] ** 2) ** 0.5
@@ -166,7 +170,11 @@ def cases() -> Iterator[tuple[str, str, str | None, str | None]]:
             for spacing in reference.spacings or (None,):
                 for ramp in reference.ramps:
                     pure = noise.rescale_betas_zero_snr
-                    if pure and not SAMPLERS[name].begins_with_pure_noise and spacing != "leading":
+                    if (
+                        pure
+                        and not SCHEDULERS[name].begins_with_pure_noise
+                        and spacing != "leading"
+                    ):
                         continue
                     usual = spacing in (None, "linspace") or (pure and spacing == "leading")
                     ends_matter = noise is NOISES["epsilon"] and name not in SPAN_TRAINING
@@ -190,9 +198,14 @@ def model(x: Tensor, timestep: Tensor) -> Tensor:
     return torch.tanh(x + torch.sin(timestep.float() / 50)) + 0.1 * x
 
 
+def seeded() -> list[torch.Generator]:
+    """One generator per image. diffusers, too, takes such a list and draws from each in turn."""
+    return [torch.Generator().manual_seed(seed) for seed in range(SHAPE[0])]
+
+
 def errors(name: str, ours: Scheduler, theirs: Any, timesteps: Tensor, latents: Tensor):
-    """The relative error of each step of a walk along ``timesteps``."""
-    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    """The relative error of each step of a denoising loop over ``timesteps``."""
+    generators = seeded(), seeded()
     extra = {"generator": generators[1]} if REFERENCES[name].draws else {}
     before = latents
     for our_timestep, timestep in zip(ours.timesteps, timesteps, strict=True):
@@ -204,7 +217,7 @@ def errors(name: str, ours: Scheduler, theirs: Any, timesteps: Tensor, latents: 
         dtype = torch.float32 if extra else torch.float64  # it would draw other noise
         precise = [tensor.to(dtype) for tensor in (output, latents)]
         following = theirs.step(precise[0], timestep, precise[1], **extra).prev_sample.float()
-        # A step from high levels to low ones keeps the roundings of the large numbers, and a step
+        # A step from high sigmas to low ones keeps the roundings of the large numbers, and a step
         # of two evaluations those from before the first.
         rounding = 8 * 2**-24 * max(before.norm(), latents.norm()) / following.norm()
         yield relative_error(result, following) - rounding.item()
@@ -222,12 +235,12 @@ def set_both(ours: Scheduler, theirs: Any, steps: int) -> None:
             # Its coefficients are differences of large numbers, for which fp32 is too coarse.
             theirs.sigmas = theirs.sigmas.double()
     if getattr(theirs.config, "algorithm_type", None) == "sde-dpmsolver++":
-        # Quotients of differences of logarithms: two levels of the beta ramp are 0.6 % apart.
+        # Quotients of differences of logarithms: two sigmas of the beta ramp are 0.6 % apart.
         theirs.sigmas = theirs.sigmas.double()
 
 
 def check_schedule(ours: Scheduler, theirs: Any, ramp: str | None) -> None:
-    a, b = ours.timesteps.double(), theirs.timesteps.double()
+    a, b = torch.tensor(ours.timesteps).double(), theirs.timesteps.double()
     if not theirs.timesteps.is_floating_point() and ramp in ("exponential", "beta"):
         # Cut to whole numbers; its 998.99997 becomes 998.
         assert a[0] == 999 and b[0] in (998, 999)
@@ -244,8 +257,8 @@ def check_schedule(ours: Scheduler, theirs: Any, ramp: str | None) -> None:
     assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-5)
 
 
-def steepest(sigmas: list[float]) -> float:
-    """By how much the level falls in a step, but in that to 0."""
+def steepest(sigmas: Sequence[float]) -> float:
+    """By how much sigma falls in a step, except in that to 0."""
     return max((a / b for a, b in pairwise(sigmas) if b > 0), default=1.0)
 
 
@@ -265,24 +278,24 @@ def test_every_step(name: str, noise: str, spacing: str | None, ramp: str | None
 
 
 def test_every_sampler_has_a_reference() -> None:
-    assert [*REFERENCES] == [name for name in SAMPLERS if name != "ddim"]
+    assert [*REFERENCES] == [name for name in SCHEDULERS if name != "ddim"]
 
 
 def default_case(name: str) -> tuple[str | None, str | None]:
     """The sampler's own spacing, and Karras sigmas where it takes them."""
     spacings = REFERENCES[name].spacings
-    return (SAMPLERS[name].spacings[0] if spacings else None), REFERENCES[name].ramps[:2][-1]
+    return (SCHEDULERS[name].spacings[0] if spacings else None), REFERENCES[name].ramps[:2][-1]
 
 
-# --- walks from a picture ----------------------------------------------------------------------
+# --- image-to-image -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "ramp"),
     [(name, ramp) for name in REFERENCES for ramp in REFERENCES[name].ramps[:2]],
 )
-def test_walks_that_begin_later(name: str, ramp: str | None) -> None:
-    """The part of the schedule that diffusers' image-to-image pipeline walks."""
+def test_loops_that_begin_later(name: str, ramp: str | None) -> None:
+    """The part of the schedule that diffusers' image-to-image pipeline runs."""
     spacing, _ = default_case(name)
     for steps, skip in LATER:
         ours, theirs = pair(name, NOISES["epsilon"], spacing, ramp)
@@ -293,8 +306,8 @@ def test_walks_that_begin_later(name: str, ramp: str | None) -> None:
         if hasattr(theirs, "set_begin_index"):
             theirs.set_begin_index(skip * theirs.order)
         if name == "pndm":  # it would visit the second of the timesteps that are left once
-            timesteps = ours.timesteps
-        if name == "lms":  # it would take weights for slopes that it does not have
+            timesteps = torch.tensor(ours.timesteps)
+        if name == "lms":  # it would take weights for derivatives that it does not have
             theirs.sigmas = theirs.sigmas[skip:]
             theirs.set_begin_index(0)
         latents = theirs.add_noise(original, noise, timesteps[:1])
@@ -304,8 +317,9 @@ def test_walks_that_begin_later(name: str, ramp: str | None) -> None:
         assert worst <= MODEL_TOLERANCE, (steps, skip)
 
 
+@pytest.mark.filterwarnings("ignore:The `scale_model_input` function:UserWarning")
 def test_a_later_beginning_is_where_the_references_go_astray() -> None:
-    """What `test_walks_that_begin_later` has exceptions for."""
+    """What `test_loops_that_begin_later` has exceptions for."""
     theirs = REFERENCES["pndm"].make(NOISES["epsilon"], "leading", None)
     theirs.set_timesteps(10)
     assert theirs.timesteps.tolist()[:4] == [901, 801, 801, 701]
@@ -314,26 +328,26 @@ def test_a_later_beginning_is_where_the_references_go_astray() -> None:
     theirs = REFERENCES["lms"].make(NOISES["epsilon"], "leading", None)
     theirs.set_timesteps(10)
     theirs.set_begin_index(4)
-    zero, slope = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
-    moved = theirs.step(slope, theirs.timesteps[4], zero).prev_sample.mean()
+    zero, derivative = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    moved = theirs.step(derivative, theirs.timesteps[4], zero).prev_sample.mean()
     due = theirs.sigmas[5] - theirs.sigmas[4]
     assert not torch.isclose(moved, due, rtol=0.5)
 
 
-# --- whole walks -------------------------------------------------------------------------------
+# --- whole denoising loops ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_whole_walks(name: str) -> None:
+def test_whole_loops(name: str) -> None:
     """Each goes its own way, as told by its own timesteps."""
     spacing, ramp = default_case(name)
     ours, theirs = pair(name, NOISES["epsilon"], spacing, ramp)
     set_both(ours, theirs, 20)
-    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    generators = seeded(), seeded()
     a = normal(*SHAPE) * ours.init_noise_sigma
     b = normal(*SHAPE) * theirs.init_noise_sigma
     for timestep in ours.timesteps:
-        output = model(ours.scale_model_input(a, timestep), timestep)
+        output = model(ours.scale_model_input(a, timestep), torch.tensor(timestep))
         a = ours.step(output, timestep, a, generators[0])
     extra = {"generator": generators[1]} if REFERENCES[name].draws else {}
     for timestep in theirs.timesteps:
@@ -342,17 +356,17 @@ def test_whole_walks(name: str) -> None:
     assert relative_error(a, b) <= RUN_TOLERANCE
 
 
-# --- levels that diffusers does not offer ------------------------------------------------------
+# --- sigmas that diffusers does not offer -------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigmas", ["sgm-uniform", "simple", "ays"])
-@pytest.mark.parametrize("name", [name for name in REFERENCES if SAMPLERS[name].takes_sigmas])
-def test_every_step_on_other_levels(name: str, sigmas: str) -> None:
-    """The steps, with our levels in the place of Karras's."""
+@pytest.mark.parametrize("name", [name for name in REFERENCES if SCHEDULERS[name].takes_sigmas])
+def test_every_step_on_other_sigmas(name: str, sigmas: str) -> None:
+    """The steps, with our sigmas in the place of Karras's."""
     noise = NOISES["epsilon"]
     ours = make_scheduler(name, noise, sigmas=sigmas)
     ours.set_timesteps(7)
-    assert_steps_agree_on_the_levels_of(ours, name, noise)
+    assert_steps_agree_on_the_sigmas_of(ours, name, noise)
 
 
 @pytest.mark.parametrize(
@@ -375,18 +389,18 @@ def test_every_step_with_options_that_the_reference_lacks(name: str, options: An
     for steps in STEPS:
         ours.set_timesteps(steps)
         same.set_timesteps(steps)
-        assert torch.equal(ours.timesteps, same.timesteps)
+        assert ours.timesteps == same.timesteps
         assert ours.sigmas == same.sigmas
-        assert_steps_agree_on_the_levels_of(ours, name, noise)
+        assert_steps_agree_on_the_sigmas_of(ours, name, noise)
 
 
-def assert_steps_agree_on_the_levels_of(ours: Any, name: str, noise: NoiseConfig) -> None:
+def assert_steps_agree_on_the_sigmas_of(ours: Any, name: str, noise: NoiseConfig) -> None:
     theirs = REFERENCES[name].make(noise, "linspace", None if name == "euler-a" else "karras")
     steps = ours.num_inference_steps
-    levels = np.array(ours.sigmas)[:-1]
-    if len(levels) > steps:  # two evaluations a step
-        levels = levels[0::2]
-    theirs._convert_to_karras = lambda in_sigmas, num_inference_steps=steps: levels
+    sigmas = np.array(ours.sigmas)[:-1]
+    if len(sigmas) > steps:  # two evaluations per step
+        sigmas = sigmas[0::2]
+    theirs._convert_to_karras = lambda in_sigmas, num_inference_steps=steps: sigmas
     theirs.set_timesteps(steps)
     if name == "euler-a":
         theirs.sigmas = torch.tensor(ours.sigmas)
@@ -398,12 +412,12 @@ def assert_steps_agree_on_the_levels_of(ours: Any, name: str, noise: NoiseConfig
 
 
 def test_align_your_steps_is_the_published_table() -> None:
-    """diffusers has it for ten steps, as levels and as whole timesteps."""
+    """diffusers has it for ten steps, as sigmas and as whole timesteps."""
     ours = make_scheduler("euler", NOISES["epsilon"], sigmas="ays")
     ours.set_timesteps(10)
     assert ours.sigmas == pytest.approx(AysSchedules["StableDiffusionSigmas"], rel=1e-12)
     published = torch.tensor(AysSchedules["StableDiffusionTimesteps"])
-    assert (ours.timesteps - published).abs().max() < 3
+    assert (torch.tensor(ours.timesteps) - published).abs().max() < 3
 
 
 # --- third order, thresholding -----------------------------------------------------------------
@@ -415,20 +429,20 @@ def test_third_order_integrates_the_prediction(name: str, monkeypatch: pytest.Mo
 
     Equations 9 and 18 of "DPM-Solver++" without the noise; of the curvature, the method takes half.
     """
-    monkeypatch.setattr(dpmsolver_multistep, "draw_noise", lambda like, generator: 0 * like)
+    monkeypatch.setattr(dpmsolver_multistep, "draw_noise", lambda like, generators: 0 * like)
     speed = 2 if name.endswith("sde") else 1
     scheduler = make_scheduler(name, NOISES["sample"])
     scheduler.set_timesteps(20)
-    levels = -np.log(np.array(scheduler.sigmas[:-1]))
+    lambdas = -np.log(np.array(scheduler.sigmas[:-1]))
     sample = torch.tensor([[0.4]], dtype=torch.float64)
     for i in range(19):
-        here = levels[i].item()
+        here = lambdas[i].item()
         output = torch.full_like(sample, 0.7 - 0.3 * here + 0.2 * here**2)
         result = scheduler.step(output, scheduler.timesteps[i], sample)
         if i >= 2:
             scales = [math.sqrt(scheduler.sigmas[k] ** 2 + 1) for k in (i, i + 1)]
             points, weights = np.polynomial.legendre.leggauss(40)
-            h = levels[i + 1] - here
+            h = lambdas[i + 1] - here
             way = h * (points + 1) / 2
             prediction = output.item() + (0.4 * here - 0.3) * way + 0.5 * 0.2 * way**2
             integral = h / 2 * weights @ (speed * np.exp(speed * (way - h)) * prediction)

@@ -35,9 +35,9 @@ def test_encoder_and_decoder(name: str) -> None:
     config = CONFIGS[name]
     ours, theirs = pair(config)
     factor = config.downsample_factor
-    picture = normal(2, 3, 5 * factor, 3 * factor, seed=1)
-    encoded = ours.encode(picture)
-    assert relative_error(encoded.mean, theirs.encode(picture).latents) <= MODEL_TOLERANCE
+    image = normal(2, 3, 5 * factor, 3 * factor, seed=1)
+    encoded = ours.encode(image)
+    assert relative_error(encoded.mean, theirs.encode(image).latents) <= MODEL_TOLERANCE
     assert torch.equal(encoded.sample(normal(*encoded.mean.shape)), encoded.mean)
     # Large enough to reach the soft limit.
     latents = 5 * normal(2, config.latent_channels, 5, 3, seed=2)
@@ -47,13 +47,13 @@ def test_encoder_and_decoder(name: str) -> None:
 @torch.no_grad()
 def test_a_change_of_any_weight_is_noticed() -> None:
     ours, theirs = pair(CONFIGS["three levels"])
-    picture, latents = normal(1, 3, 16, 16, seed=1), normal(1, 3, 4, 4, seed=2)
-    encoded, decoded = ours.encode(picture).mean, ours.decode(latents)
+    image, latents = normal(1, 3, 16, 16, seed=1), normal(1, 3, 4, 4, seed=2)
+    encoded, decoded = ours.encode(image).mean, ours.decode(latents)
     for name, parameter in theirs.named_parameters():
         saved = parameter.clone()
         parameter.copy_(saved.flip(0) + 0.1)
         if name.startswith("encoder"):
-            error = relative_error(theirs.encode(picture).latents, encoded)
+            error = relative_error(theirs.encode(image).latents, encoded)
         else:
             error = relative_error(theirs.decode(latents).sample, decoded)
         assert error > 10 * MODEL_TOLERANCE, name

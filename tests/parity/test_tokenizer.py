@@ -27,7 +27,8 @@ import pytest
 
 import sdpy
 from sdpy.models import CLIPTextConfig
-from sdpy.text.prompts import frame, tokenize_prompt
+from sdpy.text.conditioning import frame
+from sdpy.text.prompts import tokenize_prompt
 from sdpy.text.tokenizer import CLIPTokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -22,12 +22,13 @@ from sdpy.models import (
     ControlNetModel,
     UNet2DConditionModel,
 )
+from sdpy.runtime.execution import Execution
 from sdpy.zoo.convert import plan_conversion
-from sdpy.zoo.inspect import inspect
-from sdpy.zoo.recognise import find_model
+from sdpy.zoo.inspect import inspect_weights
+from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import SD15
 from support.compare import randomise
-from support.tiny import TINY, tiny_components
+from support.tiny import TINY, tiny_session
 
 CONTROLNET = ControlNetConfig(TINY.unet, conditioning_embedding_out_channels=(4, 8))
 # The original programs' names are known for the real structure alone.
@@ -55,34 +56,34 @@ def save_zeros(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 def convert(source: Path, target: Path) -> None:
-    for _ in plan_conversion(inspect(source), target).run():
+    for _ in plan_conversion(inspect_weights(source), target).run():
         pass
 
 
 def test_a_tiny_autoencoder_is_inspected(tmp_path: Path) -> None:
     state = on_meta(AutoencoderTiny, AutoencoderTinyConfig())
-    (one,) = inspect(save_zeros(tmp_path / "taesd.safetensors", state)).components
+    (one,) = inspect_weights(save_zeros(tmp_path / "taesd.safetensors", state)).components
     assert (one.name, one.summary, one.problems) == ("vae", "a tiny VAE (TAESD)", {})
     assert (one.config, one.guessed) == (AutoencoderTinyConfig(), False)
 
 
 def test_a_controlnet_is_inspected_in_all_names(tmp_path: Path) -> None:
     model = ControlNetModel(REAL)
-    (one,) = inspect(save_zeros(tmp_path / "a.safetensors", model.state_dict())).components
+    (one,) = inspect_weights(save_zeros(tmp_path / "a.safetensors", model.state_dict())).components
     assert (one.name, one.summary, one.problems) == ("controlnet", "a ControlNet", {})
     sizes = replace(REAL.unet, attention_heads=(8,) * 4)  # cannot be seen
     assert replace(one.config.unet, attention_heads=(8,) * 4) == sizes
     assert one.config.conditioning_embedding_out_channels == (4, 6, 8, 10)
     recipes = in_dialect("controlnet", model.state_dict(), ORIGINAL)
     original = {name: recipe.make(model.state_dict()) for name, recipe in recipes.items()}
-    (two,) = inspect(save_zeros(tmp_path / "b.safetensors", original)).components
+    (two,) = inspect_weights(save_zeros(tmp_path / "b.safetensors", original)).components
     assert (two.name, two.config, two.problems) == ("controlnet", one.config, {})
 
 
 def test_a_unet_with_guidance_embedding_is_inspected(tmp_path: Path) -> None:
     config = replace(TINY.unet, time_cond_proj_dim=12)
     state = UNet2DConditionModel(config).state_dict()
-    (one,) = inspect(save_zeros(tmp_path / "unet.safetensors", state)).components
+    (one,) = inspect_weights(save_zeros(tmp_path / "unet.safetensors", state)).components
     assert one.problems == {}
     assert one.config.time_cond_proj_dim == 12
     assert "guidance embedding" in str(one.summary)
@@ -99,9 +100,10 @@ def test_a_controlnet_of_the_original_names_is_loaded(tmp_path: Path, prefix: st
     path = tmp_path / "control.safetensors"
     write_checkpoint(path, original)
     vae = replace(TINY.vae, block_out_channels=(8, 8, 8, 8))
-    components = tiny_components(tmp_path, replace(TINY, unet=REAL.unet, vae=vae))
-    components.check_controlnet(path)
-    with components.controlnet(path) as loaded:
+    variant = TINY.with_configs(unet=REAL.unet, vae=vae)
+    session = tiny_session(tmp_path, variant, execution=Execution(fast_kernels=False))
+    session.check_controlnet(path)
+    with session.models().controlnet(path) as loaded:
         for name, tensor in loaded.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name
 
@@ -111,8 +113,8 @@ def test_a_tiny_autoencoder_beside_a_whole_model(tmp_path: Path, tiny_data: Path
     taesd = tmp_path / "taesd.safetensors"
     state = on_meta(AutoencoderTiny, AutoencoderTinyConfig())
     save_zeros(taesd, state)
-    found = find_model(str(tiny_data), tiny_data, {"vae": taesd})
-    assert found.files.vae == taesd
+    found = find_source(str(tiny_data), tiny_data, {"vae": taesd})
+    assert found.files.weights["vae"] == taesd
     assert found.variant.tiny_vae == AutoencoderTinyConfig()
     assert found.variant.vae == SD15.vae
 
@@ -121,12 +123,12 @@ def test_a_unet_with_guidance_embedding_in_a_model(tmp_path: Path, tiny_data: Pa
     config = replace(TINY.unet, time_cond_proj_dim=12)
     unet = tmp_path / "unet.safetensors"
     write_checkpoint(unet, randomise(UNet2DConditionModel(config)).state_dict())
-    found = find_model(str(tiny_data), tiny_data, {"unet": unet})
+    found = find_source(str(tiny_data), tiny_data, {"unet": unet})
     assert found.variant.unet.time_cond_proj_dim == 12
-    components = tiny_components(tiny_data)
-    assert components.unet_config.time_cond_proj_dim is None
-    components = tiny_components(tiny_data, unet=str(unet))
-    assert components.unet_config.time_cond_proj_dim == 12
+    session = tiny_session(tiny_data)
+    assert session.source.config("unet").time_cond_proj_dim is None
+    session = tiny_session(tiny_data, unet=str(unet))
+    assert session.source.config("unet").time_cond_proj_dim == 12
 
 
 @pytest.mark.parametrize("kind", ["controlnet", "tiny vae", "unet"])

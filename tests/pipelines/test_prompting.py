@@ -13,9 +13,12 @@ from torch import Tensor
 from sdpy.checkpoints import TextualInversion, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
-from sdpy.pipelines import Components, Event, Notice, Painted, PromptRead, Settings, generate
+from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, PromptTokenized
+from sdpy.pipelines.request import Request
+from sdpy.runtime.session import Session
 from support.compare import normal, randomise
-from support.tiny import TINY, tiny_components, tiny_files
+from support.tasks import text2img
+from support.tiny import TINY, tiny_files, tiny_session, tiny_source
 
 IDLE = (
     "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the scale "
@@ -25,8 +28,8 @@ LONG = "cat dark " * 60  # 120 tokens: two chunks
 
 
 @pytest.fixture
-def components(tiny_data: Path) -> Components:
-    return tiny_components(tiny_data)
+def session(tiny_data: Path) -> Session:
+    return tiny_session(tiny_data)
 
 
 @pytest.fixture
@@ -35,28 +38,28 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     seen: list[Tensor] = []
     forward = UNet2DConditionModel.forward
 
-    def noting(self: Any, sample: Tensor, t: Tensor, context: Tensor, **more: Any) -> Tensor:
-        seen.append(context)
-        return forward(self, sample, t, context, **more)
+    def noting(self: Any, sample: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
+        seen.append(conditions["encoder_hidden_states"])
+        return forward(self, sample, timestep, **conditions)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     return seen
 
 
-def paint(components: Components, prompt: str, **settings: Any) -> tuple[list[Event], Tensor]:
-    """The events of a run, and its picture."""
-    options = Settings(prompt, **{"steps": 2, **settings})
-    events = list(generate(components, options, width=32, height=32))
-    (painted,) = [event for event in events if isinstance(event, Painted)]
-    assert painted.picture.isfinite().all()
-    return events, painted.picture
+def run(session: Session, prompt: str, **request: Any) -> tuple[list[Event], Tensor]:
+    """The events of a run, and its image."""
+    options = Request(prompt, **{"steps": 2, **request})
+    events = list(text2img(session, options, width=32, height=32))
+    (decoded,) = [event for event in events if isinstance(event, ImageDecoded)]
+    assert decoded.pixels.isfinite().all()
+    return events, decoded.pixels
 
 
 def told(events: list[Event]) -> list[str]:
     return [
         event.text if isinstance(event, Notice) else f"{event.what}: {event.prompt}"
         for event in events
-        if isinstance(event, (Notice, PromptRead))
+        if isinstance(event, (Notice, PromptTokenized))
     ]
 
 
@@ -71,39 +74,40 @@ def told(events: list[Event]) -> list[str]:
     ],
 )
 def test_both_prompts_reach_the_unet_with_as_many_chunks(
-    components: Components, contexts: list[Tensor], prompt: str, negative: str, chunks: int
+    session: Session, contexts: list[Tensor], prompt: str, negative: str, chunks: int
 ) -> None:
-    paint(components, prompt, negative_prompt=negative)
+    run(session, prompt, negative_prompt=negative)
     assert [tuple(context.shape) for context in contexts] == [(2, chunks * 77, 32)] * 2
 
 
-def test_the_end_of_a_long_prompt_counts(components: Components) -> None:
+def test_the_end_of_a_long_prompt_counts(session: Session) -> None:
     long = "cat " * 80
-    _, picture = paint(components, long + "dark")
-    _, other = paint(components, long + "lighthouse")
-    assert not torch.equal(picture, other)
+    _, image = run(session, long + "dark")
+    _, other = run(session, long + "lighthouse")
+    assert not torch.equal(image, other)
 
 
-def test_the_lengths_are_told_before_the_first_step(components: Components) -> None:
-    events, _ = paint(components, "cat (dark)", negative_prompt=LONG)
-    assert [type(event) for event in events[:2]] == [PromptRead, PromptRead]
+def test_the_lengths_are_told_before_the_first_step(session: Session) -> None:
+    events, _ = run(session, "cat (dark)", negative_prompt=LONG)
+    kinds = [type(event) for event in events if not isinstance(event, Detail)]
+    assert kinds[:2] == [PromptTokenized, PromptTokenized]
     assert told(events) == [
         "prompt: 2 of 75 tokens; weighted: 'dark' 1.1",
         "negative prompt: 120 tokens in 2 chunks of 75",
     ]
-    assert told(paint(components, "cat")[0]) == ["prompt: 1 of 75 tokens"]
+    assert told(run(session, "cat")[0]) == ["prompt: 1 of 75 tokens"]
 
 
 def test_without_guidance_the_negative_prompt_is_told_to_be_idle(
-    components: Components, contexts: list[Tensor]
+    session: Session, contexts: list[Tensor]
 ) -> None:
-    events, picture = paint(components, "cat", negative_prompt=LONG, guidance_scale=1)
+    events, image = run(session, "cat", negative_prompt=LONG, guidance_scale=1)
     assert told(events) == [
         "prompt: 1 of 75 tokens",
         IDLE,
     ]
     assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
-    assert torch.equal(picture, paint(components, "cat", guidance_scale=1)[1])
+    assert torch.equal(image, run(session, "cat", guidance_scale=1)[1])
 
 
 def test_a_unet_that_takes_the_guidance_scale_sees_no_negative_prompt(
@@ -111,66 +115,72 @@ def test_a_unet_that_takes_the_guidance_scale_sees_no_negative_prompt(
 ) -> None:
     unet = randomise(UNet2DConditionModel(replace(TINY.unet, time_cond_proj_dim=12)))
     write_checkpoint(tmp_path / "unet.ot", unet.state_dict())
-    files = replace(tiny_files(tiny_data), unet=tmp_path / "unet.ot")
-    events, _ = paint(Components(TINY, files), "cat", negative_prompt=LONG)
+    files = tiny_files(tiny_data).with_weights(unet=tmp_path / "unet.ot")
+    events, _ = run(
+        Session(replace(tiny_source(tiny_data), files=files)), "cat", negative_prompt=LONG
+    )
     assert IDLE in told(events)
     assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
 
 
 def test_a_prompt_that_is_refused_is_so_before_a_model_is_loaded(
-    components: Components, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CLIPTextModel, "__init__", None)  # not even an empty one
-    monkeypatch.setattr(components, "check", lambda: None)
-    settings = Settings("cat", negative_prompt=LONG, long_prompt="error")
+    monkeypatch.setattr(session, "check", lambda loras: None)
+    request = Request("cat", negative_prompt=LONG, long_prompt="error")
     with pytest.raises(UsageError, match="the negative prompt takes more than one chunk"):
-        next(generate(components, settings, width=32, height=32))
+        next(text2img(session, request, width=32, height=32))
 
 
-def test_clip_skip_leaves_out_layers(components: Components) -> None:
-    _, all_layers = paint(components, "cat", clip_skip=1)
-    assert torch.equal(all_layers, paint(components, "cat")[1])
-    assert not torch.equal(all_layers, paint(components, "cat", clip_skip=2)[1])
+def test_clip_skip_leaves_out_layers(session: Session) -> None:
+    _, all_layers = run(session, "cat", clip_skip=1)
+    assert torch.equal(all_layers, run(session, "cat")[1])
+    assert not torch.equal(all_layers, run(session, "cat", clip_skip=2)[1])
     for wrong in (0, -1, 3):
         with pytest.raises(UsageError, match=f"--clip-skip {wrong}: .* has 2 layers"):
-            paint(components, "cat", clip_skip=wrong)
+            run(session, "cat", clip_skip=wrong)
 
 
 def test_new_words_paint_what_they_stand_for(tiny_data: Path) -> None:
-    """A new word with the vector that the vocabulary has for "cat" paints a cat."""
-    plain = tiny_components(tiny_data)
+    """A new word with the vector that the vocabulary has for "cat" stands for a cat."""
+    plain = tiny_session(tiny_data)
     (cat,) = plain.tokenizer.encode("cat")
-    with plain.text_encoder() as text_encoder:
+    with plain.models().text_encoder() as text_encoder:
         table = text_encoder.text_model.embeddings.token_embedding.weight
         vectors = torch.stack([table[cat], table[cat]]).clone()
     twice = TextualInversion(Path("twice.pt"), ("catcat",), vectors)
-    taught = tiny_components(tiny_data, textual_inversions=(twice,))
-    events, picture = paint(taught, "dark catcat")
+    taught = tiny_session(tiny_data)
+    words = (twice,)
+    events, image = run(taught, "dark catcat", embedding=words)
     assert told(events) == ["prompt: 3 of 75 tokens"]
-    assert torch.equal(picture, paint(plain, "dark cat cat")[1])
-    assert not torch.equal(picture, paint(plain, "dark catcat")[1])
+    assert torch.equal(image, run(plain, "dark cat cat")[1])
+    assert not torch.equal(image, run(plain, "dark catcat")[1])
 
 
 def test_a_new_word_that_nobody_says_is_told(tiny_data: Path) -> None:
     word = TextualInversion(Path("a.pt"), ("a", "<a>"), normal(1, 32))
-    components = tiny_components(tiny_data, textual_inversions=(word,))
+    session = tiny_session(tiny_data)
+    words = (word,)
     message = "a.pt is not used, for no prompt says 'a' or '<a>'"
-    assert message in told(paint(components, "cat")[0])
-    assert message not in told(paint(components, "cat", negative_prompt="<a>")[0])
+    assert message in told(run(session, "cat", embedding=words)[0])
+    said = run(session, "cat", negative_prompt="<a>", embedding=words)
+    assert message not in told(said[0])
 
 
 def test_a_new_word_for_another_model_is_refused(tiny_data: Path) -> None:
     word = TextualInversion(Path("a.pt"), ("a",), normal(1, 48))
-    components = tiny_components(tiny_data, textual_inversions=(word,))
+    session = tiny_session(tiny_data)
+    words = (word,)
     with pytest.raises(WeightsError, match="a.pt: an embedding 48 wide"):
-        paint(components, "cat")
+        run(session, "cat", embedding=words)
 
 
 def test_a_long_prompt_without_chunks_is_cut_and_told(
     tiny_data: Path, contexts: list[Tensor]
 ) -> None:
-    components = tiny_components(tiny_data, replace(TINY, guidance_scale=1.0))
-    events, _ = paint(components, "cat " * 75 + "dark house", long_prompt="truncate")
+    session = tiny_session(tiny_data, replace(TINY, guidance_scale=1.0))
+    events, _ = run(session, "cat " * 75 + "dark house", long_prompt="truncate")
     assert told(events) == [
         "prompt: 75 of 75 tokens",
         "the prompt is too long, its end was left out: 'dark house'",

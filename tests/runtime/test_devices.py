@@ -18,6 +18,7 @@ from sdpy.runtime.devices import (
     place,
     seeded_generator,
 )
+from support.tiny import placed
 
 GPU = torch.device("cuda")
 
@@ -31,15 +32,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("cpu", "expected"),
     [
-        ([], Placement(GPU, GPU, GPU)),
-        (["clip"], Placement(CPU, GPU, GPU)),
-        (["unet"], Placement(GPU, CPU, GPU)),
-        (["vae"], Placement(GPU, GPU, CPU)),
-        (["vae", "clip"], Placement(CPU, GPU, CPU)),
-        (["vae,clip"], Placement(CPU, GPU, CPU)),
-        (["vae, UNET", "vae"], Placement(GPU, CPU, CPU)),
-        (["all"], Placement(CPU, CPU, CPU)),
-        (["vae", "all"], Placement(CPU, CPU, CPU)),
+        ([], placed(GPU, GPU, GPU)),
+        (["clip"], placed(CPU, GPU, GPU)),
+        (["unet"], placed(GPU, CPU, GPU)),
+        (["vae"], placed(GPU, GPU, CPU)),
+        (["vae", "clip"], placed(CPU, GPU, CPU)),
+        (["vae,clip"], placed(CPU, GPU, CPU)),
+        (["vae, UNET", "vae"], placed(GPU, CPU, CPU)),
+        (["all"], placed(CPU, CPU, CPU)),
+        (["vae", "all"], placed(CPU, CPU, CPU)),
     ],
 )
 def test_the_named_models_go_to_the_cpu(gpu: None, cpu: list[str], expected: Placement) -> None:
@@ -47,8 +48,8 @@ def test_the_named_models_go_to_the_cpu(gpu: None, cpu: list[str], expected: Pla
 
 
 def test_the_others_go_to_the_device(gpu: None) -> None:
-    assert place(["vae"], device="cpu") == Placement(CPU, CPU, CPU)
-    assert place() == Placement(GPU, GPU, GPU)
+    assert place(["vae"], device="cpu") == placed(CPU, CPU, CPU)
+    assert place() == placed(GPU, GPU, GPU)
 
 
 @pytest.mark.parametrize("cpu", [["gpu"], ["clip;vae"], [""], ["clip,"], ["clip", "text"]])
@@ -93,7 +94,7 @@ def test_every_seed_of_the_command_line_and_its_samples_can_be_used(seed: int) -
 
 # --- dtypes ------------------------------------------------------------------------------------
 
-ALL_CPU, MIXED = Placement(), Placement(unet=GPU)
+ALL_CPU, MIXED = Placement(), placed(unet=GPU)
 X86 = (
     "processor\t: 0\nmodel name\t: A B\nflags\t\t: fpu sse2 {}\n\nprocessor\t: 1\nflags\t\t: fpu\n"
 )

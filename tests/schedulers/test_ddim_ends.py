@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from sdpy.schedulers import DDIMScheduler, NoiseConfig
-from sdpy.schedulers.base import draw_noise
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
+from sdpy.schedulers.noise import draw_noise
 
 ZERO_SNR = NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 SHAPE = (1, 4, 3, 5)
@@ -26,8 +27,8 @@ def test_all_noise_is_new_after_pure_noise_with_eta_1(spacing: str) -> None:
         scheduler.set_timesteps(steps)
         sample, output = normal(), normal(1)
         generator = torch.Generator().manual_seed(3)
-        result = scheduler.step(output, scheduler.timesteps[0], sample, generator)
-        alpha = scheduler.alphas_cumprod[999 - 1000 // steps].item()
+        result = scheduler.step(output, scheduler.timesteps[0], sample, [generator])
+        alpha = scheduler.alphas_cumprod[999 - 1000 // steps]
         noise = torch.randn(SHAPE, generator=generator.manual_seed(3)).double()
         expected = -math.sqrt(alpha) * output + math.sqrt(1 - alpha) * noise
         assert torch.allclose(result, expected, atol=1e-7)
@@ -37,7 +38,7 @@ def test_noise_is_drawn_in_single_precision() -> None:
     """So latents of any dtype get the same noise, rounded."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         generator = torch.Generator().manual_seed(7)
-        noise = draw_noise(torch.empty(SHAPE, dtype=dtype), generator)
+        noise = draw_noise(torch.empty(SHAPE, dtype=dtype), [generator])
         expected = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7))
         assert noise.dtype == dtype
         assert torch.equal(noise, expected.to(dtype))
@@ -50,10 +51,11 @@ def test_eta_scales_the_deviation_of_the_new_noise() -> None:
         scheduler = DDIMScheduler(NoiseConfig(), eta=eta)
         scheduler.set_timesteps(10)
         generator = torch.Generator().manual_seed(seed)
-        return scheduler.step(normal(1), scheduler.timesteps[4], normal(), generator)
+        return scheduler.step(normal(1), scheduler.timesteps[4], normal(), [generator])
 
     assert torch.equal(step(0.0, seed=1), step(0.0, seed=2))
-    now, previous = DDIMScheduler(NoiseConfig()).alphas_cumprod[[501, 401]].tolist()
+    alphas = DDIMScheduler(NoiseConfig()).alphas_cumprod
+    now, previous = alphas[501], alphas[401]
     sigma = math.sqrt((1 - previous) / (1 - now) * (1 - now / previous))
     for eta in (0.3, 1.0):
         noises = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sdpy.errors import UsageError
-from sdpy.schedulers import NoiseConfig, make_alphas_cumprod
-from sdpy.schedulers.noise import PREDICTION_TYPES, split_prediction
+from sdpy.schedulers import PREDICTION_TYPES, NoiseConfig
+from sdpy.schedulers.noise import make_alphas_cumprod, split_prediction
 
 
 def alphas_by_hand(start: float, end: float, steps: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.models import AutoencoderKL, AutoencoderKLConfig
-from sdpy.schedulers import DDIMScheduler, NoiseConfig
+from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.ddim import DDIMScheduler
 
 Model = Callable[[Tensor, int], Tensor]
 
@@ -43,7 +44,7 @@ def scheduler_of(steps: int) -> DDIMScheduler:
     ],
 )
 def test_timesteps(steps: int, timesteps: list[int]) -> None:
-    assert scheduler_of(steps).timesteps.tolist() == timesteps
+    assert scheduler_of(steps).timesteps == tuple(timesteps)
 
 
 def alphas_by_hand() -> np.ndarray:
@@ -92,7 +93,7 @@ def original_run(model: Model, latents: Tensor, steps: int) -> list[Tensor]:
 def our_run(model: Model, latents: Tensor, steps: int) -> list[Tensor]:
     scheduler, states = scheduler_of(steps), []
     for timestep in scheduler.timesteps:
-        latents = scheduler.step(model(latents, int(timestep)), timestep, latents)
+        latents = scheduler.step(model(latents, timestep), timestep, latents)
         states.append(latents)
     return states
 
@@ -116,7 +117,7 @@ def test_the_run_is_the_originals_without_its_last_evaluation(steps: int) -> Non
 def test_a_step_at_timestep_0_returns_its_input(steps: int) -> None:
     scheduler = scheduler_of(steps)
     sample, output = first_latents(torch.float32), 3 * first_latents(torch.float32).flip(3)
-    kept = scheduler.step(output, torch.tensor(0), sample)
+    kept = scheduler.step(output, 0, sample)
     assert torch.allclose(kept, sample, rtol=1e-6, atol=1e-6)
     moved = scheduler.step(output, scheduler.timesteps[-1], sample)
     assert not torch.allclose(moved, sample, atol=1e-3)
@@ -126,22 +127,22 @@ def tiny_decoder() -> nn.Module:
     torch.manual_seed(0)
     config = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
     vae = AutoencoderKL(config).requires_grad_(False).double()
-    vae.decoder.conv_out.weight *= 3  # so that the picture reaches from black to white
+    vae.decoder.conv_out.weight *= 3  # so that the image reaches from black to white
     return vae
 
 
 def to_8_bits(vae: nn.Module, latents: Tensor) -> Tensor:
-    picture = vae.decode(latents / 0.18215) / 2 + 0.5
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    image = vae.decode(latents / 0.18215) / 2 + 0.5
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @pytest.mark.parametrize("steps", [2, 30])
-def test_the_picture_is_the_one_of_all_evaluations(steps: int) -> None:
+def test_the_image_is_the_one_of_all_evaluations(steps: int) -> None:
     latents = first_latents(torch.float64)
     theirs, ours = original_run(model, latents, steps), our_run(model, latents, steps)
     vae = tiny_decoder()
     whole, skipped = to_8_bits(vae, theirs[-1]), to_8_bits(vae, theirs[-2])
-    assert len(whole.unique()) > 50  # it is a picture
+    assert len(whole.unique()) > 50  # it is an image
     assert torch.equal(skipped, whole)
     # and ours, whose betas are rounded to float32, may differ from it by a rounding
     difference = to_8_bits(vae, ours[-1]).int() - whole.int()

@@ -1,4 +1,4 @@
-"""Noise levels beside their definitions, worked out again one by one."""
+"""Sigmas beside their definitions, worked out again one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdpy.schedulers.sigmas import AYS, symmetric_beta_quantile, training_sigmas
 STEPS = [1, 2, 3, 5, 10, 30, 100]
 
 
-def level(timestep: int, zero_snr: bool = False) -> float:
+def sigma_at(timestep: int, zero_snr: bool = False) -> float:
     roots = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=np.float64)
     alphas = np.cumprod(1 - roots**2)
     if zero_snr:
@@ -24,26 +24,28 @@ def level(timestep: int, zero_snr: bool = False) -> float:
     return math.sqrt((1 - alpha) / alpha)
 
 
-def planned(sigmas: str, steps: int, name: str = "euler") -> tuple[list[float], list[float]]:
+def planned(
+    sigmas: str, steps: int, name: str = "euler"
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     scheduler = make_scheduler(name, NoiseConfig(), sigmas=sigmas)
     scheduler.set_timesteps(steps)
     assert scheduler.sigmas[-1] == 0
-    return scheduler.timesteps.tolist(), scheduler.sigmas[:-1]
+    return scheduler.timesteps, scheduler.sigmas[:-1]
 
 
 def test_training_sigmas() -> None:
     ours = training_sigmas(NoiseConfig())
-    assert ours == pytest.approx([level(t) for t in range(1000)], rel=2e-5)
+    assert ours == pytest.approx([sigma_at(t) for t in range(1000)], rel=2e-5)
     zero_snr = NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     ours = training_sigmas(zero_snr)
-    assert ours[:999] == pytest.approx([level(t, True) for t in range(999)], rel=5e-5)
+    assert ours[:999] == pytest.approx([sigma_at(t, True) for t in range(999)], rel=5e-5)
     assert ours[999] == pytest.approx(4096, rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_karras(steps: int) -> None:
     _, ours = planned("karras", steps, "dpm++-2m")
-    high, low = level(999), level(0)
+    high, low = sigma_at(999), sigma_at(0)
     for i, sigma in enumerate(ours):
         share = i / (steps - 1) if steps > 1 else 0
         root = high ** (1 / 7) + share * (low ** (1 / 7) - high ** (1 / 7))
@@ -53,7 +55,7 @@ def test_karras(steps: int) -> None:
 @pytest.mark.parametrize("steps", STEPS)
 def test_exponential(steps: int) -> None:
     _, ours = planned("exponential", steps, "dpm++-2m")
-    high, low = level(999), level(0)
+    high, low = sigma_at(999), sigma_at(0)
     for i, sigma in enumerate(ours):
         share = i / (steps - 1) if steps > 1 else 0
         assert sigma == pytest.approx(high * (low / high) ** share, rel=5e-5)
@@ -75,13 +77,13 @@ def test_a_beta_distribution_with_both_parameters_1_is_even() -> None:
 @pytest.mark.parametrize("name", ["euler", "dpm++-2m"])
 @pytest.mark.parametrize("steps", STEPS)
 def test_sgm_uniform(name: str, steps: int) -> None:
-    """n + 1 even timesteps from 999 to 0 but the last; levels along lines in their logarithms."""
+    """n + 1 even timesteps from 999 to 0 but the last; sigmas interpolated in their logarithms."""
     timesteps, sigmas = planned("sgm-uniform", steps, name)
     for i in range(steps):
         t = 999 * (1 - i / steps)
         below = min(math.floor(t), 998)
         share = t - below
-        sigma = level(below) ** (1 - share) * level(below + 1) ** share
+        sigma = sigma_at(below) ** (1 - share) * sigma_at(below + 1) ** share
         assert timesteps[i] == pytest.approx(t, abs=1e-4)
         assert sigmas[i] == pytest.approx(sigma, rel=5e-5)
 
@@ -89,12 +91,12 @@ def test_sgm_uniform(name: str, steps: int) -> None:
 @pytest.mark.parametrize("name", ["euler", "dpm++-2m"])
 @pytest.mark.parametrize("steps", STEPS)
 def test_simple(name: str, steps: int) -> None:
-    """The level at ``-(1 + int(i * 1000 / n))`` of the rising list."""
+    """The sigma at ``-(1 + int(i * 1000 / n))`` of the rising list."""
     timesteps, sigmas = planned("simple", steps, name)
     for i in range(steps):
         t = 1000 - (1 + int(i * (1000 / steps)))
         assert timesteps[i] == t
-        assert sigmas[i] == pytest.approx(level(t), rel=2e-5)
+        assert sigmas[i] == pytest.approx(sigma_at(t), rel=2e-5)
 
 
 @pytest.mark.parametrize("name", ["euler", "dpm++-2m"])
@@ -107,7 +109,7 @@ def test_align_your_steps(name: str, steps: int) -> None:
         share = place - below
         sigma = math.exp((1 - share) * math.log(AYS[below]) + share * math.log(AYS[below + 1]))
         assert sigmas[i] == pytest.approx(sigma, rel=1e-9)
-        around = [level(round_it(timesteps[i])) for round_it in (math.floor, math.ceil)]
+        around = [sigma_at(round_it(timesteps[i])) for round_it in (math.floor, math.ceil)]
         assert 0.9999 * around[0] <= sigma <= 1.0001 * around[1]
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from sdpy.images.tensors import tensor_to_image
 
 MODEL_TOLERANCE = 1e-5
 """Largest relative error of one evaluation of a model, or of one step of a sampler, in fp32."""
@@ -46,3 +52,16 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def normal(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal numbers from ``seed``."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_images(some: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Images alone and in a batch, each of shape (1, 3, height, width) with values from -1 to 1.
+
+    They are at most one grey level and 60 dB apart.
+    """
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        a, b = (np.asarray(tensor_to_image(x), np.int16) for x in (one, other))
+        assert np.abs(a - b).max() <= 1
+        error = (one.clamp(-1, 1) - other.clamp(-1, 1)).double().pow(2).mean().item() / 4
+        assert error == 0 or -10 * math.log10(error) >= 60

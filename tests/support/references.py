@@ -47,8 +47,19 @@ def reference_unet(config: UNet2DConditionConfig, **changes: object) -> nn.Modul
         "use_linear_projection": config.use_linear_projection,
         "norm_num_groups": config.norm_num_groups,
         "time_cond_proj_dim": config.time_cond_proj_dim,
+        "reverse_transformer_layers_per_block": config.reverse_transformer_layers_per_block,
+        "mid_block_type": config.mid_block_type,
+        **_added_conditions(config),
     }
     return diffusers.UNet2DConditionModel(**{**options, **changes}).eval()
+
+
+def _added_conditions(config: UNet2DConditionConfig) -> dict[str, object]:
+    return {
+        "addition_embed_type": config.addition_embed_type,
+        "addition_time_embed_dim": config.addition_time_embed_dim,
+        "projection_class_embeddings_input_dim": config.projection_class_embeddings_input_dim,
+    }
 
 
 def _block(direction: str, attends: bool) -> str:
@@ -70,6 +81,8 @@ def reference_controlnet(config: ControlNetConfig, **changes: object) -> nn.Modu
         "cross_attention_dim": unet.cross_attention_dim,
         "use_linear_projection": unet.use_linear_projection,
         "norm_num_groups": unet.norm_num_groups,
+        "mid_block_type": unet.mid_block_type,
+        **_added_conditions(unet),
     }
     return diffusers.ControlNetModel(**{**options, **changes}).eval()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ from sdpy.models import (
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
-from sdpy.pipelines import Components
+from sdpy.runtime.devices import CPU, Placement
+from sdpy.runtime.session import Session
 from sdpy.schedulers import NoiseConfig
-from sdpy.zoo.components import ModelFiles
+from sdpy.zoo.files import ModelFiles
+from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import SD15, SD15_INPAINT, ModelVariant
 from support.compare import randomise
 
@@ -33,8 +36,7 @@ MERGES = [
     *(("a", "t</w>"), ("d", "a"), ("r", "k</w>"), ("da", "rk</w>"), ("c", "at</w>")),
 ]
 
-TINY = replace(
-    SD15,
+TINY = replace(SD15, sample_size=32, max_pixels=64 * 64).with_configs(
     text_encoder=CLIPTextConfig(
         vocab_size=514 + len(MERGES),
         hidden_size=32,
@@ -51,14 +53,9 @@ TINY = replace(
         norm_num_groups=8,
     ),
     vae=AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4),
-    sample_size=32,
-    max_pixels=64 * 64,
 )
-TINY_INPAINT = replace(
-    TINY,
-    name=SD15_INPAINT.name,
-    unet=replace(TINY.unet, in_channels=9),
-    files=SD15_INPAINT.files,
+TINY_INPAINT = replace(TINY, name=SD15_INPAINT.name, files=SD15_INPAINT.files).with_configs(
+    unet=replace(TINY.unet, in_channels=9)
 )
 TINY_V = replace(
     TINY,
@@ -68,7 +65,7 @@ TINY_V = replace(
 
 
 def tiny_model(name: str, in_channels: int = 4) -> nn.Module:
-    """One of the models, by the fields of ``ModelFiles``, with its random weights."""
+    """One of the models, by the names of components, with its random weights."""
     if name == "text_encoder":
         return randomise(CLIPTextModel(TINY.text_encoder), seed=1)
     if name == "unet":
@@ -99,20 +96,34 @@ def write_tiny(folder: Path) -> Path:
 
 def tiny_files(folder: Path, unet: str = "unet.ot") -> ModelFiles:
     return ModelFiles(
-        text_encoder=folder / "pytorch_model.ot",
-        unet=folder / unet,
-        vae=folder / "vae.ot",
+        {
+            "text_encoder": folder / "pytorch_model.ot",
+            "unet": folder / unet,
+            "vae": folder / "vae.ot",
+        },
         vocabulary=folder / "bpe_simple_vocab_16e6.txt",
     )
 
 
-def tiny_components(
-    folder: Path, variant: ModelVariant = TINY, unet: str = "unet.ot", **options: object
-) -> Components:
-    return Components(variant, tiny_files(folder, unet), **options)  # type: ignore[arg-type]
+def tiny_source(folder: Path, variant: ModelVariant = TINY, unet: str = "unet.ot") -> ModelSource:
+    return ModelSource(variant, tiny_files(folder, unet))
 
 
-def random_picture(width: int, height: int, seed: int = 0) -> Tensor:
-    """A smooth picture (1, 3, H, W) in [-1, 1]."""
+def tiny_session(
+    folder: Path, variant: ModelVariant = TINY, unet: str = "unet.ot", **options: Any
+) -> Session:
+    """A session that keeps its models, unless ``keep_models`` says otherwise."""
+    return Session(tiny_source(folder, variant, unet), **options)
+
+
+def placed(
+    text_encoder: torch.device = CPU, unet: torch.device = CPU, vae: torch.device = CPU
+) -> Placement:
+    """A device for each component of a model."""
+    return Placement({"text_encoder": text_encoder, "unet": unet, "vae": vae})
+
+
+def random_image(width: int, height: int, seed: int = 0) -> Tensor:
+    """A smooth image (1, 3, H, W) in [-1, 1]."""
     coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return 2 * nn.functional.interpolate(coarse, size=(height, width), mode="bilinear") - 1

@@ -14,7 +14,8 @@ from torch import Tensor
 from sdpy.checkpoints import TextualInversion
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextConfig
-from sdpy.text.prompts import Chunk, TokenizedPrompt, frame, tokenize_prompt, weigh
+from sdpy.text.conditioning import frame, weigh
+from sdpy.text.prompts import Chunk, TokenizedPrompt, tokenize_prompt
 from sdpy.text.tokenizer import CLIPTokenizer, clean
 from support.compare import normal
 from support.tiny import MERGES, TINY

@@ -18,8 +18,8 @@ from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
 from sdpy.errors import OutputError, UsageError, WeightsError
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from sdpy.zoo.convert import plan_conversion
-from sdpy.zoo.inspect import inspect
-from sdpy.zoo.recognise import find_model
+from sdpy.zoo.inspect import inspect_weights
+from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import VARIANTS
 from support.tiny import MERGES, TINY, TINY_INPAINT, tiny_model, tiny_weights
 
@@ -34,13 +34,13 @@ def tiny_variants(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def convert(source: Path, target: Path, **options: object) -> None:
-    for _ in plan_conversion(inspect(source), target, **options).run():  # type: ignore[arg-type]
+    for _ in plan_conversion(inspect_weights(source), target, **options).run():  # type: ignore[arg-type]
         pass
 
 
 def assert_same(path: Path, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """The file holds a model's numbers, to the last bit."""
-    component = inspect(path).components[0]
+    component = inspect_weights(path).components[0]
     assert not component.problems
     weights = component.weights
     assert set(weights.part.origins) == set(state)
@@ -134,14 +134,14 @@ def test_single_file_folder_ot_and_back(tmp_path: Path) -> None:
     assert set(before) == set(after)
     assert all(torch.equal(after[name], before[name]) for name in before)
     for name in ("folder", "ot", "back.safetensors", "whole.ckpt"):
-        found = find_model(str(tmp_path / name), tmp_path)
+        found = find_source(str(tmp_path / name), tmp_path)
         assert found.variant.unet == TINY.unet
         assert found.variant.vae == TINY.vae
         assert found.variant.text_encoder == TINY.text_encoder
         assert found.assumptions == ()
 
 
-def test_a_folder_of_ours_loads_in_diffusers_and_paints_alike(tmp_path: Path) -> None:
+def test_a_folder_of_ours_loads_in_diffusers_and_generates_alike(tmp_path: Path) -> None:
     convert(whole(tmp_path), tmp_path / "folder", vocabulary=vocabulary(tmp_path))
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "folder")
     unet = tiny_model("unet")
@@ -155,7 +155,7 @@ def test_a_folder_of_ours_loads_in_diffusers_and_paints_alike(tmp_path: Path) ->
         ids = pipeline.tokenizer(
             "lighthouse at dark", padding="max_length", max_length=77, return_tensors="pt"
         ).input_ids
-        found = find_model(str(tmp_path / "folder"), tmp_path)
+        found = find_source(str(tmp_path / "folder"), tmp_path)
         from sdpy.text.tokenizer import CLIPTokenizer
 
         tokenizer = CLIPTokenizer.from_file(found.files.vocabulary, TINY.text_encoder.vocab_size)
@@ -189,7 +189,7 @@ def test_a_folder_of_diffusers_in_our_hands(tmp_path: Path) -> None:
 
 def test_what_cannot_be_converted(tmp_path: Path) -> None:
     source = whole(tmp_path)
-    found = inspect(source)
+    found = inspect_weights(source)
     with pytest.raises(UsageError, match="can hold one component: choose with --part"):
         plan_conversion(found, tmp_path / "x.ot")
     with pytest.raises(UsageError, match="can hold one component"):
@@ -207,10 +207,10 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     del state["conv_out.bias"]
     write_checkpoint(tmp_path / "part.safetensors", state)
     with pytest.raises(WeightsError, match="1 missing .conv_out.bias"):
-        plan_conversion(inspect(tmp_path / "part.safetensors"), tmp_path / "x.ot")
+        plan_conversion(inspect_weights(tmp_path / "part.safetensors"), tmp_path / "x.ot")
     write_checkpoint(tmp_path / "more.safetensors", {**tiny_weights("unet"), "x.y": torch.ones(1)})
     with pytest.raises(WeightsError, match="1 unexpected .x.y"):
-        plan_conversion(inspect(tmp_path / "more.safetensors"), tmp_path / "x.ot")
+        plan_conversion(inspect_weights(tmp_path / "more.safetensors"), tmp_path / "x.ot")
 
 
 def test_one_component_out_of_a_whole_file(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_unknown_tensors_keep_their_names(tmp_path: Path) -> None:
         "lora_unet_mid.up.weight": torch.ones(2, 3),
     }
     write_checkpoint(tmp_path / "lora.safetensors", tensors)
-    plan = plan_conversion(inspect(tmp_path / "lora.safetensors"), tmp_path / "lora.ckpt")
+    plan = plan_conversion(inspect_weights(tmp_path / "lora.safetensors"), tmp_path / "lora.ckpt")
     assert "no known kind" in plan.notices[0]
     list(plan.run())
     got = read_checkpoint(tmp_path / "lora.ckpt").tensors
@@ -246,12 +246,13 @@ import resource, sys
 from pathlib import Path
 import torch
 from sdpy.zoo.convert import plan_conversion
-from sdpy.zoo.inspect import inspect
+from sdpy.zoo.inspect import inspect_weights
 source, target, warm = (Path(argument) for argument in sys.argv[1:4])
 dtype = torch.float16 if sys.argv[4] == "fp16" else None
-list(plan_conversion(inspect(warm), target.with_name("warm" + target.suffix), dtype=dtype).run())
+warm_target = target.with_name("warm" + target.suffix)
+list(plan_conversion(inspect_weights(warm), warm_target, dtype=dtype).run())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-list(plan_conversion(inspect(source), target, dtype=dtype).run())
+list(plan_conversion(inspect_weights(source), target, dtype=dtype).run())
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 

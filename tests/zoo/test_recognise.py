@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from sdpy.zoo.inspect import inspect
-from sdpy.zoo.recognise import find_model
+from sdpy.zoo.inspect import inspect_weights
+from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import (
     SD2_INPAINT,
     SD15,
@@ -78,19 +78,19 @@ def sizes(variant: ModelVariant) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("variant", [SD15, SD15_INPAINT, SD2_INPAINT], ids=lambda v: v.name)
 def test_a_single_file_that_shapes_tell(tmp_path: Path, variant: ModelVariant) -> None:
-    found = find_model(str(single_file(tmp_path, variant)), data_folder(tmp_path))
+    found = find_source(str(single_file(tmp_path, variant)), data_folder(tmp_path))
     assert found.variant == variant
     assert found.assumptions == ()
 
 
 def test_what_a_2x_file_predicts_is_assumed_aloud(tmp_path: Path) -> None:
     path = single_file(tmp_path, SD21_BASE)
-    found = find_model(str(path), data_folder(tmp_path))
+    found = find_source(str(path), data_folder(tmp_path))
     assert found.variant == SD21
     assert len(found.assumptions) == 1
     assert "assuming v_prediction" in found.assumptions[0]
     assert "--prediction epsilon" in found.assumptions[0]
-    told = find_model(str(path), tmp_path, prediction="epsilon")
+    told = find_source(str(path), tmp_path, prediction="epsilon")
     assert told.variant == SD21_BASE
     assert told.assumptions == ()
 
@@ -98,10 +98,10 @@ def test_what_a_2x_file_predicts_is_assumed_aloud(tmp_path: Path) -> None:
 def test_a_2x_file_may_say_it_itself(tmp_path: Path) -> None:
     data = data_folder(tmp_path)
     spec = {"modelspec.prediction_type": "epsilon"}
-    found = find_model(str(single_file(tmp_path, SD21_BASE, **spec)), data)
+    found = find_source(str(single_file(tmp_path, SD21_BASE, **spec)), data)
     assert (found.variant, found.assumptions) == (SD21_BASE, ())
     marks = {"v_pred": torch.empty(0, device="meta"), "ztsnr": torch.empty(0, device="meta")}
-    found = find_model(str(single_file(tmp_path, SD15, marks)), data)
+    found = find_source(str(single_file(tmp_path, SD15, marks)), data)
     assert found.variant.noise.prediction_type == "v_prediction"
     assert found.variant.noise.rescale_betas_zero_snr
     assert sizes(found.variant) == sizes(SD15)
@@ -161,7 +161,7 @@ def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_diffusers_folder(tmp_path: Path, name: str) -> None:
     variant, scheduler = SCHEDULERS[name]
     folder = diffusers_folder(tmp_path / "model", variant, scheduler)
-    found = find_model(str(folder), tmp_path / "no data")
+    found = find_source(str(folder), tmp_path / "no data")
     assert found.variant == variant
     assert found.assumptions == ()
     assert found.files.vocabulary == folder / "tokenizer" / "merges.txt"
@@ -169,14 +169,14 @@ def test_a_diffusers_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_name_finds_its_folder_or_file_in_the_data_folder(tmp_path: Path) -> None:
     diffusers_folder(tmp_path / "sd21", SD21, V_PREDICTION)
-    found = find_model("sd21", tmp_path)
+    found = find_source("sd21", tmp_path)
     assert found.variant == SD21
-    assert found.files.unet.parent == tmp_path / "sd21" / "unet"
+    assert found.files.weights["unet"].parent == tmp_path / "sd21" / "unet"
     with pytest.raises(WeightsError, match="unet_v2.1.ot"):
-        find_model("sd20", tmp_path)
+        find_source("sd20", tmp_path)
     (tmp_path / "data").mkdir()
     single_file(tmp_path / "data", SD21_BASE).rename(tmp_path / "data" / "sd-turbo.safetensors")
-    found = find_model("sd-turbo", data_folder(tmp_path / "data"))
+    found = find_source("sd-turbo", data_folder(tmp_path / "data"))
     assert found.variant == SD_TURBO
     assert found.assumptions == ()
 
@@ -184,31 +184,31 @@ def test_a_name_finds_its_folder_or_file_in_the_data_folder(tmp_path: Path) -> N
 def test_a_file_of_the_users_takes_the_place_of_the_models(tmp_path: Path) -> None:
     folder = diffusers_folder(tmp_path / "model", SD15, {})
     other = save_header(tmp_path / "vae.safetensors", names_of(SD15)["vae"])
-    found = find_model(str(folder), tmp_path, {"vae": other, "unet": None})
-    assert found.files.vae == other
-    assert found.files.unet.parent == folder / "unet"
+    found = find_source(str(folder), tmp_path, {"vae": other, "unet": None})
+    assert found.files.weights["vae"] == other
+    assert found.files.weights["unet"].parent == folder / "unet"
     inpaint = save_header(tmp_path / "i.safetensors", names_of(SD15_INPAINT)["unet"])
-    found = find_model(str(folder), tmp_path, {"unet": inpaint})
+    found = find_source(str(folder), tmp_path, {"unet": inpaint})
     assert sizes(found.variant) == sizes(SD15_INPAINT)
 
 
 def test_what_is_missing_is_named_with_its_flag(tmp_path: Path) -> None:
     unet = save_header(tmp_path / "unet.safetensors", names_of(SD15)["unet"])
     with pytest.raises(WeightsError, match="no text encoder and no VAE.*--clip-weights"):
-        find_model(str(unet), tmp_path)
+        find_source(str(unet), tmp_path)
     path = single_file(tmp_path, SD15)
     with pytest.raises(WeightsError, match="no vocabulary .*--vocab-file"):
-        find_model(str(path), tmp_path)
+        find_source(str(path), tmp_path)
     with pytest.raises(WeightsError, match="holds no text encoder but one UNet"):
-        find_model(str(path), data_folder(tmp_path), {"text_encoder": unet})
+        find_source(str(path), data_folder(tmp_path), {"text_encoder": unet})
     with pytest.raises(UsageError, match="use one of sd15.* or the path"):
-        find_model("sd9", tmp_path)
+        find_source("sd9", tmp_path)
 
 
 def test_unusual_schedules_are_refused(tmp_path: Path) -> None:
     folder = diffusers_folder(tmp_path / "model", SD15, {"beta_schedule": "squaredcos_cap_v2"})
     with pytest.raises(WeightsError, match="squaredcos_cap_v2"):
-        find_model(str(folder), tmp_path)
+        find_source(str(folder), tmp_path)
 
 
 # ---------------------------------------------------------------------------------- inspection
@@ -220,7 +220,7 @@ def test_inspect_a_whole_file(tmp_path: Path) -> None:
         "what.is.this": torch.empty(3, device="meta"),
         "model.diffusion_model.strange": torch.empty(2, device="meta"),
     }
-    found = inspect(single_file(tmp_path, SD15, more))
+    found = inspect_weights(single_file(tmp_path, SD15, more))
     assert [one.name for one in found.components] == ["text_encoder", "unet", "vae"]
     assert [one.parameters for one in found.components][::2] == [123_060_480, 83_653_863]
     unet = found.component("unet")
@@ -228,14 +228,14 @@ def test_inspect_a_whole_file(tmp_path: Path) -> None:
     assert unet.problems == {"unexpected": ["model.diffusion_model.strange"]}
     assert unet.weights.part.dialect == "original"
     assert unet.dtypes == {"float32": 687}
-    assert found.strangers == ("what.is.this",)
+    assert found.unexpected == ("what.is.this",)
     assert found.variant == SD15
 
 
 def test_inspect_an_incomplete_component(tmp_path: Path) -> None:
     state = names_of(SD21)["unet"]
     del state["conv_in.bias"], state["mid_block.resnets.0.norm1.weight"]
-    found = inspect(save_header(tmp_path / "x.safetensors", halved(state)))
+    found = inspect_weights(save_header(tmp_path / "x.safetensors", halved(state)))
     assert found.components[0].problems == {
         "missing": ["conv_in.bias", "mid_block.resnets.0.norm1.weight"]
     }
@@ -265,5 +265,5 @@ def test_inspect_an_incomplete_component(tmp_path: Path) -> None:
 def test_inspect_other_networks(tmp_path: Path, build: Any, summary: str) -> None:
     with torch.device("meta"):
         state = build().state_dict()
-    found = inspect(save_header(tmp_path / "x.safetensors", state))
+    found = inspect_weights(save_header(tmp_path / "x.safetensors", state))
     assert found.components[0].summary == summary

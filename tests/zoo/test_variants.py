@@ -48,11 +48,11 @@ def test_variants_are_constants(variant: ModelVariant) -> None:
 
 
 def test_stable_diffusion_1_5_is_as_the_original_program_has_it() -> None:
-    assert SD15.files.text_encoder[0] == "pytorch_model.ot"
-    assert SD15.files.unet[0] == "unet.ot"
-    assert SD15.files.vae[0] == "vae.ot"
+    assert SD15.files.of("text_encoder")[0] == "pytorch_model.ot"
+    assert SD15.files.of("unet")[0] == "unet.ot"
+    assert SD15.files.of("vae")[0] == "vae.ot"
     assert SD15.files.vocabulary == ("bpe_simple_vocab_16e6.txt", "bpe_simple_vocab_16e6.txt.gz")
-    assert SD15_INPAINT.files.unet[0] == "unet-inpaint.ot"
+    assert SD15_INPAINT.files.of("unet")[0] == "unet-inpaint.ot"
     assert SD15_INPAINT.unet.in_channels == 9
     assert dataclasses.replace(SD15_INPAINT.unet, in_channels=4) == SD15.unet
     for variant in (SD15, SD15_INPAINT):

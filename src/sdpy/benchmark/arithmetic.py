@@ -1,4 +1,4 @@
-"""How much arithmetic a phase is, and how fast this machine does the simplest kind of it."""
+"""Counts the arithmetic of a phase, and measures how fast this machine multiplies matrices."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sdpy.models import (
 )
 
 MATRIX_SIZE = 2048
+"""Rows and columns of the matrices whose product is timed."""
 
 
 def matrix_product_rate(
@@ -30,7 +31,10 @@ def matrix_product_rate(
     size: int = MATRIX_SIZE,
     repeats: int = 5,
 ) -> float:
-    """The best FLOP/s of a few products of two ``size`` x ``size`` matrices, with these threads."""
+    """The best FLOP/s of ``repeats`` products of two ``size`` x ``size`` matrices.
+
+    On the CPU it is measured with torch's current number of threads.
+    """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     product = torch.empty_like(a)
@@ -53,21 +57,21 @@ def count_flops(
     *,
     unet_batch: int = 2,
 ) -> dict[str, int]:
-    """FLOP of the phases ``text``, ``unet`` (one step), ``decode`` and ``encode``.
+    """Count the FLOP of the phases ``text``, ``unet`` (one step), ``decode`` and ``encode``.
 
-    Counted are the multiplications and additions of matrix products, convolutions and attention
-    as the plain models do them, whatever a faster way to the same numbers really does.
+    These are the multiplications and additions of matrix products, convolutions and attention in
+    the plain models, whatever a faster implementation of the same does.
 
     Args:
-        text_encoder, unet, vae: sizes of the models.
+        text_encoder, unet, vae: configurations of the models.
         latent_size: height and width of the latents.
-        unet_batch: 2 with guidance, 1 without.
+        unet_batch: samples of a UNet evaluation: 2 with guidance, 1 without.
     """
     with torch.device("meta"):
         height, width = latent_size
         factor = vae.downsample_factor
         latents = torch.empty(1, vae.latent_channels, height, width)
-        picture = torch.empty(1, vae.in_channels, factor * height, factor * width)
+        image = torch.empty(1, vae.in_channels, factor * height, factor * width)
         tokens = torch.empty(2, text_encoder.max_position_embeddings, dtype=torch.int64)
         sample = torch.empty(unet_batch, unet.in_channels, height, width)
         context = torch.empty(unet_batch, tokens.shape[1], unet.cross_attention_dim)
@@ -81,7 +85,7 @@ def count_flops(
             "text": _flops(lambda: clip(tokens)),
             "unet": _flops(lambda: denoiser(sample, torch.empty(()), context)),
             "decode": _flops(lambda: autoencoder.decode(latents)),
-            "encode": _flops(lambda: autoencoder.encode(picture)),
+            "encode": _flops(lambda: autoencoder.encode(image)),
         }
 
 

@@ -1,4 +1,4 @@
-"""What many measurements come to, and how figures are written for people."""
+"""Summarises measurements, and formats numbers and tables for people."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TITLES = {
     "decode": "VAE decode",
     "encode": "VAE encode",
 }
-"""The phases that are measured by themselves, and what people call them."""
+"""The phases that are measured separately, and their titles."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of ``count`` measurements, the middle one, the least and the greatest."""
+    """Median and range of ``count`` measurements."""
 
     median: float
     low: float
@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up at least one value.
+        """Summarise at least one value.
 
         Raises:
             ValueError: there is none.
@@ -38,9 +38,9 @@ class Spread:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Ours over theirs, pair by pair.
+    """The ratio of ours to theirs, pair by pair.
 
-    Two that were measured one after the other saw the machine in the same state, so that their
+    Two measurements made one after the other saw the machine in the same state, so that their
     ratio is steadier than either.
 
     Raises:
@@ -50,7 +50,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
 
 
 def seconds(value: float) -> str:
-    """A time, to three digits: ``850 us``, ``12.3 ms``, ``4.56 s``, ``312 s``."""
+    """Format a time to three digits: ``850 us``, ``12.3 ms``, ``4.56 s``, ``312 s``."""
     if value >= 1:
         return f"{_three_digits(value)} s"
     if value >= 1e-3:
@@ -59,7 +59,7 @@ def seconds(value: float) -> str:
 
 
 def low_to_high(spread: Spread) -> str:
-    """The range of times: ``4.31-4.80 s``; nothing where there is only one."""
+    """Format a range of times as ``4.31-4.80 s``; empty where there is only one time."""
     if spread.count == 1:
         return ""
     low, high = seconds(spread.low), seconds(spread.high)
@@ -69,7 +69,7 @@ def low_to_high(spread: Spread) -> str:
 
 
 def duration(value: float) -> str:
-    """A long time: ``45 s``, ``4 min 05 s``, ``1 h 10 min``."""
+    """Format a long time: ``45 s``, ``4 min 05 s``, ``1 h 10 min``."""
     whole = round(value)
     if whole < 60:
         return seconds(value) if value < 10 else f"{whole} s"
@@ -80,29 +80,29 @@ def duration(value: float) -> str:
 
 
 def megabytes(size: float) -> str:
-    """``412 MB``; a million bytes each."""
+    """Format a size as ``412 MB``, of a million bytes each."""
     return f"{size / 1e6:,.0f} MB"
 
 
 def gigaflops(rate: float) -> str:
-    """FLOP/s as ``132`` GFLOP/s, without the unit."""
+    """Format a rate in FLOP/s as ``132``, in GFLOP/s without the unit."""
     return _three_digits(rate / 1e9)
 
 
 def percent(share: float) -> str:
-    """``73 %``."""
+    """Format a share as ``73 %``."""
     return f"{100 * share:.0f} %"
 
 
 def times(spread: Spread) -> str:
-    """A ratio: ``0.58 (0.57-0.60)``; a single one without its range."""
+    """Format a ratio as ``0.58 (0.57-0.60)``; a single one without its range."""
     if spread.count == 1:
         return f"{spread.median:.2f}"
     return f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; all but the first are flush right."""
+    """A Markdown table with aligned columns, of which all but the first are right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
     lines = [_aligned(header, widths), f"|{'|'.join(rule)}|"]

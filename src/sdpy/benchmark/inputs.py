@@ -1,4 +1,4 @@
-"""What the models are given to work on: the same numbers in every process."""
+"""The inputs of the measured models: the same numbers in every process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SEED = 32
 
 
 def noise(shape: tuple[int, ...]) -> Tensor:
-    """Standard normal latents of this shape."""
+    """Standard normal latents, float32 of the given shape."""
     return _normal(shape, seed=1)
 
 
 def prompt_embeddings(tokens: int, width: int) -> Tensor:
-    """(2, tokens, width), standard normal as a text encoder's are: the negative prompt's first."""
+    """Embeddings (2, tokens, width) of a negative prompt and a prompt, standard normal."""
     return _normal((2, tokens, width), seed=2)
 
 
 def conditioning(shape: tuple[int, ...]) -> Tensor:
-    """What a UNet for inpainting sees beside the latents."""
+    """The mask and masked image that a UNet for inpainting takes beside the latents."""
     return _normal(shape, seed=3)
 
 
-def picture(width: int, height: int) -> Tensor:
-    """(1, 3, height, width) in [-1, 1]."""
+def image(width: int, height: int) -> Tensor:
+    """An image, float32 (1, 3, height, width) in [-1, 1]."""
     return _normal((1, 3, height, width), seed=4).clamp(-1, 1)
 
 

@@ -1,4 +1,4 @@
-"""The most memory that this process holds while something runs."""
+"""Measures the most memory that this process holds while something runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS_BETWEEN_SAMPLES = 0.01
+"""Time between two looks at the memory, where it has to be sampled."""
 
 HIGH_WATER = "VmHWM"
+"""The method that reads the high-water mark which the kernel keeps."""
+
 SAMPLED = "sampled"
+"""The method in which a thread looks at the memory again and again."""
 
 _PROC = Path("/proc/self")
 _SLACK = 32 * 2**20
@@ -24,9 +28,9 @@ class Peak:
     """The result of `measure_peak`, once its block has ended.
 
     Attributes:
-        bytes: the most resident memory, the mapped files' pages included; None where the system
-            does not tell.
-        method: `HIGH_WATER`, the kernel's own mark, or `SAMPLED`; None where ``bytes`` is.
+        bytes: the most resident memory, including pages of mapped files; None where the system does
+            not report it.
+        method: `HIGH_WATER` or `SAMPLED`; None where nothing is measured.
     """
 
     bytes: int | None = None
@@ -37,9 +41,9 @@ class Peak:
 def measure_peak() -> Iterator[Peak]:
     """Measure the most memory that is resident during the block.
 
-    What was freed before is given back to the system first. On Linux the kernel's mark is set back
-    (``/proc/self/clear_refs``); where that is not allowed, a thread looks a hundred times a second
-    and may miss a short peak. Elsewhere nothing is measured.
+    Memory that was freed before is returned to the system first. On Linux the kernel's high-water
+    mark is reset (``/proc/self/clear_refs``); where that is not allowed, a thread looks a hundred
+    times a second and may miss a short peak. Elsewhere nothing is measured.
     """
     from sdpy.runtime.allocator import give_back_freed_memory
 
@@ -60,7 +64,7 @@ def measure_peak() -> Iterator[Peak]:
 
 
 def resident() -> int | None:
-    """Bytes of this process that are in memory now; None where the system does not tell."""
+    """Bytes of this process that are in memory now; None where the system does not report it."""
     try:
         pages = int((_PROC / "statm").read_text().split()[1])
     except OSError:
@@ -69,11 +73,11 @@ def resident() -> int | None:
 
 
 def _set_back() -> bool:
-    """Set the kernel's mark back to what is resident now; False if it did not move."""
+    """Reset the kernel's mark to what is resident now; False if it did not move."""
     try:
         (_PROC / "clear_refs").write_text("5")
         return _status("VmHWM") <= _status("VmRSS") + _SLACK
-    except (OSError, LookupError):  # not Linux, not allowed, or a kernel that tells less
+    except (OSError, LookupError):  # not Linux, not allowed, or a kernel that reports less
         return False
 
 

@@ -1,150 +1,149 @@
-"""The phases of painting a picture, each done as the pipelines do it.
+"""The phases of generating an image, each done as the pipelines do it.
 
-A phase loads its model through `Components`, so that whatever these do to a model is measured.
+A phase gets its model from a `Session`, so that whatever a session does to a model is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdpy.benchmark import inputs
 from sdpy.benchmark.arithmetic import count_flops
 from sdpy.benchmark.timing import Evaluate, Phase
-from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines import Components, Execution, Settings
-from sdpy.pipelines.denoise import Walk, denoise
-from sdpy.pipelines.paint import (
-    effective_guidance_scale,
-    latent_shape,
-    plan,
-    sees_negative_prompt,
-    tokenize,
-)
+from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
+from sdpy.pipelines.plan import plan_request
+from sdpy.pipelines.request import Request
+from sdpy.pipelines.task import shape_of_latents
 from sdpy.pipelines.vae import decode, encode
 from sdpy.runtime.devices import Placement, seeded_generator
-from sdpy.text.prompts import PromptEmbeddings, encode_prompt
-from sdpy.zoo.recognise import Recognised
+from sdpy.runtime.execution import Execution
+from sdpy.runtime.fallbacks import finish
+from sdpy.runtime.session import Session
+from sdpy.text.conditioning import Conditioning, PromptConditioning, encode_prompts
+from sdpy.zoo.source import ModelSource
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured: a model, at a picture's size, on its devices.
+class BenchmarkTarget:
+    """What is measured: a model, at an image's size, on its devices.
 
     Attributes:
-        model: variant and files.
-        width, height: of the picture, in pixels.
-        placement: devices of the models.
+        source: variant and files of the model.
+        width, height: of the image, in pixels.
+        placement: devices of the components.
         execution: how they compute.
         timestep_spacing: None for the variant's own.
     """
 
-    model: Recognised
+    source: ModelSource
     width: int
     height: int
     placement: Placement = field(default_factory=Placement)
     execution: Execution = Execution()
     timestep_spacing: str | None = None
 
-    def components(self, *keep: str) -> Components:
-        """The models, of which those that are named stay loaded once they are."""
-        return Components(
-            variant=self.model.variant,
-            files=self.model.files,
-            placement=self.placement,
-            execution=self.execution,
-            keep=frozenset(keep),
-        )
+    def session(self) -> Session:
+        """A session of its own for these models."""
+        return Session(self.source, self.placement, self.execution)
 
-    def settings(self, steps: int) -> Settings:
-        """What to paint."""
-        return Settings(
-            prompt=inputs.PROMPT,
+    def request(self, steps: int) -> Request:
+        """What to generate."""
+        return Request(
+            inputs.PROMPT,
             negative_prompt=inputs.NEGATIVE_PROMPT,
             steps=steps,
             seed=inputs.SEED,
+            width=self.width,
+            height=self.height,
             timestep_spacing=self.timestep_spacing,
         )
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """(1, C, h, w)."""
-        return latent_shape(self.components(), self.width, self.height)
-
-    def check_size(self) -> None:
-        """Find out whether the picture's sides suit; the files need not be there yet.
+        """(1, C, h, w).
 
         Raises:
-            UsageError: they do not.
+            UsageError: the image's sides do not suit the model.
         """
-        _ = self.latent_shape
+        return shape_of_latents(self.source.variant, self.width, self.height)
 
     def count_flops(self) -> dict[str, int]:
         """FLOP of each of `PHASES`; see `sdpy.benchmark.arithmetic.count_flops`."""
-        components = self.components()
+        plan = plan_request(self.session(), _for_any_unet(self, self.request(1)))
         return count_flops(
-            components.variant.text_encoder,
-            components.unet_config,
-            components.vae_config,
+            self.source.variant.text_encoder,
+            self.source.config("unet"),
+            self.source.config("vae"),
             self.latent_shape[-2:],
-            unet_batch=1 + sees_negative_prompt(components, self.settings(1)),
+            unet_batch=2 if plan.guided else 1,
         )
 
 
+def _for_any_unet(target: BenchmarkTarget, request: Request) -> Request:
+    """The request as the target's UNet can serve it: inpainting where it takes more channels."""
+    if target.source.config("unet").in_channels == target.source.variant.vae.latent_channels:
+        return request
+    image = inputs.image(target.width, target.height)
+    return replace(request, image=image, mask=torch.ones_like(image[:, :1]))
+
+
 @contextmanager
-def text_encoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
+def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     """Prompts to embeddings (2, T, D), the negative prompt's first."""
-    components, settings = subject.components(), subject.settings(1)
-    with components.text_encoder() as text_encoder:
+    with target.session() as session, session.models().text_encoder() as text_encoder:
+        plan = plan_request(session, _for_any_unet(target, target.request(1)))
 
         def evaluate() -> Tensor:
-            embeddings = encode_prompt(
-                *tokenize(components, settings),
-                components.tokenizer,
+            (made,) = encode_prompts(
+                [(plan.prompt, plan.negative)],
+                session.tokenizer,
                 text_encoder,
-                pad_id=components.variant.pad_id,
+                pad_id=session.variant.pad_id,
             )
-            return torch.cat([embeddings.negative, embeddings.prompt]).cpu()
+            both = (made.negative.encoder_hidden_states, made.prompt.encoder_hidden_states)
+            return torch.cat(both).cpu()
 
         yield evaluate
 
 
 @contextmanager
-def unet_step(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
+def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     """One step of the denoising loop; its result is what the UNet predicts, (B, C, h, w).
 
     Whatever is prepared for all steps together is done in the first.
     """
-    components, settings = subject.components(), subject.settings(evaluations)
-    config, text = components.unet_config, components.variant.text_encoder
+    variant = target.source.variant
+    config = target.source.config("unet")
     negative, prompt = inputs.prompt_embeddings(
-        text.max_position_embeddings, config.cross_attention_dim
+        variant.text_encoder.max_position_embeddings, config.cross_attention_dim
     ).chunk(2)
-    scheduler = plan(components, settings)
-    _, channels, height, width = shape = subject.latent_shape
+    _, channels, height, width = shape = target.latent_shape
     beside = config.in_channels - channels
-    walk = Walk(
-        inputs.noise(shape) * scheduler.init_noise_sigma,
-        inputs.conditioning((1, beside, height, width)) if beside else None,
-    )
     predictions: list[Tensor] = []
-    with components.unet() as unet:
 
-        def remember(_module: UNet2DConditionModel, _args: object, output: Tensor) -> None:
-            predictions.append(output)
+    def remember(_module: nn.Module, _args: object, output: Tensor) -> None:
+        predictions.append(output)
 
+    with target.session() as session, session.models().unet() as unet:
+        plan = plan_request(session, _for_any_unet(target, target.request(evaluations)))
+        scheduler = plan.fresh_scheduler()
+        start = InitialLatents(
+            inputs.noise(shape) * scheduler.init_noise_sigma,
+            inputs.conditioning((1, beside, height, width)) if beside else None,
+        )
         unet.register_forward_hook(remember)
         steps = denoise(
             unet,
             scheduler,
-            walk,
-            PromptEmbeddings(prompt, negative),
-            guidance_scale=effective_guidance_scale(components, settings),
-            generator=seeded_generator(settings.seed),
+            start,
+            PromptConditioning(Conditioning(prompt), Conditioning(negative)),
+            Guidance((plan.guidance_scale,)),
+            generators=[seeded_generator(inputs.SEED)],
         )
 
         def evaluate() -> Tensor:
@@ -156,30 +155,34 @@ def unet_step(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
 
 
 @contextmanager
-def vae_decoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
-    """Latents of unit variance to a picture (1, 3, H, W)."""
-    components, latents = subject.components("vae"), inputs.noise(subject.latent_shape)
-    with components.vae():
-        yield lambda: decode(components, latents)
+def vae_decoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
+    """Latents of unit variance to an image (1, 3, H, W)."""
+    latents = inputs.noise(target.latent_shape)
+    with target.session() as session:
+        models = session.models()
+        with models.vae():
+            yield lambda: finish(decode(models, latents))
 
 
 @contextmanager
-def vae_encoding(subject: Subject, evaluations: int) -> Iterator[Evaluate]:
-    """A picture to the mean and deviation of its latents, (2, C, h, w)."""
-    components, picture = subject.components("vae"), inputs.picture(subject.width, subject.height)
+def vae_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
+    """An image to the mean and deviation of its latents, (2, C, h, w)."""
+    image = inputs.image(target.width, target.height)
+    with target.session() as session:
+        models = session.models()
 
-    def evaluate() -> Tensor:
-        encoded = encode(components, picture)
-        return torch.cat([encoded.mean, encoded.std])
+        def evaluate() -> Tensor:
+            encoded = finish(encode(models, image))
+            return torch.cat([encoded.mean, encoded.std])
 
-    with components.vae():
-        yield evaluate
+        with models.vae():
+            yield evaluate
 
 
-PHASES: dict[str, Callable[[Subject, int], Phase]] = {
+PHASES: dict[str, Callable[[BenchmarkTarget, int], Phase]] = {
     "text": text_encoding,
     "unet": unet_step,
     "decode": vae_decoding,
     "encode": vae_encoding,
 }
-"""Each takes the subject, and how many evaluations there will be."""
+"""Each takes the target, and how many evaluations there will be."""

@@ -11,11 +11,11 @@ import torch
 
 from sdpy.benchmark.arithmetic import matrix_product_rate
 from sdpy.benchmark.figures import TITLES
-from sdpy.benchmark.phases import PHASES, Subject
+from sdpy.benchmark.phases import PHASES, BenchmarkTarget
 from sdpy.benchmark.timing import Measurement, measure
 from sdpy.errors import UsageError
-from sdpy.pipelines import Execution
 from sdpy.runtime.devices import CPU, best_device, place
+from sdpy.runtime.execution import Execution
 
 SECONDS_A_PHASE = 10.0
 """Once the timed evaluations of a phase took so long, no more are begun; see `measure`."""
@@ -23,7 +23,7 @@ SECONDS_A_PHASE = 10.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What a user can choose without changing the picture.
+    """What a user can choose without changing the image.
 
     Attributes:
         device: as ``--device`` takes it.
@@ -44,23 +44,23 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """Something takes a while from now on."""
+class MeasurementStarted:
+    """A measurement begins that takes a while."""
 
     what: str
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """The best matrix product's FLOP/s with a setup."""
+class MatmulRate:
+    """The rate at which a setup multiplies matrices, in FLOP/s."""
 
     setup: Setup
     rate: float
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One of `sdpy.benchmark.phases.PHASES` with a setup, and its FLOP."""
+class PhaseMeasurement:
+    """The measurement of one of `sdpy.benchmark.phases.PHASES` with a setup, and its FLOP."""
 
     phase: str
     setup: Setup
@@ -68,7 +68,7 @@ class Measured:
     measurement: Measurement
 
 
-Event = Begun | Yardstick | Measured
+Event = MeasurementStarted | MatmulRate | PhaseMeasurement
 
 
 def usual_setup() -> Setup:
@@ -94,7 +94,7 @@ def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup
     if device is None:
         devices = [usual.device, str(CPU)]
     else:
-        devices = [str(place(device=device).unet)]
+        devices = [str(place(device=device)["unet"])]
     found: list[Setup] = []
     for name in devices:
         on_cpu = torch.device(name).type == "cpu"
@@ -111,13 +111,15 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def survey(subject: Subject, choices: Sequence[Setup], *, repeats: int = 3) -> Iterator[Event]:
+def survey(
+    target: BenchmarkTarget, choices: Sequence[Setup], *, repeats: int = 3
+) -> Iterator[Event]:
     """Measure every phase with the first of the setups, and a step of the UNet with the others.
 
     The generator does the work while it is asked for events.
 
     Args:
-        subject: what to measure; the setups say where.
+        target: what to measure; the setups say where.
         choices: at least one.
         repeats: timed evaluations of each phase, fewer where one takes long.
 
@@ -125,27 +127,26 @@ def survey(subject: Subject, choices: Sequence[Setup], *, repeats: int = 3) -> I
         UsageError: an unsuitable size.
         WeightsError: a file is broken or of the wrong kind.
     """
-    subject.check_size()
-    subject.components().check()
-    flops = subject.count_flops()
+    target.session().check()
+    flops = target.count_flops()
     first = choices[0]
-    yield Begun(f"matrix product, {first}")
+    yield MeasurementStarted(f"matrix product, {first}")
     with _threads(first.threads):
         rate = matrix_product_rate(device=first.device)
-    yield Yardstick(first, rate)
+    yield MatmulRate(first, rate)
     for setup in choices:
         placed = replace(
-            subject,
+            target,
             placement=place(device=setup.device),
             execution=Execution(fast_kernels=setup.fast_kernels),
         )
         for phase in PHASES if setup == first else ("unet",):
-            yield Begun(f"{TITLES[phase]}, {setup}")
+            yield MeasurementStarted(f"{TITLES[phase]}, {setup}")
             with _threads(setup.threads):
                 measurement = measure(
                     PHASES[phase](placed, 1 + repeats), repeats, seconds=SECONDS_A_PHASE
                 )
-            yield Measured(phase, setup, flops[phase], measurement)
+            yield PhaseMeasurement(phase, setup, flops[phase], measurement)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Timing a phase: loading it, its first evaluation, and more of them."""
+"""Times a phase: loading, the first evaluation, and further ones."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ if TYPE_CHECKING:  # at run time this would import torch
     from torch import Tensor
 
 Evaluate = Callable[[], "Tensor"]
-"""Does the work once and gives its result, on the CPU: it has really been done."""
+"""Does the work once and returns the result on the CPU, so that it has been finished."""
 
 Phase = AbstractContextManager[Evaluate]
-"""Loads what an evaluation needs when it is entered, and lets go of it when it is left."""
+"""Loads what an evaluation needs when it is entered, and releases it when it is left."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a phase took.
+    """The cost of a phase.
 
     Attributes:
         load: seconds to enter it.
-        first: seconds of the first evaluation, which also reads mapped weights, plans and caches.
-        times: seconds of each later one.
-        peak: memory, from before loading to the last evaluation.
-        output: of the first evaluation.
+        first: seconds of the first evaluation, which also reads mapped weights, makes plans and
+            fills caches.
+        times: seconds of each later evaluation.
+        peak: the most memory held from before loading until after the last evaluation.
+        output: result of the first evaluation.
     """
 
     load: float
@@ -46,8 +47,8 @@ def measure(phase: Phase, evaluations: int, seconds: float = math.inf) -> Measur
     Args:
         phase: what to measure.
         evaluations: at least 1.
-        seconds: once the timed evaluations took so long, no more are begun; where the first took
-            longer already, it is the timed one.
+        seconds: no further evaluation is begun once the timed ones took this long; if the first
+            one already took longer, it is the only one and is the timed one.
     """
     times: list[float] = []
     with measure_peak() as peak:

@@ -15,27 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.checkpoints import LazyTensors, check_weights, is_model_folder, write_checkpoint
+from sdpy.components import COMPONENTS
 from sdpy.errors import OutputError
 from sdpy.files import atomic_write
-from sdpy.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel
-from sdpy.models.skeleton import skeleton
+from sdpy.models import CLIPTextConfig
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.components import ModelFiles
-from sdpy.zoo.configs import (
-    model_index_json,
-    scheduler_json,
-    text_encoder_json,
-    unet_json,
-    vae_json,
-)
+from sdpy.zoo.classes import class_names, config_json, make_model
+from sdpy.zoo.configs import model_index_json, scheduler_json
 from sdpy.zoo.convert import tokenizer_files
+from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.variants import ModelVariant
-
-_STEMS = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
 
 
 def write_random_model(folder: Path, variant: ModelVariant) -> None:
@@ -49,34 +38,29 @@ def write_random_model(folder: Path, variant: ModelVariant) -> None:
         WeightsError: the folder holds a model of other sizes.
         OutputError: the folder cannot be written, or the disk has too little room.
     """
-    models = _models(variant)
+    models = {name: make_model(name, config) for name, config in variant.configs.items()}
+    files = model_files(folder, variant)
     if is_model_folder(folder):
-        files = model_files(folder)
         for name, model in models.items():
-            check_weights(model, getattr(files, name))
+            check_weights(model, files.weights[name], component=name)
         return
-    side = variant.sample_size
-    configs = {
-        "text_encoder": text_encoder_json(variant.text_encoder, variant.pad_id),
-        "unet": unet_json(variant.unet, side // variant.vae.downsample_factor),
-        "vae": vae_json(variant.vae, side),
-        "scheduler": scheduler_json(variant.noise, variant.timestep_spacing),
-    }
     try:
-        for name in (*configs, "tokenizer"):
+        for name in (*models, "scheduler", "tokenizer"):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
     _check_room(folder, models)
     for seed, (name, model) in enumerate(models.items()):
-        path = folder / name / f"{_STEMS[name]}.safetensors"
-        write_checkpoint(path, random_weights(model, seed))
-        _write_json(folder / name / "config.json", configs[name])
-    _write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
+        write_checkpoint(files.weights[name], random_weights(model, seed))
+        config = config_json(name, variant.configs[name], variant)
+        _write_json(folder / name / "config.json", config)
+    scheduler = scheduler_json(variant.noise, variant.timestep_spacing)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     for name, text in _tokenizer_files(variant.text_encoder, variant.pad_id).items():
         _write(folder / "tokenizer" / name, text)
     # Last, so that a folder that was not finished is none.
-    _write_json(folder / "model_index.json", model_index_json(_STEMS, has_tokenizer=True))
+    index = model_index_json(class_names(variant.configs), has_tokenizer=True)
+    _write_json(folder / "model_index.json", index)
 
 
 def random_weights(model: nn.Module, seed: int = 0) -> LazyTensors:
@@ -101,19 +85,13 @@ def made_up_merges(count: int) -> Iterator[tuple[str, str]]:
     return itertools.islice(itertools.product(symbols[:256], symbols), count)
 
 
-def model_files(folder: Path) -> ModelFiles:
+def model_files(folder: Path, variant: ModelVariant) -> ModelFiles:
     """The files of a folder that `write_random_model` has written."""
-    weights = {name: folder / name / f"{stem}.safetensors" for name, stem in _STEMS.items()}
-    return ModelFiles(**weights, vocabulary=folder / "tokenizer" / "merges.txt")
-
-
-def _models(variant: ModelVariant) -> dict[str, nn.Module]:
-    with skeleton():
-        return {
-            "text_encoder": CLIPTextModel(variant.text_encoder),
-            "unet": UNet2DConditionModel(variant.unet),
-            "vae": AutoencoderKL(variant.vae),
-        }
+    weights = {
+        name: folder / name / f"{COMPONENTS[name].folder_stems[0]}.safetensors"
+        for name in variant.configs
+    }
+    return ModelFiles(weights, vocabulary=folder / "tokenizer" / "merges.txt")
 
 
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:

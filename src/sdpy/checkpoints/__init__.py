@@ -3,13 +3,16 @@
 One module a format, one line each in ``registry.FORMATS``. Nothing in a file is ever executed.
 """
 
-from sdpy.checkpoints.base import Checkpoint, CheckpointFormat, LazyTensors, MappedFile
-from sdpy.checkpoints.conversion import DTYPES, Output, Weights, plan_output, write_output
-from sdpy.checkpoints.describe import describe
+from sdpy.checkpoints.base import (
+    DTYPES_BY_NAME,
+    Checkpoint,
+    CheckpointFormat,
+    LazyTensors,
+    MappedFile,
+)
+from sdpy.checkpoints.conversion import Output, plan_output, write_output
 from sdpy.checkpoints.dialects import (
-    COMPONENTS,
     DIFFUSERS,
-    LABELS,
     OLD_DIFFUSERS,
     ORIGINAL,
     Part,
@@ -21,28 +24,35 @@ from sdpy.checkpoints.folders import (
     is_model_folder,
     read_model_folder,
 )
+from sdpy.checkpoints.kinds import guess_kind
 from sdpy.checkpoints.loading import (
+    Weights,
     check_weights,
     load_weights,
     misfits,
+    open_weights,
     outline_of,
-    read_part,
 )
 from sdpy.checkpoints.lora import Change, Lora, check_loras, lora_changes, merge_loras
-from sdpy.checkpoints.registry import FORMATS, read_checkpoint, write_checkpoint
+from sdpy.checkpoints.registry import (
+    FORMATS,
+    FileState,
+    fingerprint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from sdpy.checkpoints.textual_inversion import TextualInversion, read_textual_inversion
 
 __all__ = [
-    "COMPONENTS",
     "DIFFUSERS",
-    "DTYPES",
+    "DTYPES_BY_NAME",
     "FORMATS",
-    "LABELS",
     "OLD_DIFFUSERS",
     "ORIGINAL",
     "Change",
     "Checkpoint",
     "CheckpointFormat",
+    "FileState",
     "LazyTensors",
     "Lora",
     "MappedFile",
@@ -54,18 +64,19 @@ __all__ = [
     "check_loras",
     "check_weights",
     "config_beside",
-    "describe",
     "find_parts",
+    "fingerprint",
+    "guess_kind",
     "is_model_folder",
     "load_weights",
     "lora_changes",
     "merge_loras",
     "misfits",
+    "open_weights",
     "outline_of",
     "plan_output",
     "read_checkpoint",
     "read_model_folder",
-    "read_part",
     "read_textual_inversion",
     "write_checkpoint",
     "write_output",

@@ -19,6 +19,13 @@ from torch import Tensor
 from sdpy.checkpoints.probe import Probe
 from sdpy.errors import WeightsError
 
+DTYPES_BY_NAME: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+"""The dtypes in which models are stored and run, by what users call them."""
+
 READ_AHEAD = 128 * 1024
 """Bytes; Linux reads at least so many ahead, of a file on any disk."""
 
@@ -101,7 +108,7 @@ class CheckpointFormat(Protocol):
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Write a file, whole or not at all. Raises ``WeightsError`` and ``OutputError``."""
+        """Write a file atomically. Raises ``WeightsError`` and ``OutputError``."""
         ...
 
 
@@ -225,7 +232,7 @@ def reading(path: Path, kind: str, faults: tuple[type[Exception], ...] = _FAULTS
 def _damaged(path: Path, kind: str, reason: str) -> WeightsError:
     return WeightsError(
         f"{path} is damaged or not a proper {kind} file ({printable(reason, limit=200)}); "
-        "fetch or write it again"
+        "download or write it again"
     )
 
 

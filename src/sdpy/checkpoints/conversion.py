@@ -14,33 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable
-from sdpy.checkpoints.dialects import LABELS, Part, Recipe, in_dialect
+from sdpy.checkpoints.base import LazyTensors, printable
+from sdpy.checkpoints.dialects import Recipe, in_dialect
+from sdpy.checkpoints.loading import Weights
 from sdpy.checkpoints.registry import write_checkpoint
+from sdpy.components import COMPONENTS
 from sdpy.errors import WeightsError
 
-DTYPES: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 FORGET_EVERY = 32 * 2**20
 """Bytes that are read, about, before their memory is given back."""
 
 Advance = Callable[[int], None]
 """Told how many more bytes are made."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One component as it lies in a file."""
-
-    checkpoint: Checkpoint
-    part: Part
-
-    def tensor(self, ours: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensor of our name ``ours``, out of the checkpoint's tensors or its outline."""
-        return self.part.origins[ours].take(ours, tensors)
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def plan_output(
 
 
 def write_output(output: Output) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
         UsageError, WeightsError, OutputError: as of `write_checkpoint`.
@@ -110,7 +95,7 @@ def _recipes(weights: Weights, dialect: str, open_clip: bool) -> dict[str, Recip
     except ValueError as error:
         raise WeightsError(
             f"{weights.checkpoint.path} has a tensor {printable(str(error))}, for which the "
-            f"original programs have no name in a {LABELS[part.component]}"
+            f"original programs have no name in a {COMPONENTS[part.component].label}"
         ) from error
 
 

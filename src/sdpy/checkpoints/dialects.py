@@ -15,45 +15,12 @@ import torch
 from torch import Tensor
 
 from sdpy.checkpoints import ldm
-
-COMPONENTS = ("text_encoder", "unet", "vae", "controlnet")
-"""The models of a Stable Diffusion, by the names of diffusers' folders."""
-
-LABELS = {
-    "text_encoder": "text encoder",
-    "unet": "UNet",
-    "vae": "VAE",
-    "controlnet": "ControlNet",
-}
-"""What people call them."""
+from sdpy.components import COMPONENTS
 
 DIFFUSERS = "diffusers"
 OLD_DIFFUSERS = "diffusers until 0.17"
 ORIGINAL = "original"
 """Dialects: our names; those with the VAE's old attention, as .ot files need; and LDM's."""
-
-# What the names of a component begin with; the first that fits decides.
-_TELLTALES: tuple[tuple[str, str], ...] = (
-    ("controlnet_", "controlnet"),
-    ("time_embedding.", "unet"),
-    ("up_blocks.", "unet"),
-    ("down_blocks.", "unet"),
-    ("text_model.", "text_encoder"),
-    ("embeddings.token_embedding.", "text_encoder"),
-    # A tiny VAE's encoder has names like those of a text encoder without its prefix.
-    ("decoder.layers.", "vae"),
-    ("encoder.layers.", "text_encoder"),
-    ("encoder.", "vae"),
-    ("decoder.", "vae"),
-)
-# The same of files that hold one component under the original's names without a prefix.
-_ORIGINAL_TELLTALES: tuple[tuple[str, str], ...] = (
-    ("input_hint_block.", "controlnet"),
-    ("input_blocks.", "unet"),
-    ("encoder.down.", "vae"),
-    ("decoder.up.", "vae"),
-    ("transformer.resblocks.", "text_encoder"),
-)
 
 _VAE_ATTENTIONS = ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0")
 _VAE_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -119,7 +86,7 @@ class Part:
     """One component in a file.
 
     Attributes:
-        component: one of `COMPONENTS`; None if it cannot be told.
+        component: a key of `COMPONENTS`; None if it cannot be told.
         dialect: of its names.
         origins: our names, and names that no table knows, with where they are in the file.
         dropped: names in the file of what is not needed.
@@ -138,15 +105,18 @@ class Parts:
     """What a file holds: its components, and names that belong to none and no table knows."""
 
     by_component: Mapping[str | None, Part]
-    strangers: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
 
 
 def find_parts(names: Collection[str]) -> Parts:
     """Sort the names in a file by component, and translate them."""
+    prefixes = {
+        prefix: component.name for component in COMPONENTS.values() for prefix in component.prefixes
+    }
     grouped: dict[str, list[str]] = {}
     others: list[str] = []
     for name in names:
-        prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
+        prefix = next((p for p in prefixes if name.startswith(p)), None)
         if prefix is None:
             others.append(name)
         else:
@@ -156,7 +126,7 @@ def find_parts(names: Collection[str]) -> Parts:
         return Parts({part.component: part})
     parts: dict[str | None, Part] = {}
     for prefix, own in grouped.items():
-        part = _original_part(_PREFIXES[prefix], own, prefix)
+        part = _original_part(prefixes[prefix], own, prefix)
         # Of two text encoders in one file, the larger; no program writes such files.
         known = parts.get(part.component)
         if known is None or len(known.origins) < len(part.origins):
@@ -164,28 +134,25 @@ def find_parts(names: Collection[str]) -> Parts:
     return Parts(parts, tuple(name for name in others if not _is_superfluous(name)))
 
 
-_PREFIXES: dict[str, str] = {
-    prefix: component
-    for component, prefixes in ldm.COMPONENT_PREFIXES.items()
-    for prefix in prefixes
-}
-
-
 def component_of(names: Iterable[str]) -> str | None:
     """The component of which these, ours, are the names; None if it cannot be told."""
-    return _first_telltale(names, _TELLTALES)
+    return _told_by(names, {one.name: one.telltales for one in COMPONENTS.values()})
 
 
-def _first_telltale(names: Iterable[str], telltales: tuple[tuple[str, str], ...]) -> str | None:
+def _told_by(names: Iterable[str], telltales: dict[str, tuple[str, ...]]) -> str | None:
+    """The component with the longest telltale that a name begins with; see `Component`."""
     listed = list(names)
-    for start, component in telltales:
+    # Components of one role share their telltales; in a file of its own, one is the first of them.
+    starts = {start: name for name in reversed(telltales) for start in telltales[name]}
+    for start in sorted(starts, key=lambda start: (-len(start), start)):
         if any(name.startswith(start) for name in listed):
-            return component
+            return starts[start]
     return None
 
 
 def _single_part(names: Collection[str]) -> Part:
-    original = _first_telltale(names, _ORIGINAL_TELLTALES)
+    telltales = {one.name: one.original_telltales for one in COMPONENTS.values()}
+    original = _told_by(names, telltales)
     if original is not None:
         return _original_part(original, names, prefix="")
     component = component_of(names)
@@ -201,7 +168,7 @@ def _single_part(names: Collection[str]) -> Part:
 def _original_part(component: str, names: Collection[str], prefix: str) -> Part:
     local = {name.removeprefix(prefix): name for name in names}
     ours: dict[str, tuple[str, ...]] = {}
-    for name, mine in ldm.to_ours(component, local).items():
+    for name, mine in ldm.to_ours(COMPONENTS[component].role, local).items():
         known = [_our_name(component, one) for one in mine]
         ours[local[name]] = tuple(one for one in known if one is not None)
     for name in names:
@@ -223,9 +190,10 @@ def _part(component: str | None, dialect: str, ours: Mapping[str, tuple[str, ...
 
 
 def _our_name(component: str | None, name: str) -> str | None:
-    if component == "vae":
+    role = None if component is None else COMPONENTS[component].role
+    if role == "vae":
         return OLD_VAE_ATTENTION.get(name, name)
-    if component == "text_encoder":
+    if role == "text_encoder":
         if name in TEXT_ENCODER_EXTRAS:
             return None
         for prefix, replacement in TEXT_ENCODER_PREFIXES.items():
@@ -263,7 +231,7 @@ def in_dialect(
     """What a component's file in ``dialect`` holds, and how to make it of our tensors.
 
     Args:
-        component: one of `COMPONENTS`.
+        component: a key of `COMPONENTS`.
         names: ours, of that component.
         dialect: `DIFFUSERS`, `OLD_DIFFUSERS` or `ORIGINAL`.
         open_clip: of the original's two forms of a text encoder, whether to take OpenCLIP's.
@@ -272,11 +240,18 @@ def in_dialect(
         ValueError: a name that the dialect has no name for.
     """
     if dialect == ORIGINAL:
-        renamed = ldm.to_original(component, names, open_clip=open_clip)
+        row = COMPONENTS[component]
+        if not row.prefixes:
+            raise ValueError(min(names))
+        prefix = row.prefixes[-1 if open_clip and row.role == "text_encoder" else 0]
+        renamed = {
+            prefix + theirs: ours
+            for theirs, ours in ldm.to_original(row.role, names, open_clip=open_clip).items()
+        }
         return {
             name: Recipe(ours, as_convolution=ours[0] in LINEAR_FROM_CONVOLUTION)
             for name, ours in renamed.items()
         }
     old = {new: old for old, new in OLD_VAE_ATTENTION.items()}
-    changed = old if dialect == OLD_DIFFUSERS and component == "vae" else {}
+    changed = old if dialect == OLD_DIFFUSERS and COMPONENTS[component].role == "vae" else {}
     return {changed.get(name, name): Recipe((name,)) for name in names}

@@ -23,12 +23,14 @@ from typing import Any
 from torch import Tensor
 
 from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable, reading
-from sdpy.checkpoints.dialects import COMPONENTS
 from sdpy.checkpoints.probe import Probe
+from sdpy.components import COMPONENTS, unknown_components
 from sdpy.errors import WeightsError
 
 MODEL_INDEX = "model_index.json"
-SHARD_INDEX = ".index.json"
+SHARD_MARK = ".index."
+"""In the name of an index of weights that are in several files."""
+
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = (
     ".safetensors",
@@ -82,11 +84,9 @@ def read_model_folder(path: Path) -> ModelFolder:
             something else than Stable Diffusion 1.x or 2.x.
     """
     index = _read_json(path / MODEL_INDEX)
-    if "unet" not in index or "text_encoder_2" in index:
+    if "unet" not in index or not index.keys().isdisjoint(unknown_components()):
         kind = printable(str(index.get("_class_name", "an unknown pipeline")))
-        raise WeightsError(
-            f"{path} holds a {kind}; sdpy paints with Stable Diffusion 1.x and 2.x only"
-        )
+        raise WeightsError(f"{path} holds a {kind}; sdpy runs Stable Diffusion 1.x and 2.x only")
     present = [name for name in COMPONENTS if os.path.isdir(path / name)]
     configs = {name: _read_optional(path / name / "config.json") for name in present}
     configs["scheduler"] = _read_optional(path / "scheduler" / "scheduler_config.json")
@@ -113,7 +113,7 @@ def find_weights(folder: Path) -> Path:
                 return folder / (stem + ending)
     for file in sorted(folder.iterdir()):
         if file.name.startswith(STEMS) and file.suffix in UNFINISHED:
-            raise WeightsError(f"{file} is an unfinished download; fetch it again")
+            raise WeightsError(f"{file} is an unfinished download; download it again")
     raise WeightsError(
         f"{folder} holds no weights: looked for {STEMS[0]}{ENDINGS[0]}, {STEMS[1]}{ENDINGS[0]} "
         "and the like"
@@ -146,7 +146,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def is_shard_index(probe: Probe) -> bool:
     """Whether a file is the index of weights that are cut into several files."""
-    return probe.head.lstrip().startswith(b"{") and ".index." in probe.path.name
+    return probe.head.lstrip().startswith(b"{") and SHARD_MARK in probe.path.name
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The files that an index names, each once.
+
+    Raises:
+        WeightsError: the index is broken, or names files elsewhere.
+    """
+    with reading(path, "index of shards"):
+        shards = list(dict.fromkeys(_read_json(path)["weight_map"].values()))
+        for shard in shards:
+            if PurePath(shard).name != shard:
+                raise ValueError(f"it names the file {shard}, which is not beside it")
+        return [path.parent / shard for shard in shards]
 
 
 def read_shards(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
@@ -161,11 +175,7 @@ def read_shards(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
     """
     with reading(path, "index of shards"):
         weight_map = _read_json(path)["weight_map"]
-        shards: dict[str, Checkpoint] = {}
-        for shard in dict.fromkeys(weight_map.values()):
-            if PurePath(shard).name != shard:
-                raise ValueError(f"it names the file {shard}, which is not beside it")
-            shards[shard] = read(path.parent / shard)
+        shards = {file.name: read(file) for file in shard_files(path)}
         outline: dict[str, Tensor] = {}
         for name, shard in weight_map.items():
             if name not in shards[shard].outline:

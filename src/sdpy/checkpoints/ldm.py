@@ -12,19 +12,9 @@ query, key and value of a layer in one tensor; each third of its rows is a tenso
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-COMPONENT_PREFIXES: dict[str, tuple[str, ...]] = {
-    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model."),
-    "unet": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.",),
-    "controlnet": ("control_model.",),
-}
-"""What the names of each component begin with."""
-
-OPEN_CLIP_PREFIX = "cond_stage_model.model."
-
-# What else such files hold, of no use for painting.
+# What else such files hold, of no use for generating images.
 DROPPED_PREFIXES: tuple[str, ...] = (
     "model_ema.",
     "cond_stage_model.logit_scale",
@@ -66,7 +56,7 @@ _UNET_ENDS = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-# The picture that a ControlNet follows goes through eight convolutions; every second entry of the
+# The image that a ControlNet follows goes through eight convolutions; every second entry of the
 # original's list is an activation.
 _CONTROL_ENDS = {
     "input_hint_block.0": "controlnet_cond_embedding.conv_in",
@@ -109,65 +99,56 @@ Modules = dict[str, str]
 """From a module's name there to its name here."""
 
 
-def to_ours(component: str, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+def to_ours(role: str, names: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Our names for the original's, less the component's prefix.
+
+    Args:
+        role: of the component. One that has no tables has the same names on both sides.
+        names: the original's.
 
     Returns:
         For each name that a table knows: ours; three of ours for a fused tensor; none for what is
         not needed.
     """
-    if component == "text_encoder":
-        if not is_open_clip(names):
-            return {name: (name,) for name in names}
+    if role == "text_encoder" and is_open_clip(names):
         table = open_clip_tensors(_count(names, r"transformer\.resblocks\.(\d+)\."))
         known = {name: table[name] for name in names if name in table}
         return known | {name: () for name in names if name in _OPEN_CLIP_DROPPED}
-    if component == "vae":
-        levels, layers = r"encoder\.down\.(\d+)\.", r"encoder\.down\.0\.block\.(\d+)\."
-        modules = vae_modules(_count(names, levels), _count(names, layers))
-    else:
-        modules = unet_modules(*_original_unet_structure(names))
+    if role not in _ORIGINAL_MODULES:
+        return {name: (name,) for name in names}
+    modules = _ORIGINAL_MODULES[role](names)
     renamed = {name: _rename(name, modules) for name in names}
     return {name: (ours,) for name, ours in renamed.items() if ours is not None}
 
 
 def to_original(
-    component: str, names: Collection[str], *, open_clip: bool = False
+    role: str, names: Collection[str], *, open_clip: bool = False
 ) -> dict[str, tuple[str, ...]]:
-    """The original's names, with the component's prefix, each with the one or three of ours.
+    """The original's names, less the component's prefix, each with the one or three of ours.
 
     Args:
-        component: a key of `COMPONENT_PREFIXES`.
+        role: of the component. One that has no tables has the same names on both sides.
         names: ours.
         open_clip: of the two forms of a text encoder, whether to take OpenCLIP's.
 
     Raises:
         ValueError: a name that no table knows.
     """
-    prefix = COMPONENT_PREFIXES[component][0]
-    if component == "text_encoder":
-        if not open_clip:
-            return {prefix + name: (name,) for name in names}
+    if role == "text_encoder" and open_clip:
         table = open_clip_tensors(_count(names, r"text_model\.encoder\.layers\.(\d+)\."))
         unknown = set(names) - {ours for entry in table.values() for ours in entry}
         if unknown:
             raise ValueError(min(unknown))
-        return {OPEN_CLIP_PREFIX + name: ours for name, ours in table.items()}
-    if component == "vae":
-        levels, layers = (
-            r"encoder\.down_blocks\.(\d+)\.",
-            r"encoder\.down_blocks\.0\.resnets\.(\d+)\.",
-        )
-        modules = vae_modules(_count(names, levels), _count(names, layers))
-    else:
-        modules = unet_modules(*_our_unet_structure(names))
-    reverse = {ours: theirs for theirs, ours in modules.items()}
+        return table
+    if role not in _OUR_MODULES:
+        return {name: (name,) for name in names}
+    reverse = {ours: theirs for theirs, ours in _OUR_MODULES[role](names).items()}
     renamed: dict[str, tuple[str, ...]] = {}
     for name in names:
         theirs = _rename(name, reverse)
         if theirs is None:
             raise ValueError(name)
-        renamed[prefix + theirs] = (name,)
+        renamed[theirs] = (name,)
     return renamed
 
 
@@ -298,3 +279,35 @@ def _count(names: Iterable[str], pattern: str) -> int:
     """One more than the largest number that the pattern finds at the start of a name."""
     matches = (re.match(pattern, name) for name in names)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def _original_unet_modules(names: Collection[str]) -> Modules:
+    return unet_modules(*_original_unet_structure(names))
+
+
+def _our_unet_modules(names: Collection[str]) -> Modules:
+    return unet_modules(*_our_unet_structure(names))
+
+
+def _original_vae_modules(names: Collection[str]) -> Modules:
+    levels, layers = r"encoder\.down\.(\d+)\.", r"encoder\.down\.0\.block\.(\d+)\."
+    return vae_modules(_count(names, levels), _count(names, layers))
+
+
+def _our_vae_modules(names: Collection[str]) -> Modules:
+    levels = r"encoder\.down_blocks\.(\d+)\."
+    layers = r"encoder\.down_blocks\.0\.resnets\.(\d+)\."
+    return vae_modules(_count(names, levels), _count(names, layers))
+
+
+# The table of modules for the names on one side, by the role of the component.
+_ORIGINAL_MODULES: dict[str, Callable[[Collection[str]], Modules]] = {
+    "unet": _original_unet_modules,
+    "controlnet": _original_unet_modules,
+    "vae": _original_vae_modules,
+}
+_OUR_MODULES: dict[str, Callable[[Collection[str]], Modules]] = {
+    "unet": _our_unet_modules,
+    "controlnet": _our_unet_modules,
+    "vae": _our_vae_modules,
+}

@@ -3,52 +3,100 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sdpy.checkpoints.base import Checkpoint, printable
-from sdpy.checkpoints.describe import describe
-from sdpy.checkpoints.dialects import COMPONENTS, LABELS, Part, component_of, find_parts
+from sdpy.checkpoints.base import Checkpoint, MappedFile, printable
+from sdpy.checkpoints.dialects import Part, component_of, find_parts
+from sdpy.checkpoints.kinds import guess_kind
 from sdpy.checkpoints.registry import read_checkpoint
+from sdpy.components import COMPONENTS, label_of
 from sdpy.errors import WeightsError
+
+Source = str | os.PathLike[str] | Checkpoint
+"""A weights file: its path, or what `read_checkpoint` gave for it."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SHOWN = 3
 
 
+@dataclass(frozen=True)
+class Weights:
+    """One component as it lies in a file."""
+
+    checkpoint: Checkpoint
+    part: Part
+
+    @property
+    def outline(self) -> dict[str, Tensor]:
+        """Our names to tensors of the right shapes and dtypes, whose values do not count."""
+        return {ours: self.tensor(ours, self.checkpoint.outline) for ours in self.part.origins}
+
+    @property
+    def mappings(self) -> tuple[MappedFile, ...]:
+        """The mappings of the file in which the tensors lie."""
+        return self.checkpoint.mappings
+
+    def tensor(self, ours: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor of our name ``ours``, out of the checkpoint's tensors or its outline."""
+        return self.part.origins[ours].take(ours, tensors)
+
+    def forget(self, tensor: Tensor | None = None) -> None:
+        """Release the pages of the file that were read for this component, or for one tensor.
+
+        Pages of other components in the same file stay.
+        """
+        if tensor is not None:
+            self.checkpoint.forget(tensor)
+            return
+        is_alone = len(find_parts(self.checkpoint.outline).by_component) == 1
+        if is_alone or not self.checkpoint.is_mapped:
+            self.checkpoint.forget()
+            return
+        for origin in self.part.origins.values():
+            self.checkpoint.forget(self.checkpoint.tensors[origin.name])
+
+
 def load_weights(
     model: nn.Module,
-    path: str | os.PathLike[str],
+    source: Source,
     *,
+    component: str | None = None,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
-) -> Checkpoint:
+) -> Weights:
     """Fill a model, built on the meta device, with the tensors of a file.
 
     Every parameter and persistent buffer must be in the file with its shape, and nothing else but
     what ``dialects`` knows as superfluous. On the CPU, tensors that are stored in ``dtype`` are
-    not copied: the model's parameters are the mapped file, read when first used, and changing them
-    does not change the file. Parameters get ``requires_grad`` False.
+    not copied: the model's parameters are the mapped file, read when first used. The mapping is
+    shared with whatever else is loaded from the same open file: replace a parameter to change it,
+    do not write into it. Parameters get ``requires_grad`` False.
 
     Args:
         model: any module; its parameters are replaced, their values never read.
-        path: a weights file of any known format.
+        source: a weights file of any known format.
+        component: key of `COMPONENTS`, which to take from a file that holds several; None for the
+            one that the names of the model's parameters tell.
         dtype: of the floating-point parameters and buffers; the stored ones (float32, float16,
             bfloat16, float64) are converted. None leaves each as it is stored.
         device: where the parameters go.
 
     Returns:
-        The file.
+        Where the weights are.
 
     Raises:
         WeightsError: the file cannot be read or does not fit; the model is then unchanged.
     """
-    checkpoint = read_checkpoint(path)
+    weights = _fitting_weights(model, source, component)
+    checkpoint = weights.checkpoint
     tensors: dict[str, Tensor] = {}
-    for ours, origin in _fitting_part(model, checkpoint).origins.items():
-        stored = origin.take(ours, checkpoint.tensors)
+    for ours in weights.part.origins:
+        stored = weights.tensor(ours, checkpoint.tensors)
         kind = dtype if stored.is_floating_point() else None
         tensors[ours] = stored.to(device=device, dtype=kind)
         if tensors[ours] is not stored:
@@ -57,51 +105,58 @@ def load_weights(
     model.load_state_dict(tensors, assign=True)
     # No file can fill a buffer that state_dict() leaves out.
     assert not any(buffer.is_meta for buffer in model.buffers()), "a non-persistent buffer is left"
-    return checkpoint
+    return weights
 
 
-def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def check_weights(model: nn.Module, source: Source, *, component: str | None = None) -> None:
     """Check that ``load_weights`` would succeed, reading only names, shapes and dtypes.
 
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
-    _fitting_part(model, read_checkpoint(path))
+    _fitting_weights(model, source, component)
 
 
-def read_part(checkpoint: Checkpoint, component: str | None) -> Part:
+def open_weights(source: Source, component: str | None) -> Weights:
     """A component in a file that may hold several; the only one of a file that holds one.
 
-    Raises:
-        WeightsError: the file holds several others.
-    """
-    parts = find_parts(checkpoint.outline).by_component
-    if component in parts:
-        return parts[component]
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    held = " and ".join(LABELS[name] for name in COMPONENTS if name in parts)
-    raise WeightsError(
-        f"{checkpoint.path} holds no {LABELS.get(str(component), 'such model')}, only {held}; "
-        "give the missing part from another file"
-    )
-
-
-def outline_of(path: str | os.PathLike[str], component: str) -> dict[str, Tensor]:
-    """The shapes of a component in a file by our names; see `read_part`.
+    Args:
+        source: a weights file of any known format.
+        component: key of `COMPONENTS`. The names in a file of its own are those of any component
+            of its role, and taken for this one's.
 
     Raises:
         WeightsError: the file cannot be read, or holds several others.
     """
-    checkpoint = read_checkpoint(path)
-    origins = read_part(checkpoint, component).origins
-    return {ours: origin.take(ours, checkpoint.outline) for ours, origin in origins.items()}
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    parts = find_parts(checkpoint.outline).by_component
+    if component in parts:
+        return Weights(checkpoint, parts[component])
+    if len(parts) == 1:
+        part = next(iter(parts.values()))
+        if component is not None and _role(component) == _role(part.component):
+            part = replace(part, component=component)
+        return Weights(checkpoint, part)
+    held = " and ".join(row.label for name, row in COMPONENTS.items() if name in parts)
+    raise WeightsError(
+        f"{checkpoint.path} holds no {label_of(component, 'such model')}, only {held}; "
+        "give the missing part from another file"
+    )
 
 
-def misfits(model: nn.Module, checkpoint: Checkpoint, part: Part) -> dict[str, list[str]]:
-    """What keeps a part of a file from filling a model, by kind of fault; reads no numbers."""
+def outline_of(source: Source, component: str) -> dict[str, Tensor]:
+    """The shapes of a component in a file by our names; see `open_weights`.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds several others.
+    """
+    return open_weights(source, component).outline
+
+
+def misfits(model: nn.Module, weights: Weights) -> dict[str, list[str]]:
+    """What keeps weights from filling a model, by kind of fault; reads no numbers."""
     wanted = model.state_dict()
-    found = {ours: origin.take(ours, checkpoint.outline) for ours, origin in part.origins.items()}
+    part, found = weights.part, weights.outline
     both = [name for name in found if name in wanted]
     return {
         "missing": [name for name in wanted if name not in found],
@@ -120,13 +175,18 @@ def misfits(model: nn.Module, checkpoint: Checkpoint, part: Part) -> dict[str, l
     }
 
 
-def _fitting_part(model: nn.Module, checkpoint: Checkpoint) -> Part:
-    """The part of the file that fills the model. Raises ``WeightsError`` if it misfits."""
-    part = read_part(checkpoint, component_of(model.state_dict()))
-    problems = misfits(model, checkpoint, part)
+def _role(component: str | None) -> str | None:
+    return None if component is None else COMPONENTS[component].role
+
+
+def _fitting_weights(model: nn.Module, source: Source, component: str | None) -> Weights:
+    """What of the file fills the model. Raises ``WeightsError`` if it does not fit."""
+    component = component_of(model.state_dict()) if component is None else component
+    weights = open_weights(source, component)
+    problems = misfits(model, weights)
     if any(problems.values()):
-        raise WeightsError(_report(model, checkpoint, problems))
-    return part
+        raise WeightsError(_report(model, weights.checkpoint, problems))
+    return weights
 
 
 def _converts(stored: torch.dtype, wanted: torch.dtype) -> bool:
@@ -142,7 +202,7 @@ def _report(model: nn.Module, checkpoint: Checkpoint, problems: dict[str, list[s
             f"{checkpoint.path} holds 8-bit floating-point numbers (fp8), which sdpy does not "
             "read; take the fp16 or fp32 version"
         )
-    guess = describe({name: tuple(tensor.shape) for name, tensor in checkpoint.outline.items()})
+    guess = guess_kind({name: tuple(tensor.shape) for name, tensor in checkpoint.outline.items()})
     hint = f"this looks like {guess}; " if guess else ""
     return (
         f"{checkpoint.path} does not fit {type(model).__name__}: {', '.join(parts)}; "

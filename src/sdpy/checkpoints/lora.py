@@ -79,7 +79,7 @@ OLD_LAYERS: dict[str, str] = {
     ".to_out": ".to_out.0",
 }
 # Fragments of names that tell what a file is that does not fit.
-STRANGERS: dict[str, str] = {
+OTHER_KINDS: dict[str, str] = {
     "hada_": "a LoHa, which sdpy cannot merge",
     "lokr_": "a LoKr, which sdpy cannot merge",
     "dora_scale": "a DoRA, which sdpy cannot merge",
@@ -149,6 +149,7 @@ def lora_changes(loras: Iterable[Lora], part: str, model: nn.Module) -> dict[str
 def _sum(weight: Tensor, layers: Iterable[tuple[float, _Layer]]) -> Tensor:
     for share, layer in layers:
         weight = (weight.float() + share * layer.change(weight)).to(weight.dtype)
+        layer.source.forget()  # the change may be kept, to be made again much later
     return weight
 
 
@@ -286,7 +287,7 @@ class _LoraFile:
         )
 
     def _guess(self) -> str | None:
-        for fragment, meaning in STRANGERS.items():
+        for fragment, meaning in OTHER_KINDS.items():
             if any(fragment in name for name in self.source.outline):
                 return meaning
         for name, tensor in self.source.outline.items():

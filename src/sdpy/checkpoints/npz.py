@@ -52,9 +52,11 @@ class NpzFormat:
     suffixes: tuple[str, ...] = (".npz",)
 
     def matches(self, probe: Probe) -> bool:
+        """See `CheckpointFormat.matches`."""
         return bool(probe.members) and all(name.endswith(".npy") for name in probe.members or ())
 
     def read(self, path: Path) -> Checkpoint:
+        """See `CheckpointFormat.read`."""
         with reading(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             mapping = map_file(file)
             arrays: dict[str, _Array] = {}

@@ -70,10 +70,12 @@ class OtFormat:
     suffixes: tuple[str, ...] = (".ot",)
 
     def matches(self, probe: Probe) -> bool:
+        """See `CheckpointFormat.matches`."""
         names = {member.rpartition("/")[2] for member in probe.members or ()}
         return {"data.pkl", "constants.pkl"} <= names
 
     def read(self, path: Path) -> Checkpoint:
+        """See `CheckpointFormat.read`."""
         return read_ot(path)
 
     def write(

@@ -52,7 +52,7 @@ def probe(path: Path) -> Probe:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise WeightsError(f"cannot read {path}: {reason}") from error
     if not head:
-        raise WeightsError(f"{path} is empty; fetch it again")
+        raise WeightsError(f"{path} is empty; download it again")
     found = Probe(path, status.st_size, head, None)
     return Probe(path, status.st_size, head, _zip_members(path)) if found.is_zip else found
 
@@ -61,24 +61,24 @@ def _zip_members(path: Path) -> tuple[str, ...] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(archive.namelist())
-    except Exception:  # noqa: BLE001 - zipfile raises many kinds for a broken directory
+    except Exception:
         return None
 
 
 # First bytes (lower-cased, leading blanks skipped) to what such a file is and what to do.
 _TELLTALES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is a git-lfs pointer, not the weights; run `git lfs pull`"),
-    (b"<!doctype", "is an HTML page saved as weights; fetch the file itself"),
-    (b"<html", "is an HTML page saved as weights; fetch the file itself"),
-    (b"<?xml", "is an XML page saved as weights; fetch the file itself"),
+    (b"<!doctype", "is an HTML page saved as weights; download the file itself"),
+    (b"<html", "is an HTML page saved as weights; download the file itself"),
+    (b"<?xml", "is an XML page saved as weights; download the file itself"),
     (b"{", "is JSON text, not weights; give the weights file that belongs to it"),
     (b"gguf", "is a GGUF file, which sdpy does not read; convert it to .safetensors"),
     (b"ggml", "is a GGML file, which sdpy does not read; convert it to .safetensors"),
     (b"\x80", "is a Python pickle, but none of torch.save's; fetch the weights as .safetensors"),
     (b"\x1f\x8b", "is gzip-compressed; decompress it first"),
     (b"\x89hdf", "is an HDF5 file (Keras?); convert it to .safetensors"),
-    (b"\x89png", "is a picture, not weights"),
-    (b"\xff\xd8\xff", "is a picture, not weights"),
+    (b"\x89png", "is an image, not weights"),
+    (b"\xff\xd8\xff", "is an image, not weights"),
     (b"\x93numpy", "is a single NumPy array (.npy), not a set of named weights"),
 )
 
@@ -88,13 +88,17 @@ def looks_like(probe: Probe) -> str:
     if probe.folder:
         return "is the folder of a whole model; give it as --model, or the folder of one component"
     if probe.is_zip and probe.members is None:
-        return "starts like an archive of weights, but its end is missing or broken; fetch it again"
+        return (
+            "starts like an archive of weights, but its end is missing or broken; download it again"
+        )
     if probe.members is not None:
         return "is a zip archive without weights in it; unpack it and give the weights file"
     if not probe.head.strip(b"\0"):
-        return "starts with zeros only (an interrupted download?); fetch it again"
+        return "starts with zeros only (an interrupted download?); download it again"
     start = probe.head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for telltale, meaning in _TELLTALES:
         if start.startswith(telltale):
             return meaning
-    return "is not a weights file that sdpy knows (.ot, .safetensors, .ckpt, .npz); fetch it again"
+    return (
+        "is not a weights file that sdpy knows (.ot, .safetensors, .ckpt, .npz); download it again"
+    )

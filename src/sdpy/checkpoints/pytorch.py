@@ -8,7 +8,7 @@ Two layouts, told by their first bytes:
   object, the storages' keys), then each storage's length and numbers; read only.
 
 The pickled object is a dict from names to tensors, or has one under ``state_dict``, as the
-checkpoints of training programs do, among many things that are of no use for painting.
+checkpoints of training programs do, among many things that are of no use for generating images.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class TorchFormat:
     suffixes: tuple[str, ...] = (".bin", ".pt", ".pth", ".ckpt")
 
     def matches(self, probe: Probe) -> bool:
+        """See `CheckpointFormat.matches`."""
         if probe.head.startswith(LEGACY_START):
             return True
         names = {member.rpartition("/")[2] for member in probe.members or ()}
@@ -195,7 +196,7 @@ def _named_tensors(
 
 
 def _of_odd_dtype(path: Path, call: Call) -> WeightsError:
-    """torch rebuilds in this way what has no storage class of its own, such as fp8."""
+    """Torch rebuilds in this way what has no storage class of its own, such as fp8."""
     names = [one.name for one in call.arguments if isinstance(one, Global)]
     dtype = names[0] if names else "unknown"
     kind = "8-bit floating-point numbers (fp8)" if dtype.startswith(FP8) else f"{dtype} numbers"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
 from sdpy.checkpoints.base import Checkpoint, CheckpointFormat
 from sdpy.checkpoints.folders import (
+    SHARD_MARK,
     find_weights,
     is_model_folder,
     is_shard_index,
     read_shards,
+    shard_files,
 )
 from sdpy.checkpoints.npz import NpzFormat
 from sdpy.checkpoints.ot import OtFormat
@@ -30,18 +34,72 @@ FORMATS: dict[str, CheckpointFormat] = {
 }
 
 
+class FileState(NamedTuple):
+    """What tells whether a file is still the one that was read.
+
+    Attributes:
+        path: as it was given.
+        size: in bytes.
+        mtime_ns: time of the last change to its content, in nanoseconds.
+        inode: number of the file in its file system, which a file that replaces it does not have.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def fingerprint(path: str | os.PathLike[str]) -> tuple[FileState, ...]:
+    """What identifies the weights at a path: the state of all files that they are in.
+
+    The folder of one component stands for its weights file; the index of weights in several files
+    brings all of these with it. Opens no weights.
+
+    Raises:
+        WeightsError: a file is missing, or an index cannot be read.
+    """
+    file = Path(path)
+    if os.path.isdir(file) and not is_model_folder(file):
+        file = find_weights(file)
+    files = [file]
+    if SHARD_MARK in file.name and os.path.isfile(file) and is_shard_index(probe(file)):
+        files += shard_files(file)
+    return tuple(_state(one) for one in files)
+
+
+def _state(path: Path) -> FileState:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        probe(path)  # says in one line what is wrong
+        raise
+    return FileState(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+_open: WeakValueDictionary[tuple[FileState, ...], Checkpoint] = WeakValueDictionary()
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a weights file of any known format; its content decides which, not its name.
 
     The folder of one component, and the index of weights in several files, will do too. Reads
-    names, shapes and dtypes; the numbers are mapped, and read when they are used.
+    names, shapes and dtypes; the numbers are mapped, and read when they are used. While somebody
+    holds the result, the same files are not opened again: everyone gets the same object, until
+    their `fingerprint` changes.
 
     Raises:
         WeightsError: the file is missing, cannot be read, is damaged or no weights file.
     """
-    found = probe(Path(path))
-    if found.folder and not is_model_folder(found.path):
-        found = probe(find_weights(found.path))
+    files = fingerprint(path)
+    checkpoint = _open.get(files)
+    if checkpoint is None:
+        checkpoint = _open[files] = _read(Path(files[0].path))
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
+    found = probe(path)
     if is_shard_index(found):
         return read_shards(found.path, read_checkpoint)
     for form in FORMATS.values():
@@ -55,7 +113,7 @@ def write_checkpoint(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write named tensors in the format that the file's extension names, whole or not at all.
+    """Write named tensors in the format that the file's extension names, atomically.
 
     Tensors may be on any device and of any layout in memory; they are written one at a time.
 

@@ -59,12 +59,14 @@ class SafetensorsFormat:
     suffixes: tuple[str, ...] = (".safetensors",)
 
     def matches(self, probe: Probe) -> bool:
+        """See `CheckpointFormat.matches`."""
         if len(probe.head) < 9:
             return False
         (header_bytes,) = struct.unpack("<Q", probe.head[:8])
         return 2 <= header_bytes <= MAX_HEADER_BYTES and probe.head[8:9] == b"{"
 
     def read(self, path: Path) -> Checkpoint:
+        """See `CheckpointFormat.read`."""
         faults = (SafetensorError, ValueError, RuntimeError, LookupError, TypeError)
         with reading(path, ".safetensors", faults), path.open("rb") as file:
             (header_bytes,) = struct.unpack("<Q", file.read(8))

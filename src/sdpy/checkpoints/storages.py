@@ -66,6 +66,7 @@ class ArchiveStorages:
         self.made: dict[tuple[str, int], torch.UntypedStorage] = {}
 
     def get(self, key: str, itemsize: int) -> torch.UntypedStorage:
+        """The storage of that key, for numbers of so many bytes; made once."""
         if (key, itemsize) not in self.made:
             info = self.members.get(self.folder + key)
             if info is None:
@@ -122,6 +123,7 @@ class Stored:
 
     @property
     def start(self) -> int:
+        """Where the tensor begins in its storage, in numbers."""
         return int(self.tensor.storage_offset())
 
     @property
@@ -203,7 +205,7 @@ def pickled_tensors(stored: Iterable[Stored], names: Mapping[str, str]) -> bytes
         if one.key in known:
             parts.append(b"j" + struct.pack("<I", one.key))
         else:
-            # Remembered under its key: libtorch shares a storage only if it is recalled, not
+            # In the memo under its key: libtorch shares a storage only if it is read back, not
             # if it is named twice.
             storage_class = pickled_global("torch", STORAGE_CLASSES[one.tensor.dtype])
             where = [pickled_text("storage"), storage_class, pickled_text(str(one.key))]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdpy.checkpoints.base import printable
-from sdpy.checkpoints.describe import describe
+from sdpy.checkpoints.kinds import guess_kind
 from sdpy.checkpoints.registry import read_checkpoint
 from sdpy.errors import WeightsError
 
@@ -78,7 +78,7 @@ def _no_embedding(path: Path, tensors: Mapping[str, Tensor]) -> WeightsError:
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     some = [f"{printable(key)} {list(shape)}" for key, shape in list(shapes.items())[:3]]
     listed = ", ".join(some) + (", ..." if len(shapes) > 3 else "")
-    holds = (describe(shapes) or listed) if shapes else "no such tensor"
+    holds = (guess_kind(shapes) or listed) if shapes else "no such tensor"
     return WeightsError(
         f"{path} is no textual-inversion embedding, which is one tensor of a row a token; it "
         f"holds {holds}"

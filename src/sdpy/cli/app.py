@@ -67,7 +67,7 @@ def main(
 ) -> None:
     """Stable Diffusion on the command line.
 
-    Paint a picture from a prompt, change a picture, or repaint a part of one. Try:
+    Generate an image of a prompt, change an image, or repaint a part of one. Try:
     [bold]sdpy generate "lighthouse at dark" --model demo[/bold]
     """
 
@@ -124,7 +124,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError):
             return _fail(f"{error} (SDPY_DEBUG=1 shows where)", SdpyError.exit_code)
         return _fail(
-            f"this is a mistake in sdpy, please report it: {type(error).__name__}: {error} "
+            f"internal error, please report it: {type(error).__name__}: {error} "
             "(SDPY_DEBUG=1 shows where)",
             SdpyError.exit_code,
         )

@@ -1,4 +1,4 @@
-"""``sdpy bench``"""
+"""``sdpy bench``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from sdpy.cli.options import Height, Width
 from sdpy.errors import UsageError
 
 if TYPE_CHECKING:  # at run time these would import torch
-    from sdpy.benchmark.phases import Subject
-    from sdpy.benchmark.survey import Event, Measured, Setup, Yardstick
-    from sdpy.zoo.recognise import Recognised
+    from sdpy.benchmark.phases import BenchmarkTarget
+    from sdpy.benchmark.survey import Event, MatmulRate, PhaseMeasurement, Setup
 
 
 def bench(
@@ -47,7 +46,7 @@ def bench(
     width: Width = None,
     height: Height = None,
     steps: Annotated[
-        int, typer.Option("--n-steps", "--steps", min=1, help="Steps of the picture to foretell.")
+        int, typer.Option("--n-steps", "--steps", min=1, help="Steps of the image to foretell.")
     ] = 30,
     threads: Annotated[
         str | None,
@@ -76,23 +75,23 @@ def bench(
 ) -> None:
     """Measure how fast sdpy is on this machine, and with which settings.
 
-    Every phase of painting is timed: the first time, in which the models also prepare themselves,
-    then the median and range of more, effective GFLOP/s (the arithmetic of the plain models over
-    the time) and their share of the rate of this machine's own matrix product, and the most memory
-    that is held meanwhile. The machine should be quiet. Nothing is downloaded and nothing is left
-    on the disk.
+    Every phase of generating an image is timed: the first time, in which the models also prepare
+    themselves, then the median and range of more, effective GFLOP/s (the arithmetic of the plain
+    models over the time) and their share of the rate of this machine's own matrix product, and the
+    most memory that is held meanwhile. The machine should be quiet. Nothing is downloaded and
+    nothing is left on the disk.
     """
     from sdpy.benchmark.survey import setups, survey
     from sdpy.runtime.allocator import keep_freed_memory
 
-    keep_freed_memory()  # as the painting commands do
+    keep_freed_memory()  # as the commands that generate images do
     choices = setups(device, _numbers(threads))
-    with _subject(model, data, width, height, quiet) as subject:
-        yardstick, measured = _follow(survey(subject, choices, repeats=repeats), quiet)
+    with _target(model, data, width, height, quiet) as target:
+        matmul, measured = _follow(survey(target, choices, repeats=repeats), quiet)
     if as_json:
-        print(json.dumps(_as_json(subject, yardstick, measured), indent=2))
+        print(json.dumps(_as_json(target, matmul, measured), indent=2))
     else:
-        print("\n".join(_lines(subject, steps, yardstick, measured)))
+        print("\n".join(_lines(target, steps, matmul, measured)))
 
 
 def _numbers(text: str | None) -> list[int]:
@@ -103,49 +102,51 @@ def _numbers(text: str | None) -> list[int]:
 
 
 @contextmanager
-def _subject(
+def _target(
     name: str, data: Path, width: int | None, height: int | None, quiet: bool
-) -> Iterator[Subject]:
+) -> Iterator[BenchmarkTarget]:
     """The model to measure; one of random weights is gone at the end of the block."""
     import tempfile
 
-    from sdpy.benchmark.phases import Subject
+    from sdpy.benchmark.phases import BenchmarkTarget
     from sdpy.benchmark.weights import model_files, write_random_model
-    from sdpy.zoo.recognise import Recognised, find_model
+    from sdpy.zoo.recognise import find_source
+    from sdpy.zoo.source import ModelSource
     from sdpy.zoo.variants import VARIANTS
 
-    def of_size(found: Recognised) -> Subject:
+    def of_size(found: ModelSource) -> BenchmarkTarget:
         side = found.variant.sample_size
-        subject = Subject(
+        target = BenchmarkTarget(
             found, side if width is None else width, side if height is None else height
         )
-        subject.check_size()
-        return subject
+        _ = target.latent_shape  # which refuses sizes that do not suit
+        return target
 
     if name not in VARIANTS or VARIANTS[name].bundled is not None:
-        yield of_size(find_model(name, data))
+        yield of_size(find_source(name, data))
         return
     with tempfile.TemporaryDirectory(prefix="sdpy-bench-") as folder:
-        subject = of_size(Recognised(VARIANTS[name], model_files(Path(folder))))
+        variant = VARIANTS[name]
+        target = of_size(ModelSource(variant, model_files(Path(folder), variant)))
         _tell(f"writing random weights to {folder}", quiet)
-        write_random_model(Path(folder), VARIANTS[name])
-        yield subject
+        write_random_model(Path(folder), variant)
+        yield target
 
 
-def _follow(events: Iterator[Event], quiet: bool) -> tuple[Yardstick, list[Measured]]:
-    from sdpy.benchmark.survey import Begun, Measured, Yardstick
+def _follow(events: Iterator[Event], quiet: bool) -> tuple[MatmulRate, list[PhaseMeasurement]]:
+    from sdpy.benchmark.survey import MatmulRate, MeasurementStarted, PhaseMeasurement
 
-    yardstick: Yardstick | None = None
-    measured: list[Measured] = []
+    matmul: MatmulRate | None = None
+    measured: list[PhaseMeasurement] = []
     for event in events:
-        if isinstance(event, Begun):
+        if isinstance(event, MeasurementStarted):
             _tell(event.what, quiet)
-        elif isinstance(event, Yardstick):
-            yardstick = event
-        elif isinstance(event, Measured):
+        elif isinstance(event, MatmulRate):
+            matmul = event
+        elif isinstance(event, PhaseMeasurement):
             measured.append(event)
-    assert yardstick is not None, "a survey begins with its yardstick"
-    return yardstick, measured
+    assert matmul is not None, "a survey begins with a matrix product"
+    return matmul, measured
 
 
 def _tell(text: str, quiet: bool) -> None:
@@ -154,18 +155,18 @@ def _tell(text: str, quiet: bool) -> None:
 
 
 def _lines(
-    subject: Subject, steps: int, yardstick: Yardstick, measured: Sequence[Measured]
+    target: BenchmarkTarget, steps: int, matmul: MatmulRate, measured: Sequence[PhaseMeasurement]
 ) -> Iterator[str]:
     from sdpy.benchmark.survey import usual_setup
 
-    setup = yardstick.setup
+    setup = matmul.setup
     phases = {one.phase: one for one in measured if one.setup == setup}
     load = sum(one.measurement.load for one in phases.values() if one.phase != "encode")
-    name = subject.model.variant.name
-    yield f"{name}, {subject.width}x{subject.height} pixels, float32; {setup}"
-    yield f"This machine's matrix product: {gigaflops(yardstick.rate)} GFLOP/s\n"
+    name = target.source.variant.name
+    yield f"{name}, {target.width}x{target.height} pixels, float32; {setup}"
+    yield f"This machine's matrix product: {gigaflops(matmul.rate)} GFLOP/s\n"
     header = ["phase", "first time", "then", "range", "GFLOP/s", "of the product", "peak memory"]
-    rows = [_row(one, yardstick.rate) for one in phases.values()]
+    rows = [_row(one, matmul.rate) for one in phases.values()]
     yield table(header, [["load", seconds(load), *[""] * 5], *rows])
 
     step_times = {one.setup: _spread(one) for one in measured if one.phase == "unet"}
@@ -175,10 +176,10 @@ def _lines(
     yield "\n" + _advice(usual_setup(), step_times)
     begun = sum(phases[phase].measurement.first for phase in ("text", "unet", "decode"))
     whole = load + begun + (steps - 1) * step_times[setup].median
-    yield f"A picture of {steps} steps takes about {duration(whole)} with {setup}."
+    yield f"An image of {steps} steps takes about {duration(whole)} with {setup}."
 
 
-def _row(one: Measured, product_rate: float) -> list[str]:
+def _row(one: PhaseMeasurement, product_rate: float) -> list[str]:
     spread = _spread(one)
     rate = one.flops / spread.median
     peak = one.measurement.peak.bytes
@@ -193,7 +194,7 @@ def _row(one: Measured, product_rate: float) -> list[str]:
     ]
 
 
-def _spread(one: Measured) -> Spread:
+def _spread(one: PhaseMeasurement) -> Spread:
     return Spread.of(one.measurement.times)
 
 
@@ -213,13 +214,13 @@ def _advice(usual: Setup, step_times: Mapping[Setup, Spread]) -> str:
 
 
 def _as_json(
-    subject: Subject, yardstick: Yardstick, measured: Sequence[Measured]
+    target: BenchmarkTarget, matmul: MatmulRate, measured: Sequence[PhaseMeasurement]
 ) -> dict[str, Any]:
     return {
-        "model": subject.model.variant.name,
-        "width": subject.width,
-        "height": subject.height,
-        "matrix_product": {**vars(yardstick.setup), "flops_per_second": yardstick.rate},
+        "model": target.source.variant.name,
+        "width": target.width,
+        "height": target.height,
+        "matrix_product": {**vars(matmul.setup), "flops_per_second": matmul.rate},
         "phases": [
             {
                 "phase": one.phase,
@@ -229,7 +230,7 @@ def _as_json(
                 "first_seconds": one.measurement.first,
                 "seconds": list(one.measurement.times),
                 "flops_per_second": one.flops / _spread(one).median,
-                "share_of_matrix_product": one.flops / _spread(one).median / yardstick.rate,
+                "share_of_matrix_product": one.flops / _spread(one).median / matmul.rate,
                 "peak_bytes": one.measurement.peak.bytes,
                 "peak_method": one.measurement.peak.method,
             }

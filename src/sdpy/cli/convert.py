@@ -1,4 +1,4 @@
-"""``sdpy convert IN OUT``"""
+"""``sdpy convert IN OUT``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdpy.components import COMPONENTS
 from sdpy.errors import OutputError, UsageError
+from sdpy.options import either
 
 if TYPE_CHECKING:  # at run time this would import torch
     from sdpy.zoo.inspect import Inspection
@@ -45,9 +47,7 @@ def convert(
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(
-            show_default="all", help="Convert only text_encoder, unet, vae or controlnet."
-        ),
+        typer.Option(show_default="all", help=f"Convert only {either(COMPONENTS)}."),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -76,7 +76,7 @@ def convert(
     """Convert weights into another format or layout.
 
     Every number stays as it is, to the last bit, unless --dtype asks for others. Memory holds a
-    few tensors at a time, however large the files are. Each file is written whole or not at all.
+    few tensors at a time, however large the files are. Each file is written atomically.
 
     \b
     sdpy convert v1-5-pruned.ckpt v1-5.safetensors     one file, the same names
@@ -85,27 +85,27 @@ def convert(
     sdpy convert sd15 v1-5.safetensors --dtype fp16    back into one file, half the size
     sdpy convert v1-5.safetensors vae.ot --part vae    one component
     """
-    from sdpy.checkpoints import DTYPES
-    from sdpy.schedulers.noise import PREDICTION_TYPES
+    from sdpy.checkpoints import DTYPES_BY_NAME
+    from sdpy.schedulers import PREDICTION_TYPES
     from sdpy.zoo.convert import plan_conversion
-    from sdpy.zoo.inspect import inspect
+    from sdpy.zoo.inspect import inspect_weights
 
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"unknown --dtype '{dtype}': use one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in DTYPES_BY_NAME:
+        raise UsageError(f"unknown --dtype '{dtype}': use one of {', '.join(DTYPES_BY_NAME)}")
     if prediction is not None and prediction not in PREDICTION_TYPES:
         raise UsageError(
             f"unknown --prediction '{prediction}': use one of {', '.join(PREDICTION_TYPES)}"
         )
     if os.path.isfile(target) and not force:
         raise OutputError(f"{target} exists; --force replaces it")
-    found = inspect(source)
+    found = inspect_weights(source)
     done = _Done()
     plan = plan_conversion(
         found,
         target,
         layout=layout,
         part=part,
-        dtype=None if dtype is None else DTYPES[dtype],
+        dtype=None if dtype is None else DTYPES_BY_NAME[dtype],
         vocabulary=_vocabulary(found, vocab_file, data),
         prediction=prediction,
         advance=done,

@@ -1,4 +1,4 @@
-"""``sdpy download NAME...``"""
+"""``sdpy download NAME...``."""
 
 from __future__ import annotations
 

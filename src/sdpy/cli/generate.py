@@ -1,4 +1,4 @@
-"""``sdpy generate PROMPT``"""
+"""``sdpy generate PROMPT``."""
 
 from __future__ import annotations
 
@@ -6,34 +6,29 @@ from typing import Annotated
 
 import typer
 
-from sdpy.cli.control import ControlOptions, load_controls
-from sdpy.cli.options import CommonOptions, Height, Width
-from sdpy.cli.painting import find_components, paint_to_files, painting_settings
-from sdpy.images.paths import check_output
+from sdpy.cli.control import ControlOptions, control_images
+from sdpy.cli.images import make_images
+from sdpy.cli.options import OutputOptions
+from sdpy.pipelines.inputs import ImageRequest
+from sdpy.pipelines.request import GenerationOptions
+from sdpy.runtime.options import ModelOptions
 
 
 def generate(
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False)
+        str, typer.Argument(metavar="PROMPT", help="What to generate.", show_default=False)
     ],
-    options: CommonOptions,
+    options: GenerationOptions,
     control: ControlOptions,
-    width: Width = None,
-    height: Height = None,
+    model: ModelOptions,
+    output: OutputOptions,
 ) -> None:
-    """Paint a picture from a prompt.
+    """Generate an image of a prompt.
 
-    The picture is 512x512, the demo model's 128x128, unless --width and --height say otherwise.
+    The image is 512x512, the demo model's 128x128, unless --width and --height say otherwise.
     """
-    check_output(options.final_image, options.num_samples)
-    from sdpy import pipelines
-    from sdpy.images.frame import Frame
-
-    components = find_components(options, default_model="sd15")
-    side = components.variant.sample_size
-    width = side if width is None else width
-    height = side if height is None else height
-    controls = load_controls(control, Frame.fit((width, height), multiple=1, min_side=1))
-    settings = painting_settings(prompt, options, controls)
-    events = pipelines.generate(components, settings, width=width, height=height)
-    paint_to_files(events, components, settings, options)
+    make_images(
+        model,
+        output,
+        lambda: ImageRequest(prompt, controls=control_images(control), **vars(options)),
+    )

@@ -1,4 +1,4 @@
-"""``sdpy inspect FILE``"""
+"""``sdpy inspect FILE``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdpy.components import label_of
+
 if TYPE_CHECKING:  # at run time these would import torch
-    from sdpy.zoo.inspect import Component, Inspection
+    from sdpy.zoo.inspect import InspectedComponent, Inspection
 
 _SHOWN = 5
 
@@ -34,9 +36,9 @@ def inspect(
     of, and what is missing or unexpected in it. Nothing in the file is run, and its numbers are
     not read.
     """
-    from sdpy.zoo.inspect import inspect as look
+    from sdpy.zoo.inspect import inspect_weights
 
-    found = look(path)
+    found = inspect_weights(path)
     if as_json:
         print(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
     else:
@@ -56,21 +58,21 @@ def _lines(found: Inspection) -> list[str]:
         rows.append(("vocabulary", str(found.vocabulary or "none")))
     for one in found.components:
         rows += _component_rows(one, within_folder=found.kind != "file")
-    if found.strangers:
-        rows.append(("others", f"{len(found.strangers)} unknown: {_some(list(found.strangers))}"))
+    if found.unexpected:
+        listed = f"{len(found.unexpected)} keys: {_some(list(found.unexpected))}"
+        rows.append(("unexpected", listed))
     width = max(len(label) for label, _ in rows)
     return [f"{label:{width}}  {text}" for label, text in rows]
 
 
-def _component_rows(one: Component, *, within_folder: bool) -> list[tuple[str, str]]:
-    from sdpy.checkpoints import LABELS
+def _component_rows(one: InspectedComponent, *, within_folder: bool) -> list[tuple[str, str]]:
     from sdpy.checkpoints.base import printable
 
     dtypes = ", ".join(
         dtype if len(one.dtypes) == 1 else f"{dtype} ({count})"
         for dtype, count in one.dtypes.items()
     )
-    label = "weights" if one.name is None else LABELS[one.name]
+    label = label_of(one.name, "weights")
     rows = [
         (label, printable(one.summary or "of no kind that sdpy knows")),
         ("", f"{one.parameters:,} parameters in {len(one.tensors):,} tensors, {dtypes or 'none'}"),
@@ -110,7 +112,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "assumptions": list(found.assumptions),
         "vocabulary": None if found.vocabulary is None else str(found.vocabulary),
         "metadata": dict(found.metadata),
-        "strangers": list(found.strangers),
+        "unexpected_keys": list(found.unexpected),
         "components": [
             {
                 "component": one.name,

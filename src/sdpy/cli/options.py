@@ -1,6 +1,7 @@
-"""Options that several commands share, each declared once.
+"""From declared options to Typer's parameters.
 
-A command takes groups of options as dataclasses; `flatten` spreads them out for Typer.
+A command takes groups of options as dataclasses, whose fields `sdpy.options.option` declares;
+`flatten` spreads them out for Typer, and puts them together again for the command.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from sdpy.components import COMPONENTS
+from sdpy.options import Option, option, options_of, parse
+
+_OUTPUT = "Output"
 
 
 def flatten(command: Callable[..., None]) -> Callable[..., None]:
@@ -28,21 +34,33 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(_keyword(name, group, parameter.default))
             continue
         groups[name] = group
-        group_hints = get_type_hints(group, include_extras=True)
-        for field in dataclasses.fields(group):
-            parameters.append(_keyword(field.name, group_hints[field.name], field.default))
+        for field, one in options_of(group):
+            if one.flags:
+                parameters.append(_typer_parameter(group, field, one))
+            else:
+                parameters += _component_parameters()
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
         for name, group in groups.items():
-            fields = [field.name for field in dataclasses.fields(group)]
-            values[name] = group(**{field: values.pop(field) for field in fields})
+            chosen: dict[str, Any] = {}
+            for field, one in options_of(group):
+                if one.flags:
+                    chosen[field.name] = values.pop(field.name)
+                else:
+                    chosen[field.name] = _chosen_components(values)
+            values[name] = group(**parse(group, _without_missing(group, chosen)))
         command(**values)
 
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del flat.__wrapped__
     return flat
+
+
+def _without_missing(group: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out options that Typer says are None, so that they get the defaults of their fields."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -52,17 +70,70 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
+def _typer_parameter(group: Any, field: dataclasses.Field[Any], one: Option) -> inspect.Parameter:
+    """The Typer option of a field. Typer does not show defaults of None; the help texts do."""
+    hint = _field_type(group, field) if one.cli_type is None else one.cli_type
+    default = field.default
+    if one.cli_type is not None and not isinstance(default, str):
+        default, hint = None, hint | None
+    settings: dict[str, Any] = {
+        "help": one.help,
+        "rich_help_panel": one.panel,
+        "min": one.minimum,
+        "max": one.maximum,
+    }
+    if one.metavar is not None:
+        settings["metavar"] = one.metavar
+    if one.shown_default is not None:
+        settings["show_default"] = one.shown_default
+    if hint in (float, float | None):
+        settings["callback"] = _finite
+    annotated: Any = Annotated
+    annotation = annotated[hint, typer.Option(*one.flags, **settings)]
+    return _keyword(field.name, annotation, default)
+
+
+def _field_type(group: Any, field: dataclasses.Field[Any]) -> Any:
+    """The type of a field whose annotation needs no import."""
+    return eval(str(field.type), {"Path": Path})
+
+
 def _finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
 
 
-# Typer does not show the defaults of options that default to None; the help texts say them.
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="What to paint.")]
+def _component_parameters() -> Iterable[inspect.Parameter]:
+    """An option for each component that a file can be named for."""
+    for component in COMPONENTS.values():
+        if component.option is None:
+            continue
+        annotation = Annotated[
+            Path | None,
+            typer.Option(
+                component.option,
+                help=component.option_help,
+                show_default=f"{component.data_files[0]} in DATA",
+                rich_help_panel="Model and weights",
+            ),
+        ]
+        yield _keyword(f"{component.name}_weights", annotation, None)
+
+
+def _chosen_components(values: dict[str, Any]) -> dict[str, Path]:
+    given = {
+        name: values.pop(f"{name}_weights")
+        for name, component in COMPONENTS.items()
+        if component.option is not None
+    }
+    return {name: path for name, path in given.items() if path is not None}
+
 
 Width = Annotated[int | None, typer.Option(min=1, max=8192, help="Width in pixels.")]
 Height = Annotated[int | None, typer.Option(min=1, max=8192, help="Height in pixels.")]
+
+Prompt = Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")]
 
 Strength = Annotated[
     float,
@@ -70,359 +141,28 @@ Strength = Annotated[
         min=0.0,
         max=1.0,
         callback=_finite,
-        help="How much to change: the share of the steps that is walked.",
+        help="How much to change the image: the share of the steps that is done.",
     ),
 ]
 
-_PAINTING = "Painting"
-_PROMPT = "Prompts"
-_FASTER = "Faster, approximately"
-_MODEL = "Model and weights"
-_PLACE = "Where to compute"
-_OUTPUT = "Output"
 
-
-@dataclass(frozen=True)
-class PaintingOptions:
-    """How to paint."""
-
-    negative_prompt: Annotated[
-        str,
-        typer.Option("--negative-prompt", "-n", help="What to avoid.", rich_help_panel=_PAINTING),
-    ] = ""
-    n_steps: Annotated[
-        int,
-        typer.Option("--n-steps", "--steps", min=1, help="Steps.", rich_help_panel=_PAINTING),
-    ] = 30
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            callback=_finite,
-            show_default="7.5; the demo model's is 4",
-            help="How strongly to follow the prompt; 1 is without guidance and twice as fast.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = None
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=2**63 - 1,
-            metavar="INTEGER",
-            help="Seed of the noise. Sample k, counted from 0, uses SEED + k.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = 32
-    num_samples: Annotated[
-        int,
-        typer.Option(min=1, max=100_000, help="Pictures to paint.", rich_help_panel=_PAINTING),
-    ] = 1
-    scheduler: Annotated[
-        str,
-        typer.Option(help="Sampler; 'sdpy schedulers' lists them.", rich_help_panel=_PAINTING),
-    ] = "ddim"
-    timestep_spacing: Annotated[
-        str | None,
-        typer.Option(
-            show_default="the model's own",
-            help="Timesteps to visit: leading, linspace or trailing; original for ddim.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = None
-    sigmas: Annotated[
-        str | None,
-        typer.Option(
-            show_default="those of the timesteps",
-            help="Noise levels to visit: karras, exponential, beta, sgm-uniform, simple or ays.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = None
-    eta: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            callback=_finite,
-            show_default="ddim 0, tcd 0.3",
-            help="Noise that ddim and tcd add at each step: 0 none, 1 for ddim as much as ddpm.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = None
-    guidance_rescale: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            callback=_finite,
-            help="How far to undo the contrast that guidance adds.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = 0.0
-    prediction: Annotated[
-        str | None,
-        typer.Option(
-            show_default="the model's own",
-            help="What the UNet predicts: epsilon, v_prediction or sample.",
-            rich_help_panel=_PAINTING,
-        ),
-    ] = None
-    prompt_syntax: Annotated[
-        str,
-        typer.Option(
-            help="weighted: as in A1111's web UI, (word), (word:1.3) and \\[word] weigh a word by "
-            "1.1, 1.3 and 1/1.1, \\( is a bracket, BREAK starts a new chunk. plain: all is text.",
-            rich_help_panel=_PROMPT,
-        ),
-    ] = "weighted"
-    long_prompt: Annotated[
-        str,
-        typer.Option(
-            help="What to do with more than 75 tokens: chunk reads 75 at a time, truncate leaves "
-            "out the rest and says what that is, error refuses.",
-            rich_help_panel=_PROMPT,
-        ),
-    ] = "chunk"
-    clip_skip: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Layer of the text encoder to use: 1 is the last, 2 the last but one (as in "
-            "A1111's web UI; diffusers calls these 0 and 1).",
-            rich_help_panel=_PROMPT,
-        ),
-    ] = 1
-    embedding: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PATH",
-            show_default="none",
-            help="Textual inversion, for use in prompts by its file's name or by NAME. Repeat for "
-            "more.",
-            rich_help_panel=_PROMPT,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class ApproximationOptions:
-    """What may be computed less exactly. By default nothing is."""
-
-    deepcache: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            show_default="off",
-            help="DeepCache: evaluate the whole UNet every N-th time, and only its outermost "
-            "layers in between; 2 to 5.",
-            rich_help_panel=_FASTER,
-        ),
-    ] = None
-    deepcache_branch: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            show_default="0",
-            help="How many layers of the way down count as outermost; more are slower and nearer "
-            "to exact.",
-            rich_help_panel=_FASTER,
-        ),
-    ] = None
-    token_merging: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATIO",
-            min=0.0,
-            max=0.75,
-            callback=_finite,
-            show_default="off",
-            help="Share of the tokens that self-attention merges, at the highest resolution.",
-            rich_help_panel=_FASTER,
-        ),
-    ] = None
-    guidance_interval: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LO,HI",
-            show_default="0,1",
-            help="Shares of the steps between which there is guidance; the other steps take half "
-            "the work. 0.2,0.8 leaves out the first and the last fifth.",
-            rich_help_panel=_FASTER,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which weights to use."""
-
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            show_default="sd15",
-            help="A variant (sd15, sd15-inpaint, sd21, sd21-base, sd2-inpaint, sd-turbo; or demo, "
-            "which is small and comes with sdpy), or the path of a diffusers folder or of a single "
-            "file, .safetensors or .ckpt.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-    data: Annotated[Path, typer.Option(help="Folder of the weights.", rich_help_panel=_MODEL)] = (
-        Path("data")
-    )
-    clip_weights: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="pytorch_model.ot in DATA",
-            help="Text encoder: .ot, .safetensors, .bin, .ckpt, .npz.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-    unet_weights: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="unet.ot in DATA", help="UNet, likewise.", rich_help_panel=_MODEL
-        ),
-    ] = None
-    vae_weights: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="vae.ot in DATA",
-            help="Autoencoder, likewise; TAESD's too.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH[:WEIGHT]",
-            show_default="none",
-            help="LoRA to merge, and how much of it, 1 unless said. Repeat for several.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-    vocab_file: Annotated[
-        Path | None,
-        typer.Option(
-            show_default="bpe_simple_vocab_16e6.txt in DATA",
-            help="CLIP's byte-pair merges, plain or .gz.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class PlaceOptions:
-    """Where to compute."""
-
-    cpu: Annotated[
-        list[str] | None,
-        typer.Option(
-            show_default="none",
-            help="Models to run on the CPU: all, clip, unet or vae. Repeat, or separate by commas.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = None
-    device: Annotated[
-        str | None,
-        typer.Option(
-            show_default="the GPU if there is one",
-            help="Device of the other models: cuda, cuda:1, mps, cpu.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = None
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="fp32|fp16|bf16|auto",
-            help="Numbers that the models compute in. fp16 is for GPUs, bf16 for processors and "
-            "GPUs that have it; both take half of the memory and change the picture a little. "
-            "auto: fp16 on a GPU.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = "fp32"
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            show_default="one a core",
-            help="Threads to compute with on the CPU.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = None
-    memory: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|low|SIZE",
-            help="Memory to take. auto: what is free, of the machine, of a container, of the GPU; "
-            "where that is too little, the decoder works in strips and weights are read anew at "
-            "each step, as is said. low: as little as possible. SIZE: so much, such as 4G.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = "auto"
-    sliced_attention_size: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            show_default="off",
-            help="Compute attention in slices of so many heads, in less memory; 0 is automatic.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = None
-    offload: Annotated[
-        bool,
-        typer.Option(
-            "--offload",
-            help="Keep models in main memory, and on the GPU only while they run.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = False
-    compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile UNet and autoencoder for the GPU with torch.compile, which takes minutes "
-            "once: for many pictures of one size.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = False
-    fast_kernels: Annotated[
-        bool,
-        typer.Option(
-            "--fast-kernels/--plain-kernels",
-            help="Compute convolutions and others in faster ways on the CPU; the numbers are the "
-            "same but for rounding.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = True
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where the pictures go."""
+    """Where the images go, and what is told meanwhile."""
 
-    final_image: Annotated[
-        Path,
-        typer.Option(
-            "--final-image",
-            "--output",
-            "-o",
-            help="File to write: .png, .jpg or .webp. Several samples are numbered, as in "
-            "sd_final.1.png.",
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = Path("sd_final.png")
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_OUTPUT),
-    ] = False
-
-
-# Fields are collected from the last base to the first.
-@dataclass(frozen=True)
-class CommonOptions(
-    OutputOptions, PlaceOptions, ModelOptions, ApproximationOptions, PaintingOptions
-):
-    """What every painting command takes."""
+    final_image: Path = option(
+        Path("sd_final.png"),
+        "--final-image",
+        "--output",
+        "-o",
+        help="File to write: .png, .jpg or .webp. Several images are numbered, as in "
+        "sd_final.1.png.",
+        panel=_OUTPUT,
+    )
+    quiet: bool = option(False, "--quiet", "-q", help="Print nothing but errors.", panel=_OUTPUT)
+    verbose: bool = option(
+        False,
+        "--verbose",
+        help="Also say how many images are computed together, and what stays in memory.",
+        panel=_OUTPUT,
+    )

@@ -10,15 +10,16 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from sdpy.errors import ImageError, OutputError
 from sdpy.files import atomic_write
 from sdpy.images.frame import size_text
+from sdpy.images.metadata import png_info
 from sdpy.images.paths import FORMATS
 
 _EXIF_ORIENTATION = 0x0112
-# EXIF's value -> what puts the picture upright (Exif 2.32, 4.6.4 A).
+# EXIF's value -> what puts the image upright (Exif 2.32, 4.6.4 A).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,14 +35,14 @@ BLACK = (0, 0, 0)
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, upright.
+    """Read an image as RGB, upright.
 
     EXIF rotation is applied; transparency is laid over white; 16-bit, 32-bit and floating-point
-    greys are scaled to 8 bits; palette, grey, CMYK and 1-bit pictures are converted; of an
+    greys are scaled to 8 bits; palette, grey, CMYK and 1-bit images are converted; of an
     animation the first frame is taken. A colour profile is not applied.
 
     Raises:
-        ImageError: missing, unreadable, a folder, no picture, cut short or absurdly large.
+        ImageError: missing, unreadable, a folder, no image, cut short or absurdly large.
     """
     return open_image(Path(path), background=WHITE)
 
@@ -51,26 +52,26 @@ def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
-            raise ImageError(f"{path}: is a folder; give the path of a picture")
+            raise ImageError(f"{path}: is a folder; give the path of an image")
         if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
-            raise ImageError(f"{path}: is not a plain file; give the path of a picture")
+            raise ImageError(f"{path}: is not a plain file; give the path of an image")
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders grumble about harmless flaws
+            warnings.simplefilter("ignore")  # decoders warn of harmless flaws
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _decode(file, background)
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"{path}: no such picture; check the path") from error
+        raise ImageError(f"{path}: no such image; check the path") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path}: not a picture of a known kind; PNG, JPEG, WebP, TIFF, GIF, BMP and others "
+            f"{path}: not an image of a known kind; PNG, JPEG, WebP, TIFF, GIF, BMP and others "
             "are read, save it as one of them"
         ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(
-            f"{path}: the picture has more than {limit:.4g} million pixels; make it smaller first"
+            f"{path}: the image has more than {limit:.4g} million pixels; make it smaller first"
         ) from error
     except Exception as error:
         # A damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError,
@@ -80,7 +81,7 @@ def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
         else:
             reason = "damaged? " + (_one_line(error) or type(error).__name__)
         raise ImageError(
-            f"{path}: the picture cannot be read ({reason}); try another copy, or open it "
+            f"{path}: the image cannot be read ({reason}); try another copy, or open it "
             "elsewhere and save it as PNG"
         ) from error
 
@@ -93,17 +94,30 @@ def _decode(file: BinaryIO, background: tuple[int, int, int]) -> Image.Image:
         image.load()
         if 0 in image.size:
             raise ValueError(f"it is empty, {size_text(image.size)} pixels")
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _to_rgb(image, background)
+        return to_rgb(image, background)
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """A copy of an image of any mode as upright RGB; see `load_image`.
+
+    Args:
+        image: any.
+        background: over which transparency is laid.
+
+    Raises:
+        ValueError: it has pixels that are not finite numbers.
+    """
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = _to_rgb(image, background)
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
-    # Asked after load(): some of Pillow's readers (TIFF, AVIF) have turned the picture by then and
+    # Asked after load(): some of Pillow's readers (TIFF, AVIF) have turned the image by then and
     # no longer say so.
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # broken metadata is no reason to refuse a good picture
+    except Exception:  # broken metadata is no reason to refuse a good image
         return 1
 
 
@@ -137,14 +151,14 @@ def _one_line(error: Exception) -> str:
 
 
 def save_image(image: Image.Image, path: str | Path, parameters: str | None = None) -> None:
-    """Write a picture whole or not at all; an older file stays until the new one is complete.
+    """Write an image atomically: an older file stays until the new one is complete.
 
     The suffix gives the format: .png, .jpg, .jpeg (quality 95, 4:4:4) or .webp (quality 95).
 
     Args:
-        image: the picture.
+        image: of any mode that the format can hold.
         path: where to; its folder must exist.
-        parameters: how the picture was made; PNG only, as the text chunk "parameters".
+        parameters: how the image was made; PNG only, as the text chunk "parameters".
 
     Raises:
         OutputError: the file cannot be written.
@@ -157,7 +171,7 @@ def save_image(image: Image.Image, path: str | Path, parameters: str | None = No
         data = _encode(image, format, parameters)
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"{path}: the picture cannot be stored as {format} ({_one_line(error)}); "
+            f"{path}: the image cannot be stored as {format} ({_one_line(error)}); "
             "choose another kind, such as .png"
         ) from error
     with atomic_write(path) as file:
@@ -167,9 +181,7 @@ def save_image(image: Image.Image, path: str | Path, parameters: str | None = No
 def _encode(image: Image.Image, format: str, parameters: str | None) -> bytes:
     buffer = io.BytesIO()
     if format == "PNG":
-        info = PngImagePlugin.PngInfo()
-        if parameters is not None:
-            info.add_text("parameters", parameters)
+        info = None if parameters is None else png_info(parameters)
         image.save(buffer, format, pnginfo=info)
     elif format == "JPEG":
         image.save(buffer, format, quality=95, subsampling="4:4:4")

@@ -13,17 +13,17 @@ from sdpy.errors import ImageError
 
 @dataclass(frozen=True)
 class Frame:
-    """How a picture of any size becomes one that the model takes, and how the result comes back.
+    """How an image of any size becomes one that the model takes, and how the result comes back.
 
-    The picture is scaled (only where asked), cropped to the centre (only for a wanted width and
-    height) and padded at the right and at the bottom. A picture that needs none of this passes
+    The image is scaled (only where asked), cropped to the centre (only for a wanted width and
+    height) and padded at the right and at the bottom. An image that needs none of this passes
     through bit by bit. Make one with ``Frame.fit``; all sizes are (width, height).
 
     Attributes:
-        source: the picture's size.
+        source: the image's size.
         scaled: its size after scaling; equal to ``source`` when it is not scaled.
-        offset: left and top of what is cut out of the scaled picture.
-        content: size of what is cut out; the size of the finished picture.
+        offset: left and top of what is cut out of the scaled image.
+        content: size of what is cut out; the size of the finished image.
         padded: size that the model sees.
     """
 
@@ -44,20 +44,20 @@ class Frame:
         width: int | None = None,
         height: int | None = None,
     ) -> Frame:
-        """The frame for a picture of ``size``.
+        """The frame for an image of ``size``.
 
         Args:
-            size: (width, height) of the picture.
+            size: (width, height) of the image.
             multiple: the model's sides are multiples of this (8 for Stable Diffusion).
-            max_pixels: a picture with more is scaled down to at most this many; None: never. Not
+            max_pixels: an image with more is scaled down to at most this many; None: never. Not
                 applied where a width or height is asked for.
-            min_side: shortest side, in pixels, that is worth painting.
+            min_side: shortest side, in pixels, that is worth generating.
             width: wanted width; alone, the height follows from the proportions. With ``height`` the
-                picture is scaled to cover both and its centre is taken.
+                image is scaled to cover both and its centre is taken.
             height: wanted height, likewise.
 
         Raises:
-            ImageError: a side of the finished picture would be shorter than ``min_side``.
+            ImageError: a side of the finished image would be shorter than ``min_side``.
         """
         if width is not None or height is not None:
             content = _wanted_size(size, width, height)
@@ -67,7 +67,7 @@ class Frame:
         if min(content) < min_side:
             becomes = "" if content == size else f" and becomes {size_text(content)}"
             raise ImageError(
-                f"the picture has {size_text(size)} pixels{becomes}, too little to paint on: "
+                f"the image has {size_text(size)} pixels{becomes}, too little to work on: "
                 f"both sides must be at least {min_side}; enlarge it first"
             )
         return cls(
@@ -79,7 +79,7 @@ class Frame:
         )
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Scale (Lanczos), crop and pad a picture; the padding repeats the last row and column."""
+        """Scale (Lanczos), crop and pad an image; the padding repeats the last row and column."""
         image = self._cut(image, Image.Resampling.LANCZOS)
         if self.padded == self.content:
             return image
@@ -94,7 +94,7 @@ class Frame:
         mask = self._cut(mask, Image.Resampling.NEAREST)
         if not mask.getbbox():
             raise ImageError(
-                f"nothing white is left of the mask where the picture is used at "
+                f"nothing white is left of the mask where the image is used at "
                 f"{size_text(self.content)} pixels; paint more of it white, nearer the centre"
             )
         if self.padded == self.content:

@@ -1,4 +1,4 @@
-"""Where pictures are written: names of several samples, and whether a path can work at all.
+"""Where images are written: names of several samples, and whether a path can work at all.
 
 Both are asked before any model is loaded, so this module imports neither torch nor Pillow.
 """
@@ -17,21 +17,21 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def numbered_paths(path: str | Path, count: int) -> list[Path]:
-    """The files that ``count`` pictures go to.
+    """The files that ``count`` images go to.
 
-    One picture goes to ``path`` itself, several are numbered from 1 before the last suffix:
+    One image goes to ``path`` itself, several are numbered from 1 before the last suffix:
     ``sd_final.png`` becomes ``sd_final.1.png``, ``sd_final.2.png``, ...
     """
     path = Path(path)
     if count < 1:
-        raise ValueError(f"count is {count}, at least one picture is needed")
+        raise ValueError(f"count is {count}, at least one image is needed")
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}.{k}{path.suffix}") for k in range(1, count + 1)]
 
 
 def check_output(path: str | Path, count: int = 1) -> None:
-    """Make sure that ``count`` pictures can be written to ``path`` (see ``numbered_paths``).
+    """Make sure that ``count`` images can be written to ``path`` (see ``numbered_paths``).
 
     A temporary file is really made in the folder and removed: permissions alone do not tell.
 
@@ -42,7 +42,7 @@ def check_output(path: str | Path, count: int = 1) -> None:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"{path}: unknown kind of picture; let the name end in one of {', '.join(FORMATS)}"
+            f"{path}: unknown image format; let the name end in one of {', '.join(FORMATS)}"
         )
     for target in numbered_paths(path, count):
         _check_target(target)

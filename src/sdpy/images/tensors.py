@@ -12,7 +12,7 @@ from sdpy.images.mask import MASK_THRESHOLD
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """Picture (RGB) to float32 (1, 3, H, W) in [-1, 1]."""
+    """Image (RGB) to float32 (1, 3, H, W) in [-1, 1]."""
     rgb = torch.from_numpy(np.array(image.convert("RGB")))  # (H, W, 3)
     return rgb.permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255.0 * 2.0 - 1.0
 
@@ -23,7 +23,7 @@ def mask_to_tensor(mask: Image.Image) -> Tensor:
 
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:
-    """Float (3, H, W) or (1, 3, H, W) in [-1, 1] to a picture; outside values are clamped.
+    """Float (3, H, W) or (1, 3, H, W) in [-1, 1] to an image; outside values are clamped.
 
     Grey levels are rounded to the nearest, not cut off.
 
@@ -37,7 +37,7 @@ def tensor_to_image(tensor: Tensor) -> Image.Image:
     tensor = tensor.detach().to("cpu", torch.float32)
     if not torch.isfinite(tensor).all():
         raise OutputError(
-            "the painted picture holds values that are not numbers; "
+            "the generated image holds values that are not numbers; "
             "the weights may be damaged or overflow in half precision: try float32"
         )
     levels = (tensor / 2.0 + 0.5).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)

@@ -5,14 +5,21 @@ Shapes: B batch, T tokens of the sequence that asks, S tokens of the one that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From query (B, heads, T, d), key and value (B, heads, S, d) to (B, heads, T, d)."""
+from sdpy.models.rows import add_rows, repeat_rows
+
+
+class ScaledDotProductAttention(nn.Module):
+    """Attention of heads that are split already; it has no weights.
+
+    Source: "Attention Is All You Need" (Vaswani et al., 2017), equation 1.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``query`` (B, heads, T, d), ``key`` and ``value`` (B, heads, S, d) -> query's shape."""
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
@@ -26,7 +33,7 @@ class Attention(nn.Module):
     Raises:
         ValueError: ``dim`` is no multiple of ``heads``.
 
-    Source: "Attention Is All You Need" (Vaswani et al., 2017), equation 1.
+    Source: "Attention Is All You Need" (Vaswani et al., 2017), section 3.2.2.
     """
 
     def __init__(self, dim: int, context_dim: int | None = None, *, heads: int) -> None:
@@ -39,7 +46,7 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.attend: AttentionFunction = F.scaled_dot_product_attention
+        self.attend: nn.Module = ScaledDotProductAttention()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x`` (B, T, D), ``context`` (B, S, context_dim), None for ``x`` itself -> (B, T, D)."""
@@ -96,8 +103,9 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """``x`` (B, T, dim), ``context`` (B, S, context_dim) -> (B, T, dim)."""
+        """``x`` (B or k B, T, dim), ``context`` (k B, S, context_dim) -> (k B, T, dim)."""
         x = x + self.attn1(self.norm1(x))
+        x = repeat_rows(x, len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -138,7 +146,7 @@ class Transformer2DModel(nn.Module):
         self.proj_out = _projection(channels, linear=linear_projection)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """``x`` (B, C, H, W), ``context`` (B, S, context_dim) -> (B, C, H, W)."""
+        """``x`` (B or k B, C, H, W), ``context`` (k B, S, context_dim) -> (k B, C, H, W)."""
         residual = x
         x = self.norm(x)
         if self.linear_projection:
@@ -148,10 +156,10 @@ class Transformer2DModel(nn.Module):
         for block in self.transformer_blocks:
             x = block(x, context)
         if self.linear_projection:
-            x = _to_feature_map(self.proj_out(x), residual.shape)
+            x = _to_feature_map(self.proj_out(x), *residual.shape[-2:])
         else:
-            x = self.proj_out(_to_feature_map(x, residual.shape))
-        return x + residual
+            x = self.proj_out(_to_feature_map(x, *residual.shape[-2:]))
+        return add_rows(x, residual)
 
 
 def _projection(channels: int, *, linear: bool) -> nn.Module:
@@ -162,5 +170,5 @@ def _to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H * W, C)
 
 
-def _to_feature_map(x: Tensor, shape: torch.Size) -> Tensor:
-    return x.transpose(1, 2).reshape(shape)  # (B, H * W, C) -> (B, C, H, W)
+def _to_feature_map(x: Tensor, height: int, width: int) -> Tensor:
+    return x.transpose(1, 2).reshape(len(x), -1, height, width)  # (B, H * W, C) -> (B, C, H, W)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.models.base import ModelMixin
+
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
@@ -151,7 +153,7 @@ class CLIPTextTransformer(nn.Module):
         return self.final_layer_norm(self.encoder(x, skip_layers))
 
 
-class CLIPTextModel(nn.Module):
+class CLIPTextModel(ModelMixin):
     """Text encoder: the last hidden state after the final layer norm is the prompt's embedding.
 
     Raises:
@@ -186,3 +188,7 @@ class CLIPTextModel(nn.Module):
         if not 0 <= skip_layers < layers:
             raise ValueError(f"cannot skip {skip_layers} of {layers} layers")
         return self.text_model(input_ids, skip_layers, added_embeddings)
+
+    @property
+    def _resident_weight(self) -> Tensor:
+        return self.text_model.final_layer_norm.weight  # the first layer is the whole vocabulary

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of the UNet's way down that looks at a picture and steers the UNet by it.
+"""ControlNet: a copy of the UNet's way down that looks at an image and steers the UNet by it.
 
 Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al., 2023); names
 of parameters as in diffusers' ``ControlNetModel``.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.models.embeddings import timestep_embedding
+from sdpy.models.rows import check_rows
 from sdpy.models.unet import (
     UNet2DConditionConfig,
+    UNetBase,
     make_down_blocks,
     make_mid_block,
-    make_time_embedding,
     skip_channels,
 )
 
@@ -26,8 +26,8 @@ class ControlNetConfig:
     """Sizes of a ControlNet. The defaults are those for Stable Diffusion 1.x.
 
     ``unet`` is the UNet's that it steers, as an ordinary one takes 4 channels: the mask and the
-    masked picture of inpainting are not shown to a ControlNet.
-    ``conditioning_embedding_out_channels`` has one entry a resolution, from the picture's down to
+    masked image of inpainting are not shown to a ControlNet.
+    ``conditioning_embedding_out_channels`` has one entry a resolution, from the image's down to
     the latents'.
     """
 
@@ -37,7 +37,7 @@ class ControlNetConfig:
 
 
 class ControlNetConditioningEmbedding(nn.Module):
-    """From the picture to a feature map of the latents' resolution, by convolutions."""
+    """From the image to a feature map of the latents' resolution, by convolutions."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
@@ -51,15 +51,15 @@ class ControlNetConditioningEmbedding(nn.Module):
         out_channels = config.unet.block_out_channels[0]
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """(B, conditioning_channels, f H, f W) -> (B, C, H, W), f doubled at each resolution."""
-        x = F.silu(self.conv_in(picture))
+        x = F.silu(self.conv_in(image))
         for block in self.blocks:
             x = F.silu(block(x))
         return self.conv_out(x)
 
 
-class ControlNetModel(nn.Module):
+class ControlNetModel(UNetBase):
     """The steering network.
 
     Raises:
@@ -67,11 +67,8 @@ class ControlNetModel(nn.Module):
     """
 
     def __init__(self, config: ControlNetConfig) -> None:
-        super().__init__()
+        super().__init__(config.unet)
         self.config = config
-        channels = config.unet.block_out_channels
-        self.conv_in = nn.Conv2d(config.unet.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = make_time_embedding(config.unet)
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(config)
         self.down_blocks = make_down_blocks(config.unet)
         self.mid_block = make_mid_block(config.unet)
@@ -79,38 +76,49 @@ class ControlNetModel(nn.Module):
         self.controlnet_down_blocks = nn.ModuleList(
             nn.Conv2d(skip, skip, 1) for skip in skip_channels(config.unet)
         )
-        self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
+        lowest = config.unet.block_out_channels[-1]
+        self.controlnet_mid_block = nn.Conv2d(lowest, lowest, 1)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, picture: Tensor
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        *,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        emb: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """What is to be added to the UNet's skips and to its middle, in the weights' dtype.
 
         Args:
             sample: (B, in_channels, H, W) noisy latents, as the UNet sees them.
             timestep: (B,) or a scalar tensor, in steps of the training schedule.
-            encoder_hidden_states: (B, S, cross_attention_dim) prompt embeddings.
-            picture: (B or 1, conditioning_channels, f H, f W) in [0, 1]: edges, depth, a pose, ...
+            encoder_hidden_states: (k B, S, cross_attention_dim) prompt embeddings, k for each
+                sample, as for the UNet.
+            controlnet_cond: (B or 1, conditioning_channels, f H, f W) in [0, 1], the image that
+                steers: edges, depth, a pose, ...
+            text_embeds, time_ids, emb: as for the UNet, but by the ControlNet's own `embed`.
 
         Returns:
-            ``down_residuals`` and ``mid_residual`` of `UNet2DConditionModel.forward`.
+            ``down_block_additional_residuals`` and ``mid_block_additional_residual`` of
+            `UNet2DConditionModel.forward`, with B or k B rows as the skips have them.
+
+        Raises:
+            ValueError: the number of contexts is no multiple of that of samples, or
+                ``text_embeds`` and ``time_ids`` are missing.
         """
         context = encoder_hidden_states
-        time_emb = self.embed_time(timestep.expand(sample.shape[0]))
+        check_rows(sample, context)
+        if emb is None:
+            emb = self.embed(timestep, None, text_embeds, time_ids)
 
-        x = self.conv_in(sample) + self.controlnet_cond_embedding(picture)
-        skips = [x]
-        for down_block in self.down_blocks:
-            x, level_skips = down_block(x, time_emb, context)
-            skips += level_skips
-        x = self.mid_block(x, time_emb, context)
+        x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
+        skips = self.down_blocks(x, emb, context)
+        x = self.go_through_middle(skips[-1], emb, context)
         down_residuals = [
             convolution(skip)
             for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         ]
         return down_residuals, self.controlnet_mid_block(x)
-
-    def embed_time(self, timesteps: Tensor) -> Tensor:
-        """``timesteps`` (B,) -> (B, time_embed_dim), in the dtype of the weights."""
-        sinusoids = timestep_embedding(timesteps, self.config.unet.block_out_channels[0])
-        return self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpy.models.rows import add_rows, repeat_rows
+
 
 class ResnetBlock2D(nn.Module):
     """Two 3x3 convolutions, each after GroupNorm and SiLU, added to the input.
@@ -42,13 +44,28 @@ class ResnetBlock2D(nn.Module):
         )
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
-        """``x`` (B, C_in, H, W), ``time_emb`` (B, time_embed_dim) -> (B, C_out, H, W)."""
+        """Compute the block.
+
+        Args:
+            x: (B or k B, C_in, H, W).
+            time_emb: (1, B or k B, time_embed_dim).
+
+        Returns:
+            (B or k B, C_out, H, W), with as many rows as the argument that has more.
+        """
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time_emb is not None:
-            h = h + self.time_emb_proj(F.silu(time_emb))[:, :, None, None]
+            h = add_rows(h, self.time_emb_proj(F.silu(_as_rows_of(h, time_emb)))[:, :, None, None])
         h = self.conv2(F.silu(self.norm2(h)))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return shortcut + h
+        return add_rows(shortcut, h)
+
+
+def _as_rows_of(h: Tensor, time_emb: Tensor) -> Tensor:
+    """The embedding of each row, as the rounding of a product depends on how many rows it has."""
+    if len(time_emb) == 1:
+        return time_emb.expand(len(h), -1)
+    return repeat_rows(time_emb, max(len(h), len(time_emb)))
 
 
 class Downsample2D(nn.Module):

@@ -1,4 +1,6 @@
-"""TAESD: an autoencoder of a few convolutions, much faster than the real one and nearly as good.
+"""TAESD: an autoencoder of a few convolutions that shares the latents of Stable Diffusion's.
+
+It is much faster than `AutoencoderKL`, and its images are nearly as good.
 
 Source: "Tiny AutoEncoder for Stable Diffusion" (Ollin Boer Bohan, 2023); names of parameters as in
 diffusers' ``AutoencoderTiny``.
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdpy.models.base import ModelMixin
 from sdpy.models.vae import DiagonalGaussian
 
 # Latents are squeezed softly into this range before they are decoded.
@@ -21,8 +24,8 @@ LATENT_MAGNITUDE = 3.0
 class AutoencoderTinyConfig:
     """Sizes of a tiny autoencoder. The defaults are those of TAESD for Stable Diffusion 1.x, 2.x.
 
-    ``encoder_blocks`` has one entry a resolution, from the picture's to the latents';
-    ``decoder_blocks`` from the latents' to the picture's. Its latents have unit variance, hence
+    ``encoder_blocks`` has one entry a resolution, from the image's to the latents';
+    ``decoder_blocks`` from the latents' to the image's. Its latents have unit variance, hence
     the scaling factor of 1.
     """
 
@@ -59,7 +62,7 @@ class AutoencoderTinyBlock(nn.Module):
 
 
 class EncoderTiny(nn.Module):
-    """Picture -> latents."""
+    """Image -> latents."""
 
     def __init__(self, config: AutoencoderTinyConfig) -> None:
         super().__init__()
@@ -74,13 +77,13 @@ class EncoderTiny(nn.Module):
         layers.append(nn.Conv2d(channels, config.latent_channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, latent_channels, H / f, W / f)."""
-        return self.layers((picture + 1) / 2)
+        return self.layers((image + 1) / 2)
 
 
 class DecoderTiny(nn.Module):
-    """Latents -> picture."""
+    """Latents -> image."""
 
     def __init__(self, config: AutoencoderTinyConfig) -> None:
         super().__init__()
@@ -104,7 +107,7 @@ class DecoderTiny(nn.Module):
         return self.layers(x) * 2 - 1
 
 
-class AutoencoderTiny(nn.Module):
+class AutoencoderTiny(ModelMixin):
     """Encoder and decoder; they are used as those of `AutoencoderKL` are.
 
     Its latents are already scaled to unit variance, as ``config.scaling_factor`` of 1 says.
@@ -116,11 +119,11 @@ class AutoencoderTiny(nn.Module):
         self.encoder = EncoderTiny(config)
         self.decoder = DecoderTiny(config)
 
-    def encode(self, picture: Tensor) -> DiagonalGaussian:
-        """``picture`` (B, 3, H, W) in [-1, 1] -> latents (B, 4, H / f, W / f), without variance."""
-        latents = self.encoder(picture)
+    def encode(self, image: Tensor) -> DiagonalGaussian:
+        """``image`` (B, 3, H, W) in [-1, 1] -> latents (B, 4, H / f, W / f), without variance."""
+        latents = self.encoder(image)
         return DiagonalGaussian(latents, torch.zeros_like(latents))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """``latents`` (B, 4, h, w) -> picture (B, 3, h f, w f), about [-1, 1], not clamped."""
+        """``latents`` (B, 4, h, w) -> image (B, 3, h f, w f), about [-1, 1], not clamped."""
         return self.decoder(latents)

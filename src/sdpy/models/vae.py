@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents.
+"""The autoencoder between images and latents.
 
 Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2022);
 names of parameters as in diffusers' ``AutoencoderKL``.
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdpy.models.attention import AttentionFunction
+from sdpy.models.attention import ScaledDotProductAttention
+from sdpy.models.base import ModelMixin
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 GROUP_NORM_EPS = 1e-6
@@ -22,7 +23,7 @@ GROUP_NORM_EPS = 1e-6
 class AutoencoderKLConfig:
     """Sizes of an autoencoder. The defaults are those of Stable Diffusion 1.x and 2.x.
 
-    ``block_out_channels`` goes from the picture's resolution to the latents'.
+    ``block_out_channels`` goes from the image's resolution to the latents'.
     ``scaling_factor`` brings latents to unit variance before they are diffused.
     """
 
@@ -42,7 +43,7 @@ class AutoencoderKLConfig:
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """The encoder's answer: a normal distribution for each number of (B, latent_channels, h, w)."""
+    """The encoder's result: a normal distribution for each number of (B, latent_channels, h, w)."""
 
     mean: Tensor
     std: Tensor
@@ -68,7 +69,7 @@ class AutoencoderAttention(nn.Module):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        self.attend: AttentionFunction = F.scaled_dot_product_attention
+        self.attend: nn.Module = ScaledDotProductAttention()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -162,7 +163,7 @@ class UpDecoderBlock2D(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture -> moments of the latents' distribution."""
+    """Image -> moments of the latents' distribution."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> picture."""
+    """Latents -> image."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -222,7 +223,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(ModelMixin):
     """Encoder and decoder, with the 1x1 convolutions on either side of the latents.
 
     Latents here are as the networks give and take them; multiply by ``config.scaling_factor``
@@ -241,12 +242,12 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
         self.decoder = Decoder(config)
 
-    def encode(self, picture: Tensor) -> DiagonalGaussian:
-        """``picture`` (B, 3, H, W) in [-1, 1] -> distribution of latents (B, 4, H / f, W / f)."""
-        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(picture)))
+    def encode(self, image: Tensor) -> DiagonalGaussian:
+        """``image`` (B, 3, H, W) in [-1, 1] -> distribution of latents (B, 4, H / f, W / f)."""
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """``latents`` (B, 4, h, w) -> picture (B, 3, h f, w f), about [-1, 1], not clamped."""
+        """``latents`` (B, 4, h, w) -> image (B, 3, h f, w f), about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latents))
 
 

@@ -1,1 +1,1 @@
-"""Passes over a loaded model that make it faster or smaller; the models know nothing of them."""
+"""Other ways to compute what a loaded model computes, exactly or approximately; see README.md."""

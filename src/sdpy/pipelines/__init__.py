@@ -1,27 +1,7 @@
-"""From a request to images: the denoising loop, and the three tasks."""
+"""From a request to images: planning, the denoising loop, and the three tasks.
 
-from __future__ import annotations
-
-from sdpy.pipelines.components import Components
-from sdpy.pipelines.controlnet import Control
-from sdpy.pipelines.events import Event, Notice, Painted, Progress, PromptRead
-from sdpy.pipelines.execution import Execution
-from sdpy.pipelines.img2img import img2img
-from sdpy.pipelines.inpaint import inpaint
-from sdpy.pipelines.paint import Settings
-from sdpy.pipelines.text2img import generate
-
-__all__ = [
-    "Components",
-    "Control",
-    "Event",
-    "Execution",
-    "Notice",
-    "Painted",
-    "Progress",
-    "PromptRead",
-    "Settings",
-    "generate",
-    "img2img",
-    "inpaint",
-]
+Text-to-image, image-to-image and inpainting differ only in how the latents begin and in what is
+kept of a given image; `text2img`, `img2img` and `inpaint` say how. `generate` goes from requests to
+decoded images a batch at a time, and `pipeline` from there to files and Python's users. The modules
+are imported one by one, because `sdpy.pipelines.request` serves the command line without torch.
+"""

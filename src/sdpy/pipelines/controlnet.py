@@ -1,4 +1,4 @@
-"""Steering the UNet by ControlNets."""
+"""ControlNets: images that steer the UNet."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.models import ControlNetModel
-from sdpy.pipelines.components import Components
+from sdpy.runtime.session import RequestModels, Session
+from sdpy.text.conditioning import Conditioning
 
 
-def within(start: float, end: float, step: int, steps: int) -> bool:
+def is_within(start: float, end: float, step: int, steps: int) -> bool:
     """Whether step ``step`` (from 0) of ``steps`` begins and ends between two shares of them."""
     return step / steps >= start and (step + 1) / steps <= end
 
@@ -26,54 +28,68 @@ class Control:
 
     Attributes:
         weights: its file.
-        picture: (1, 3, H, W) in [0, 1], of the painted picture's size: edges, depth, a pose, ...
+        image: (1, 3, H, W) in [0, 1], of the generated image's size: edges, depth, a pose, ...
         scale: factor of its influence; 0 is none.
-        start: share of the steps that is over when it begins to count, in [0, 1].
-        end: share of the steps that is over when it ceases to count, in [0, 1].
+        start: share of the steps that is done when it begins to count, in [0, 1].
+        end: share of the steps that is done when it ceases to count, in [0, 1].
     """
 
     weights: Path
-    picture: Tensor
+    image: Tensor
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
 
+    @property
+    def network(self) -> tuple[Path, float, float, float]:
+        """All but the image: what the controls of a batch have to have in common."""
+        return (self.weights, self.scale, self.start, self.end)
+
     def counts(self, step: int, steps: int) -> bool:
         """Whether it counts in step ``step`` (from 0) of ``steps``."""
-        return within(self.start, self.end, step, steps)
+        return is_within(self.start, self.end, step, steps)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedControl:
-    """A control with its network; the picture is on the network's device, in its dtype."""
+    """A control of a batch with its network.
+
+    Attributes:
+        control: its scale and span; of its images, `images` has those of the whole batch.
+        model: the network.
+        images: (B, 3, H, W) in [0, 1] on the network's device, in its dtype; (1, 3, H, W) where
+            all images of the batch are steered by the same.
+    """
 
     control: Control
     model: ControlNetModel
-    picture: Tensor
+    images: Tensor
 
     def residuals(
-        self, sample: Tensor, timestep: Tensor, context: Tensor
+        self, sample: Tensor, timestep: Tensor, conditioning: Conditioning
     ) -> tuple[list[Tensor], Tensor]:
         """What it adds to the UNet's skips and middle; see `ControlNetModel.forward`."""
-        down, mid = self.model(sample, timestep, context, self.picture)
+        down, mid = self.model(
+            sample, timestep, controlnet_cond=self.images, **conditioning.inputs()
+        )
         scale = self.control.scale
         return [scale * residual for residual in down], scale * mid
 
 
 def check_controls(
-    components: Components, controls: Iterable[Control], *, width: int, height: int
+    session: Session, controls: Iterable[Control], *, width: int, height: int
 ) -> None:
     """Find out whether the controls can work, reading no weights.
 
     Raises:
-        UsageError: a picture of another size, or a span or scale that makes no sense.
+        UsageError: an image of another size, or a span or scale that makes no sense.
         WeightsError: a file that is broken or no ControlNet for these models.
     """
     for control in controls:
-        if control.picture.shape[-2:] != (height, width):
-            shown = f"{control.picture.shape[-1]}x{control.picture.shape[-2]}"
+        if control.image.shape[-2:] != (height, width):
+            shown = f"{control.image.shape[-1]}x{control.image.shape[-2]}"
             raise UsageError(
-                f"the control picture has {shown} pixels, the painted one {width}x{height}: "
+                f"the control image has {shown} pixels, the generated one {width}x{height}: "
                 "give them the same size"
             )
         if not 0 <= control.start < control.end <= 1:
@@ -83,53 +99,63 @@ def check_controls(
             )
         if not math.isfinite(control.scale):
             raise UsageError(f"{control.weights}: the scale {control.scale} is no finite number")
-        components.check_controlnet(control.weights)
+        session.check_controlnet(control.weights)
 
 
 @contextmanager
-def load_controls(
-    components: Components, controls: Iterable[Control]
+def loaded_controls(
+    models: RequestModels, batch: Sequence[tuple[Control, ...]]
 ) -> Iterator[list[LoadedControl]]:
-    """The controls with their networks, for the duration of the block."""
+    """The controls of a batch with their networks, for the duration of the block.
+
+    Args:
+        models: that load them.
+        batch: the controls of each image; they differ in nothing but what is shown.
+    """
     with ExitStack() as stack:
         loaded = []
-        for control in controls:
-            model = stack.enter_context(components.controlnet(control.weights))
-            picture = control.picture.to(model.conv_in.weight)
-            loaded.append(LoadedControl(control, model, picture))
+        for same in zip(*batch, strict=True):
+            model = stack.enter_context(models.controlnet(same[0].weights))
+            shown = [same[0].image]
+            if any(control.image is not same[0].image for control in same):
+                shown = [control.image for control in same]
+            images = torch.cat(shown).to(model.device, model.dtype)
+            loaded.append(LoadedControl(same[0], model, images))
         yield loaded
 
 
-def steer(
+def control_residuals(
     controls: Sequence[LoadedControl],
     step: int,
     steps: int,
     sample: Tensor,
     timestep: Tensor,
-    context: Tensor,
-) -> tuple[list[Tensor] | None, Tensor | None]:
-    """The sum of what all controls add in a step; None and None where none counts.
+    conditioning: Conditioning,
+) -> dict[str, list[Tensor] | Tensor]:
+    """The sum of what all controls add in a step.
 
     Args:
         controls: with their networks.
         step: from 0.
-        steps: that are walked.
+        steps: how many there are.
         sample: (B, C, h, w), what the UNet sees of the latents, without what else it sees.
         timestep: scalar tensor.
-        context: (B, S, D) prompt embeddings.
+        conditioning: of k B rows.
 
     Returns:
-        ``down_residuals`` and ``mid_residual`` of `UNet2DConditionModel.forward`.
+        The residuals by the names of `UNet2DConditionModel.forward`; empty where none counts.
     """
-    all_down: list[Tensor] | None = None
+    all_down: list[Tensor] = []
     all_mid: Tensor | None = None
     for loaded in controls:
         if not loaded.control.counts(step, steps):
             continue
-        down, mid = loaded.residuals(sample, timestep, context)
-        if all_down is None or all_mid is None:
-            all_down, all_mid = down, mid
-        else:
-            all_down = [a + b for a, b in zip(all_down, down, strict=True)]
-            all_mid = all_mid + mid
-    return all_down, all_mid
+        down, mid = loaded.residuals(sample, timestep, conditioning)
+        all_down = [a + b for a, b in zip(all_down, down, strict=True)] if all_down else down
+        all_mid = mid if all_mid is None else all_mid + mid
+    if all_mid is None:
+        return {}
+    return {
+        "down_block_additional_residuals": all_down,
+        "mid_block_additional_residual": all_mid,
+    }

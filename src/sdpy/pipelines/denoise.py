@@ -2,45 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpy.errors import PaintingError
-from sdpy.models import UNet2DConditionModel
+from sdpy.errors import GenerationError
 from sdpy.models.embeddings import guidance_scale_embedding
-from sdpy.pipelines.controlnet import LoadedControl, steer, within
-from sdpy.pipelines.events import Notice
-from sdpy.pipelines.recovery import Resort, attempt, finish
-from sdpy.schedulers import Scheduler
-from sdpy.text.prompts import PromptEmbeddings
+from sdpy.optimizations.approximate import UNet
+from sdpy.pipelines.controlnet import LoadedControl, control_residuals, is_within
+from sdpy.runtime.fallbacks import Fallback, Notice, attempt, finish
+from sdpy.schedulers.base import Scheduler
+from sdpy.text.conditioning import Conditioning, PromptConditioning
 
 
 @dataclass(frozen=True)
-class Walk:
-    """Where a sample's walk begins, and what accompanies it.
+class KnownRegion:
+    """A part of an image that inpainting keeps, whose latents are put back after every step.
 
     Attributes:
-        latents: (1, C, h, w) float32, as noisy as the first timestep says.
-        conditioning: (1, C', h, w) that the UNet sees beside the latents at every step (9-channel
-            inpainting: the mask, then the latents of the masked picture); None for none.
-        after_step: called with the latents and the timestep that comes next (None after the last)
-            returns the latents to go on with.
+        latents: (B, C, h, w) float32 of the image.
+        noise: likewise, the noise that the latents began with.
+        mask: (B, 1, h, w), 1 where the image is repainted.
+
+    Source: "RePaint" (Lugmayr et al., 2022), equation 8, without resampling.
     """
 
     latents: Tensor
-    conditioning: Tensor | None = None
-    after_step: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    noise: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> KnownRegion:
+        """The same on another device."""
+        return KnownRegion(*(x.to(device) for x in (self.latents, self.noise, self.mask)))
+
+    def put_back(self, latents: Tensor, scheduler: Scheduler, upcoming: float | None) -> Tensor:
+        """``latents`` inside the mask, outside the image's, as noisy as the next timestep is.
+
+        Args:
+            latents: (B, C, h, w).
+            scheduler: of the loop.
+            upcoming: the next timestep; None after the last.
+        """
+        known = self.latents
+        if upcoming is not None:
+            known = scheduler.add_noise(known, self.noise, upcoming)
+        return self.mask * latents + (1 - self.mask) * known
+
+
+@dataclass(frozen=True)
+class InitialLatents:
+    """Where the loop begins for a batch of images, and what it keeps to.
+
+    Attributes:
+        latents: (B, C, h, w) float32, as noisy as the first timestep says.
+        image_conditioning: (B, C', h, w) that the UNet sees beside the latents at every step
+            (inpainting with 9 channels: mask, then latents of the masked image); None for none.
+        known: the part of the image that is kept; None for none.
+    """
+
+    latents: Tensor
+    image_conditioning: Tensor | None = None
+    known: KnownRegion | None = None
+
+    @classmethod
+    def cat(cls, parts: Sequence[InitialLatents]) -> InitialLatents:
+        """One batch of several of one task."""
+        conditioning = [p.image_conditioning for p in parts if p.image_conditioning is not None]
+        known = [part.known for part in parts if part.known is not None]
+        return cls(
+            torch.cat([part.latents for part in parts]),
+            torch.cat(conditioning) if conditioning else None,
+            KnownRegion(
+                torch.cat([one.latents for one in known]),
+                torch.cat([one.noise for one in known]),
+                torch.cat([one.mask for one in known]),
+            )
+            if known
+            else None,
+        )
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance of a batch.
+
+    Attributes:
+        scales: one an image; 0 for the negative prompt alone, 1 for the prompt alone. Where all
+            are 1, half of the work is left out; so it is at any scale where the UNet takes the
+            scale as an embedding.
+        rescale: see `classifier_free_guidance`.
+        interval: shares of the evaluations between which there is guidance; those before and after
+            do without, as at scale 1. In terms of noise, as in the paper, it depends on the
+            schedule: with Stable Diffusion's and evenly spaced timesteps sigma is 8.3, 5.1, 3.3,
+            1.6, 0.83, 0.57 and 0.34 at 0.1, 0.2, 0.3, 0.5, 0.7, 0.8 and 0.9. Source: "Applying
+            Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
+            Models" (Kynkäänniemi et al., 2024).
+    """
+
+    scales: tuple[float, ...]
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step that was done: the ``index``-th (from 1) of ``total``, and the latents after it.
+    """A step that was done.
 
-    ``notices`` tell what was done where memory ran out.
+    Attributes:
+        index: its number, from 1.
+        total: how many steps there are.
+        latents: (B, C, h, w) float32 after it, on the UNet's device.
+        notices: what was done where memory ran out.
     """
 
     index: int
@@ -50,121 +126,183 @@ class Step:
 
 
 def denoise(
-    unet: UNet2DConditionModel,
+    unet: UNet,
     scheduler: Scheduler,
-    walk: Walk,
-    embeddings: PromptEmbeddings,
+    start: InitialLatents,
+    prompts: PromptConditioning,
+    guidance: Guidance,
     *,
-    guidance_scale: float,
-    guidance_rescale: float = 0.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator] = (),
     controls: Sequence[LoadedControl] = (),
-    resorts: Sequence[Resort] = (),
+    fallbacks: Sequence[Fallback] = (),
 ) -> Iterator[Step]:
-    """Walk from noise to clean latents, one evaluation of the UNet a step.
+    """Go from noise to clean latents, a batch of B images at a time.
+
+    Whatever a step needs is on the UNet's device before the first one, and nothing in a step waits
+    for that device, so that a GPU is never idle. On a CPU, latents that are not finite end the loop
+    at once, on other devices after the last step.
 
     Args:
         unet: on any device, in any floating-point dtype.
-        scheduler: with its timesteps set.
-        walk: where to begin. Latents are float32 throughout and live on the UNet's device.
-        embeddings: of the prompt.
-        guidance_scale: of classifier-free guidance; 1 needs half of the work. A UNet that takes
-            the scale as an embedding needs half of the work at any.
-        guidance_rescale: see `classifier_free_guidance`.
-        guidance_interval: shares of the evaluations between which there is guidance; those before
-            and after do without, as at scale 1. In terms of noise, as in the paper, it depends on
-            the schedule: with Stable Diffusion's and evenly spaced timesteps sigma is 8.3, 5.1,
-            3.3, 1.6, 0.83, 0.57 and 0.34 at 0.1, 0.2, 0.3, 0.5, 0.7, 0.8 and 0.9. Source:
-            "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
-            Diffusion Models" (Kynkäänniemi et al., 2024).
-        generator: of the noise that some schedulers add.
+        scheduler: with its timesteps set; used for this batch alone.
+        start: where to begin. Latents are float32 throughout and live on the UNet's device.
+        prompts: of the batch.
+        guidance: of the batch.
+        generators: one an image, of the noise that some schedulers add.
         controls: ControlNets that steer the UNet.
-        resorts: what can be done where memory runs out.
+        fallbacks: what can be done where memory runs out.
+
+    Yields:
+        Each step, after it is done or, on a GPU, underway.
 
     Raises:
         ShortageError: there is not enough memory.
-        PaintingError: the latents are not finite any more.
+        GenerationError: the latents are not finite any more.
     """
-    weight = unet.conv_in.weight
-    latents = walk.latents.to(weight.device)
-    timestep_cond = None
-    if unet.config.time_cond_proj_dim is not None:
-        timestep_cond = guidance_scale_embedding(guidance_scale, unet.config.time_cond_proj_dim)
-        timestep_cond = timestep_cond.to(weight)
-        guidance_scale = 1.0
-    both_prompts = guidance_context(embeddings, guidance_scale).to(weight)
-    prompt_alone = both_prompts[-1:]
-    conditioning = None if walk.conditioning is None else walk.conditioning.to(weight)
+    device, dtype = unet.device, unet.dtype
     timesteps = scheduler.timesteps
+    total = len(timesteps)
+    latents = start.latents.to(device)
+    beside = start.image_conditioning
+    beside = None if beside is None else beside.to(device, dtype)
+    known = None if start.known is None else start.known.to(device)
+
+    scales = guidance.scales
+    timestep_cond: Tensor | None = None
+    if unet.config.time_cond_proj_dim is not None:
+        width = unet.config.time_cond_proj_dim
+        timestep_cond = torch.cat([guidance_scale_embedding(scale, width) for scale in scales])
+        timestep_cond = timestep_cond.to(device, dtype)
+        scales = (1.0,) * len(scales)
+    scale = torch.tensor(scales, device=device)[:, None, None, None]
+    unguided = prompts.prompt.to(device, dtype)
+    guided = unguided
+    if any(one != 1 for one in scales):
+        guided = Conditioning.cat([prompts.negative.to(device, dtype), unguided])
+    on_device = torch.tensor(timesteps, device=device)
+    embeddings = {
+        len(one): _embed_timesteps(unet, on_device, one, timestep_cond)
+        for one in (unguided, guided)
+    }
+    finite = FiniteCheck(device, dtype, total)
 
     @torch.inference_mode()
-    def predict(i: int, sample: Tensor, context: Tensor) -> Tensor:
-        t = timesteps[i].to(weight.device)
-        noisy = sample.expand(len(context), -1, -1, -1)
-        down_residuals, mid_residual = steer(controls, i, len(timesteps), noisy, t, context)
-        if conditioning is not None:
-            sample = torch.cat([sample, conditioning], dim=1)
-        return unet(
-            sample.expand(len(context), -1, -1, -1),
-            t,
-            context,
-            timestep_cond=timestep_cond,
-            down_residuals=down_residuals,
-            mid_residual=mid_residual,
-        ).float()
+    def predict(i: int, sample: Tensor, conditioning: Conditioning) -> Tensor:
+        residuals = control_residuals(controls, i, total, sample, on_device[i], conditioning)
+        if beside is not None:
+            sample = torch.cat([sample, beside], dim=1)
+        conditions: dict[str, Any] = {**conditioning.inputs(), **residuals}
+        emb = embeddings[len(conditioning)][i]
+        return unet(sample, on_device[i], emb=emb, **conditions).float()
 
-    left = list(resorts)
+    left = list(fallbacks)
     for i, timestep in enumerate(timesteps):
-        guided = within(*guidance_interval, i, len(timesteps))
-        context = both_prompts if guided else prompt_alone
+        conditioning = guided if is_within(*guidance.interval, i, total) else unguided
         with torch.inference_mode():
-            sample = scheduler.scale_model_input(latents, timestep).to(weight.dtype)
-        work = attempt(partial(predict, i, sample, context), left, "the UNet")
+            sample = scheduler.scale_model_input(latents, timestep).to(dtype)
         notices: list[Notice] = []
-        prediction = finish(work, notices.append)
+        work = attempt(partial(predict, i, sample, conditioning), left, "the UNet")
+        noise_pred = finish(work, notices.append)
         with torch.inference_mode():
-            prediction = classifier_free_guidance(prediction, guidance_scale, guidance_rescale)
-            latents = scheduler.step(prediction, timestep, latents, generator)
-            if walk.after_step is not None:
-                upcoming = timesteps[i + 1] if i + 1 < len(timesteps) else None
-                latents = walk.after_step(latents, upcoming)
-            if not latents.isfinite().all():
-                instead = "--dtype fp32" if weight.dtype != torch.float32 else "other weights"
-                raise PaintingError(
-                    f"step {i + 1} of {len(timesteps)} gave latents that are not finite: try "
-                    f"another --scheduler, a lower --guidance-scale, or {instead}"
-                )
-        yield Step(i + 1, len(timesteps), latents, tuple(notices))
+            noise_pred = classifier_free_guidance(noise_pred, scale, guidance.rescale)
+            latents = scheduler.step(noise_pred, timestep, latents, generators)
+            if known is not None:
+                upcoming = timesteps[i + 1] if i + 1 < total else None
+                latents = known.put_back(latents, scheduler, upcoming)
+            finite.look_at(latents)
+        yield Step(i + 1, total, latents, tuple(notices))
+    finite.finish()
 
 
-def guidance_context(embeddings: PromptEmbeddings, guidance_scale: float) -> Tensor:
-    """What the UNet attends to: (2, T, D), the negative prompt first; (1, T, D) at scale 1."""
-    if guidance_scale == 1:
-        return embeddings.prompt
-    return torch.cat([embeddings.negative, embeddings.prompt])
+def _embed_timesteps(
+    unet: UNet, timesteps: Tensor, conditioning: Conditioning, timestep_cond: Tensor | None
+) -> list[Tensor]:
+    """What the UNet makes of each step's time and of what else it is told, before the loop.
+
+    Returns:
+        One tensor a step, (1, B or k B, time_embed_dim).
+    """
+    added = {
+        name: tensor
+        for name, tensor in conditioning.inputs().items()
+        if name != "encoder_hidden_states"
+    }
+    with torch.inference_mode():
+        return [unet.embed(one, timestep_cond, **added) for one in timesteps]
+
+
+class FiniteCheck:
+    """Finds out at which step latents cease to be finite, without waiting for a GPU.
+
+    Args:
+        device: of the latents. On a CPU each step is looked at as soon as it is done.
+        dtype: of the UNet, for the advice.
+        total: how many steps there are.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, total: int) -> None:
+        self.at_once = device.type == "cpu"
+        self.dtype, self.total = dtype, total
+        self._done = torch.zeros((), dtype=torch.int64, device=device)
+        self._going = torch.ones((), dtype=torch.bool, device=device)
+        self._looked_at = 0
+
+    def look_at(self, latents: Tensor) -> None:
+        """Take note of a step's result.
+
+        Raises:
+            GenerationError: it is not finite, and could be looked at at once.
+        """
+        self._going = self._going & latents.isfinite().all()
+        self._done = self._done + self._going
+        self._looked_at += 1
+        if self.at_once:
+            self.finish()
+
+    def finish(self) -> None:
+        """Look at what was noted so far, which waits for the device.
+
+        Raises:
+            GenerationError: a step gave latents that are not finite.
+        """
+        done = int(self._done)
+        if done == self._looked_at:
+            return
+        instead = "--dtype fp32" if self.dtype != torch.float32 else "other weights"
+        raise GenerationError(
+            f"step {done + 1} of {self.total} gave latents that are not finite: try another "
+            f"--scheduler, a lower --guidance-scale, or {instead}"
+        )
 
 
 def classifier_free_guidance(
-    prediction: Tensor, guidance_scale: float, guidance_rescale: float = 0.0
+    noise_pred: Tensor, guidance_scale: Tensor | float, guidance_rescale: float = 0.0
 ) -> Tensor:
     """Move from the prediction for the negative prompt towards, and past, that for the prompt.
 
     Args:
-        prediction: (2, C, h, w), the negative prompt's first; or (1, C, h, w), which is returned.
-        guidance_scale: 0 for the negative prompt alone, 1 for the prompt alone.
+        noise_pred: (2 B, C, h, w), those for the negative prompts first; or (B, C, h, w) without
+            guidance, which is returned.
+        guidance_scale: (B, 1, 1, 1), or one for all; 0 for the negative prompt alone, 1 for the
+            prompt alone.
         guidance_rescale: how far to bring the result's deviation back to that of the prediction
-            for the prompt, in [0, 1]; high scales raise it, and with it the picture's contrast.
+            for the prompt, in [0, 1]; high scales raise it, and with it the image's contrast.
 
     Source: "Classifier-Free Diffusion Guidance" (Ho and Salimans, 2022), equation 6, with the
     scale of "Imagen" (Saharia et al., 2022), equation 2; "Common Diffusion Noise Schedules and
     Sample Steps are Flawed" (Lin et al., 2023), equations 14 to 16, for the rescaling.
     """
-    if len(prediction) == 1:
-        return prediction
-    negative, positive = prediction.chunk(2)
+    batch = len(guidance_scale) if isinstance(guidance_scale, Tensor) else 1
+    if len(noise_pred) == batch:
+        return noise_pred
+    negative, positive = noise_pred.chunk(2)
     guided = negative + guidance_scale * (positive - negative)
     if guidance_rescale == 0:
         return guided
-    ratio = positive.std() / guided.std()
+    ratio = _deviation(positive) / _deviation(guided)
     return guided * (guidance_rescale * ratio + (1 - guidance_rescale))
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, 1, 1, 1), the standard deviation of each image's values."""
+    return x.std(dim=(1, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""What a pipeline tells while it paints."""
+"""What a pipeline reports while it generates images."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdpy.images.metadata import GeneratedImage
+from sdpy.pipelines.request import Request
+from sdpy.runtime.fallbacks import Notice
 from sdpy.text.prompts import TokenizedPrompt
+
+__all__ = [
+    "Detail",
+    "Event",
+    "ImageDecoded",
+    "ImageReady",
+    "Notice",
+    "PipelineEvent",
+    "Progress",
+    "PromptTokenized",
+]
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something that the user should know."""
+class Detail:
+    """How something is done, for those who want to know (``--verbose``)."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class PromptRead:
-    """The tokens of a prompt are known; ``what`` is "prompt" or "negative prompt"."""
+class PromptTokenized:
+    """The tokens of a prompt are known.
+
+    Attributes:
+        what: "prompt" or "negative prompt".
+        prompt: its tokens.
+    """
 
     what: str
     prompt: TokenizedPrompt
@@ -26,21 +45,62 @@ class PromptRead:
 
 @dataclass(frozen=True)
 class Progress:
-    """``step`` of ``steps`` is done, of sample ``sample`` (from 1) of ``samples``."""
+    """A step of a batch is done.
 
-    sample: int
-    samples: int
+    Attributes:
+        first, last: numbers of the batch's images, counted from 1 over all requests.
+        images: how many images there will be.
+        step: how many steps of this batch are done; 0 before the first.
+        steps: how many there will be.
+    """
+
+    first: int
+    last: int
+    images: int
     step: int
     steps: int
 
 
 @dataclass(frozen=True)
-class Painted:
-    """A finished picture: (1, 3, H, W) float32 on the CPU, about [-1, 1]; samples count from 1."""
+class ImageDecoded:
+    """An image is finished.
 
+    Attributes:
+        number: counted from 1 over all requests.
+        request: index of its request.
+        sample: its number within the request, from 0.
+        seed: of its noise.
+        resolved: the request of this image alone, with what was left to the model filled in.
+        pixels: (1, 3, H, W) float32 on the CPU, in about [-1, 1].
+    """
+
+    number: int
+    request: int
     sample: int
     seed: int
-    picture: Tensor
+    resolved: Request
+    pixels: Tensor
 
 
-Event = Notice | PromptRead | Progress | Painted
+@dataclass(frozen=True)
+class ImageReady:
+    """An image is finished.
+
+    Attributes:
+        number: counted from 1 over all requests.
+        request: index of its request.
+        sample: its number within the request, from 0.
+        image: with its metadata.
+    """
+
+    number: int
+    request: int
+    sample: int
+    image: GeneratedImage
+
+
+Event = Notice | Detail | PromptTokenized | Progress | ImageDecoded
+"""What generating yields, down to tensors."""
+
+PipelineEvent = Notice | Detail | PromptTokenized | Progress | ImageReady
+"""What a pipeline yields, with finished images."""

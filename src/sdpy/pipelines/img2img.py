@@ -1,67 +1,56 @@
-"""Picture to picture."""
+"""Image-to-image: from an image with noise added to it.
+
+Source: "SDEdit" (Meng et al., 2022).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
-from torch import Tensor
 
-from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.components import Components
-from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.events import Event
-from sdpy.pipelines.fitting import fit_memory
-from sdpy.pipelines.paint import Settings, check, latent_shape, paint, skipped_steps
-from sdpy.pipelines.vae import encoding
-from sdpy.schedulers import Scheduler
+from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.request import Request
+from sdpy.pipelines.task import Begin, noisy_latents, sample_latents, shape_of_latents
+from sdpy.pipelines.vae import encode
+from sdpy.runtime.fallbacks import Notice
+from sdpy.runtime.session import RequestModels, Session
+from sdpy.schedulers.base import Scheduler
+from sdpy.zoo.variants import ModelVariant
 
 
-def img2img(
-    components: Components, settings: Settings, picture: Tensor, *, strength: float
-) -> Iterator[Event]:
-    """Change a picture towards a prompt.
+class ImageToImage:
+    """An image changed towards a prompt; see `Task`.
 
-    Args:
-        components: the models.
-        settings: what to paint and how.
-        picture: (1, 3, H, W) in [-1, 1], sides multiples of what one latent covers.
-        strength: how much to change, in [0, 1]: this share of the steps is walked. Where that is
-            no step at all, no noise is added either.
-
-    Raises:
-        UsageError: an unsuitable size or setting.
-        WeightsError: a file is broken or of the wrong kind.
-        ShortageError: there is not enough memory.
-        PaintingError: numbers went wrong.
-
-    Source: "SDEdit" (Meng et al., 2022); draws in the order of the OCaml program, the posterior's
-    sample before the noise.
+    ``strength`` says how much: this share of the steps is done. Where that is no step at all, no
+    noise is added either.
     """
-    shape = latent_shape(components, picture.shape[-1], picture.shape[-2])
-    skip = skipped_steps(settings.steps, strength)
-    check(components, settings, shape, (components.variant.vae.latent_channels,))
-    components = yield from fit_memory(components, settings, shape, encodes=True)
-    encoded = yield from encoding(components, picture)
 
-    def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
-        latents = sample_latents(components, encoded, generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        return Walk(noisy(scheduler, latents, noise))
+    DEFAULT_STRENGTH = 0.8
 
-    yield from paint(components, settings, begin, skip)
+    def latent_shape(self, session: Session, request: Request) -> tuple[int, int, int, int]:
+        """Of the image."""
+        assert request.image is not None
+        return shape_of_latents(session.variant, request.image.shape[-1], request.image.shape[-2])
 
+    def unet_in_channels(self, variant: ModelVariant) -> tuple[int, ...]:
+        """Those of the latents."""
+        return (variant.vae.latent_channels,)
 
-def sample_latents(
-    components: Components, encoded: DiagonalGaussian, generator: torch.Generator
-) -> Tensor:
-    """A sample of the distribution, scaled to unit variance as the UNet expects: (1, C, h, w)."""
-    noise = torch.randn(encoded.mean.shape, generator=generator)
-    return encoded.sample(noise) * components.vae_config.scaling_factor
+    def check(self, session: Session, request: Request) -> None:
+        """There is nothing else that could be wrong."""
 
+    def prepare(
+        self, models: RequestModels, request: Request, skip: int
+    ) -> Generator[Notice, None, Begin]:
+        """Encode the image. The posterior's sample is drawn before the noise, as in OCaml."""
+        assert request.image is not None
+        encoded = yield from encode(models, request.image)
+        scaling_factor = models.session.config("vae").scaling_factor
 
-def noisy(scheduler: Scheduler, latents: Tensor, noise: Tensor) -> Tensor:
-    """Latents as noisy as the first timestep says; unchanged where there is none."""
-    if len(scheduler.timesteps) == 0:
-        return latents
-    return scheduler.add_noise(latents, noise, scheduler.timesteps[0])
+        def begin(scheduler: Scheduler, generator: torch.Generator) -> InitialLatents:
+            latents = sample_latents(scaling_factor, encoded, generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            return InitialLatents(noisy_latents(scheduler, latents, noise))
+
+        return begin

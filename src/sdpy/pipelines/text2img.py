@@ -1,40 +1,48 @@
-"""Text to picture."""
+"""Text-to-image: from pure noise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
-from sdpy.pipelines.components import Components
-from sdpy.pipelines.denoise import Walk
-from sdpy.pipelines.events import Event
-from sdpy.pipelines.fitting import fit_memory
-from sdpy.pipelines.paint import Settings, check, latent_shape, paint
-from sdpy.schedulers import Scheduler
+from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.request import Request
+from sdpy.pipelines.task import Begin, shape_of_latents
+from sdpy.runtime.fallbacks import Notice
+from sdpy.runtime.session import RequestModels, Session
+from sdpy.schedulers.base import Scheduler
+from sdpy.zoo.variants import ModelVariant
 
 
-def generate(
-    components: Components, settings: Settings, *, width: int, height: int
-) -> Iterator[Event]:
-    """Paint a prompt.
+class TextToImage:
+    """An image of a prompt; see `Task`."""
 
-    Args:
-        components: the models.
-        settings: what to paint and how.
-        width, height: in pixels, multiples of what one latent covers.
+    DEFAULT_STRENGTH = 1.0
 
-    Raises:
-        UsageError: an unsuitable size or setting.
-        WeightsError: a file is broken or of the wrong kind.
-        ShortageError: there is not enough memory.
-        PaintingError: numbers went wrong.
-    """
-    shape = latent_shape(components, width, height)
-    check(components, settings, shape, (components.variant.vae.latent_channels,))
-    components = yield from fit_memory(components, settings, shape)
+    def latent_shape(self, session: Session, request: Request) -> tuple[int, int, int, int]:
+        """Of the request's size, or of the side that the model was trained on."""
+        side = session.variant.sample_size
+        width = side if request.width is None else request.width
+        height = side if request.height is None else request.height
+        return shape_of_latents(session.variant, width, height)
 
-    def begin(scheduler: Scheduler, generator: torch.Generator) -> Walk:
-        return Walk(torch.randn(shape, generator=generator) * scheduler.init_noise_sigma)
+    def unet_in_channels(self, variant: ModelVariant) -> tuple[int, ...]:
+        """Those of the latents."""
+        return (variant.vae.latent_channels,)
 
-    yield from paint(components, settings, begin)
+    def check(self, session: Session, request: Request) -> None:
+        """There is nothing else that could be wrong."""
+
+    def prepare(
+        self, models: RequestModels, request: Request, skip: int
+    ) -> Generator[Notice, None, Begin]:
+        """Nothing is encoded; every image begins with noise of its own."""
+        shape = self.latent_shape(models.session, request)
+
+        def begin(scheduler: Scheduler, generator: torch.Generator) -> InitialLatents:
+            noise = torch.randn(shape, generator=generator)
+            return InitialLatents(noise * scheduler.init_noise_sigma)
+
+        yield from ()
+        return begin

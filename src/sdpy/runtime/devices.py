@@ -1,65 +1,62 @@
-"""Where the models run, in what numbers, and the random ones, the same wherever they run."""
+"""Where the models run, in which dtype, and random numbers that do not depend on either."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from sdpy.checkpoints import DTYPES_BY_NAME
+from sdpy.components import COMPONENTS, cpu_words
 from sdpy.errors import UsageError
 
 CPU = torch.device("cpu")
 
-CPU_WORDS = ("all", "clip", "unet", "vae")
-"""What ``--cpu`` understands: the models that are to run on the CPU."""
-
-
-DTYPES: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
-"""What ``--dtype`` understands beside ``auto``."""
-
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of each model."""
+    """The device of each component, by its name; the CPU where none is given."""
 
-    text_encoder: torch.device = CPU
-    unet: torch.device = CPU
-    vae: torch.device = CPU
+    devices: Mapping[str, torch.device] = field(default_factory=dict)
+
+    def __getitem__(self, component: str) -> torch.device:
+        """Where a component is to run. A ControlNet runs where the UNet does."""
+        return self.devices.get(COMPONENTS[component].placed_with or component, CPU)
 
     @property
     def gpus(self) -> list[torch.device]:
-        """The devices of those models that are not on the CPU."""
-        return [d for d in (self.text_encoder, self.unet, self.vae) if d.type != "cpu"]
+        """The devices of those components that are not on the CPU."""
+        return [device for device in self.devices.values() if device.type != "cpu"]
+
+    def with_device(self, component: str, device: torch.device) -> Placement:
+        """The same placement with one component elsewhere."""
+        return Placement({**self.devices, component: device})
 
 
 def place(cpu: Iterable[str] = (), device: str | None = None) -> Placement:
-    """Put the named models on the CPU and the others on ``device``.
+    """Put the named components on the CPU and the others on ``device``.
 
     Args:
-        cpu: words of `CPU_WORDS`, each entry one word or several separated by commas.
+        cpu: words of `cpu_words()`, each entry one word or several separated by commas.
         device: ``cuda``, ``cuda:1``, ``mps``, ``cpu``, ...; None for the best that there is.
 
     Raises:
         UsageError: an unknown word, or a device that this machine does not have.
     """
     on_cpu = {word.strip().lower() for entry in cpu for word in entry.split(",")}
-    unknown = sorted(on_cpu - set(CPU_WORDS))
+    unknown = sorted(on_cpu.difference(cpu_words()))
     if unknown:
-        raise UsageError(f"--cpu does not know '{unknown[0]}': use {', '.join(CPU_WORDS)}")
-    if "all" in on_cpu:
-        on_cpu = set(CPU_WORDS)
+        raise UsageError(f"--cpu does not know '{unknown[0]}': use {', '.join(cpu_words())}")
     elsewhere = best_device() if device is None else find_device(device)
     return Placement(
-        text_encoder=CPU if "clip" in on_cpu else elsewhere,
-        unet=CPU if "unet" in on_cpu else elsewhere,
-        vae=CPU if "vae" in on_cpu else elsewhere,
+        {
+            name: CPU if "all" in on_cpu or component.cpu_word in on_cpu else elsewhere
+            for name, component in COMPONENTS.items()
+            if component.placed_with is None
+        }
     )
 
 
@@ -99,18 +96,18 @@ def device_names() -> list[str]:
 def find_dtype(name: str, placement: Placement) -> torch.dtype:
     """The dtype that ``--dtype`` names, for models that are placed so.
 
-    ``auto`` is float16 where a GPU computes, as is usual there, and float32 elsewhere. A CPU is
-    refused float16, which it computes more slowly than float32, and bfloat16 without instructions
-    for it. Where only some models run on a GPU, the others compute in float32 instead.
+    ``auto`` is float16 where a model runs on a GPU, as is usual there, and float32 elsewhere. A CPU
+    is refused float16, in which it is slower than in float32, and bfloat16 if it has no
+    instructions for it. Where only some models run on a GPU, the others run in float32 instead.
 
     Raises:
         UsageError: an unknown name, or a dtype that none of the devices computes in.
     """
     if name == "auto":
         return torch.float16 if placement.gpus else torch.float32
-    if name not in DTYPES:
-        raise UsageError(f"unknown --dtype '{name}': use one of auto, {', '.join(DTYPES)}")
-    dtype = DTYPES[name]
+    if name not in DTYPES_BY_NAME:
+        raise UsageError(f"unknown --dtype '{name}': use one of auto, {', '.join(DTYPES_BY_NAME)}")
+    dtype = DTYPES_BY_NAME[name]
     if dtype == torch.float16 and not placement.gpus:
         instead = "fp32 or bf16" if cpu_has_bfloat16() else "fp32"
         raise UsageError(f"--dtype fp16 is for GPUs, on this CPU it is slower: use {instead}")

@@ -1,46 +1,49 @@
-"""What the samplers share that walk along whole timesteps of training."""
+"""What the schedulers share that are written in terms of ``alphas_cumprod``."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from sdpy.schedulers.noise import NoiseConfig, make_alphas_cumprod
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.schedulers.spacing import Timesteps
 
 
 class AlphaScheduler:
-    """Latents ``sqrt(a) x_0 + sqrt(1 - a) noise``, with ``a`` the timestep's ``alphas_cumprod``.
+    """Visits whole timesteps of training; see `Scheduler`.
 
-    See `Scheduler`.
+    Latents are ``sqrt(a) x_0 + sqrt(1 - a) noise``, where ``a`` is ``alphas_cumprod`` at the
+    timestep.
+
+    Args:
+        noise: the forward process and what the network predicts.
     """
 
     def __init__(self, noise: NoiseConfig) -> None:
         self.noise = noise
-        self.alphas_cumprod = make_alphas_cumprod(noise)
+        self.alphas_cumprod: tuple[float, ...] = tuple(make_alphas_cumprod(noise).tolist())
         self.init_noise_sigma = 1.0
-        self.timesteps = torch.empty(0, dtype=torch.int64)
+        self.timesteps: tuple[int, ...] = ()
 
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """``sample`` itself: the walk keeps its variance."""
+    def scale_model_input(self, sample: Tensor, timestep: float) -> Tensor:
+        """``sample`` itself, which has variance 1; see `Scheduler.scale_model_input`."""
         return sample
 
-    def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    def add_noise(self, original: Tensor, noise: Tensor, timestep: float) -> Tensor:
         """``sqrt(a) original + sqrt(1 - a) noise``; see `Scheduler.add_noise`."""
-        alpha_t = self._alpha(int(timestep))
+        alpha_t = self._alpha(timestep)
         return math.sqrt(alpha_t) * original + math.sqrt(1 - alpha_t) * noise
 
-    def _plan(self, timesteps: Timesteps) -> None:
-        self.timesteps = torch.from_numpy(timesteps.copy())
+    def _set_schedule(self, timesteps: Timesteps) -> None:
+        self.timesteps = tuple(timesteps.tolist())
 
-    def _alpha(self, timestep: int) -> float:
-        """``alphas_cumprod``; of the nearest training timestep where there is none."""
-        last = self.noise.num_train_timesteps - 1
-        return self.alphas_cumprod[min(max(timestep, 0), last)].item()
+    def _alpha(self, timestep: float) -> float:
+        """``alphas_cumprod`` at the nearest timestep of training."""
+        return self.alphas_cumprod[min(max(int(timestep), 0), self.noise.num_train_timesteps - 1)]
 
-    def _following(self, timestep: Tensor) -> int | None:
-        """The timestep that the walk visits after this one; None after the last."""
-        index = self.timesteps.tolist().index(int(timestep))
-        return int(self.timesteps[index + 1]) if index + 1 < len(self.timesteps) else None
+    def _next_timestep(self, timestep: float) -> int | None:
+        """The timestep that is visited after this one; None after the last."""
+        index = self.timesteps.index(int(timestep)) + 1
+        return self.timesteps[index] if index < len(self.timesteps) else None

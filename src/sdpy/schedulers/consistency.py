@@ -1,4 +1,4 @@
-"""What the samplers of consistency models share: the timesteps that these were distilled for."""
+"""What the samplers of consistency models share: the timesteps for which these were distilled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from sdpy.schedulers.spacing import Timesteps, check_steps
 
 DISTILLED_STEPS = 50
-"""Steps of the solver that taught the published models."""
+"""Steps of the solver with which the published models were distilled."""
 
 
 def space_distilled(steps: int, num_train_timesteps: int) -> Timesteps:
@@ -20,5 +20,5 @@ def space_distilled(steps: int, num_train_timesteps: int) -> Timesteps:
     """
     parts = min(DISTILLED_STEPS, num_train_timesteps)
     check_steps(steps, parts)
-    taught = num_train_timesteps // parts * np.arange(parts, 0, -1, dtype=np.int64) - 1
-    return taught[parts * np.arange(steps) // steps]
+    distilled = num_train_timesteps // parts * np.arange(parts, 0, -1, dtype=np.int64) - 1
+    return distilled[parts * np.arange(steps) // steps]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import draw_noise, split_prediction
 from sdpy.schedulers.spacing import space_timesteps
 
 
 class DDIMScheduler(AlphaScheduler):
-    """The deterministic walk of DDIM; with ``eta`` above 0, fresh noise joins at each step.
+    """Deterministic, or with fresh noise at each step if ``eta`` is above 0.
 
     Args:
         noise: the forward process and what the network predicts.
@@ -40,21 +41,22 @@ class DDIMScheduler(AlphaScheduler):
         self.eta = eta
 
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
-        """Plan one timestep a step; see `Scheduler.set_timesteps`."""
+        """Plan one timestep per step; see `Scheduler.set_timesteps`."""
         total = self.noise.num_train_timesteps
-        self._plan(space_timesteps(self.timestep_spacing, num_inference_steps, total)[skip:])
+        timesteps = space_timesteps(self.timestep_spacing, num_inference_steps, total)
+        self._set_schedule(timesteps[skip:])
         self._ratio = total // num_inference_steps
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor,
+        timestep: float,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """One step of equation 12; see `Scheduler.step`."""
-        index = min(int(timestep), self.noise.num_train_timesteps - 1)
-        alpha_t, alpha_prev = self._alpha(index), self._alpha(index - self._ratio)
+        start = min(int(timestep), self.noise.num_train_timesteps - 1)
+        alpha_t, alpha_prev = self._alpha(start), self._alpha(start - self._ratio)
 
         predicted_x0, predicted_noise = split_prediction(
             self.noise.prediction_type, model_output, sample, alpha_t
@@ -65,5 +67,5 @@ class DDIMScheduler(AlphaScheduler):
         direction = math.sqrt(max(1 - alpha_prev - sigma**2, 0.0)) * predicted_noise
         sample = math.sqrt(alpha_prev) * predicted_x0 + direction
         if sigma > 0:
-            sample = sample + sigma * draw_noise(sample, generator)
+            sample = sample + sigma * draw_noise(sample, generators)
         return sample

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import draw_noise, split_prediction
 from sdpy.schedulers.spacing import space_timesteps
 
 
@@ -26,29 +27,30 @@ class DDPMScheduler(AlphaScheduler):
         self.timestep_spacing = timestep_spacing
 
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
-        """Plan one timestep a step; see `Scheduler.set_timesteps`."""
+        """Plan one timestep per step; see `Scheduler.set_timesteps`."""
         total = self.noise.num_train_timesteps
-        self._plan(space_timesteps(self.timestep_spacing, num_inference_steps, total)[skip:])
+        timesteps = space_timesteps(self.timestep_spacing, num_inference_steps, total)
+        self._set_schedule(timesteps[skip:])
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor,
+        timestep: float,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """A sample of equation 6's posterior; see `Scheduler.step`."""
-        alpha_t = self._alpha(int(timestep))
+        alpha_t = self._alpha(timestep)
         predicted_x0, _ = split_prediction(
             self.noise.prediction_type, model_output, sample, alpha_t
         )
-        following = self._following(timestep)
-        if following is None:
+        next_timestep = self._next_timestep(timestep)
+        if next_timestep is None:
             return predicted_x0
-        alpha_prev = self._alpha(following)
+        alpha_prev = self._alpha(next_timestep)
         kept = alpha_t / alpha_prev  # 1 - beta of the paper
         share = (1 - alpha_prev) / (1 - alpha_t)
         mean_x0 = math.sqrt(alpha_prev) * (1 - kept) / (1 - alpha_t)
         mean = mean_x0 * predicted_x0 + math.sqrt(kept) * share * sample
         deviation = math.sqrt(share * (1 - kept))
-        return mean + deviation * draw_noise(sample, generator)
+        return mean + deviation * draw_noise(sample, generators)

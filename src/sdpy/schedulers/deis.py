@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.noise import NoiseConfig
-from sdpy.schedulers.sigma_scheduler import PreservingScheduler
-from sdpy.schedulers.sigmas import Levels
-from sdpy.schedulers.slopes import Slopes
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.multistep import multistep_weights
+from sdpy.schedulers.sigma_scheduler import VariancePreservingScheduler
+from sdpy.schedulers.sigmas import FloatArray
 
 
-class DEISMultistepScheduler(PreservingScheduler):
-    """A polynomial in ``log(sigma)`` through the last slopes, integrated over the level.
+class DEISMultistepScheduler(VariancePreservingScheduler):
+    """A polynomial in ``log(sigma)`` through the last derivatives, integrated over sigma.
 
-    Unlike the others, the walk ends at the level of the first training timestep, not at 0.
+    Unlike the other samplers, it ends at the sigma of the first training timestep, not at 0.
 
     Args:
         noise, timestep_spacing, sigmas: see `SigmaScheduler`.
-        order: of the method, 1 to 3; lower in the first steps, and in the last ones of walks of
-            less than 15.
+        order: of the method, 1 to 3. The first steps have lower orders, and so do the last ones if
+            there are less than 15 steps.
 
     Source: "Fast Sampling of Diffusion Models with Exponential Integrator" (Zhang and Chen, 2023),
     the variant rho-AB, with its polynomials in the logarithm, as in diffusers, with whose scheduler
@@ -38,9 +41,17 @@ class DEISMultistepScheduler(PreservingScheduler):
         super().__init__(noise, timestep_spacing=timestep_spacing, sigmas=sigmas)
         self.order = order
 
-    def _plan(self, timesteps: Levels, levels: list[float]) -> None:
-        super()._plan(timesteps, levels)
-        self._slopes = Slopes(self.order)
+    def _set_schedule(self, timesteps: FloatArray, sigmas: Sequence[float]) -> None:
+        super()._set_schedule(timesteps, sigmas)
+        self._derivatives: deque[Tensor] = deque(maxlen=self.order)  # newest first
+        self._weights: list[tuple[float, ...]] = []
+        steps = len(self.timesteps)
+        for index in range(steps):
+            order = min(self.order, index + 1)
+            if self.num_inference_steps < 15:
+                order = min(order, steps - index)
+            nodes = [self.sigmas[index - k] for k in range(order)]
+            self._weights.append(multistep_weights(np.log, nodes, self.sigmas[index + 1]))
 
     def _last_sigma(self) -> float:
         return float(self.training_sigmas[0])
@@ -51,11 +62,11 @@ class DEISMultistepScheduler(PreservingScheduler):
         predicted_x0: Tensor,
         predicted_noise: Tensor,
         sample: Tensor,
-        generator: torch.Generator | None,
+        generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
-        sigma, following = self.sigmas[index], self.sigmas[index + 1]
-        self._slopes.append(sigma, predicted_noise)
-        order = len(self._slopes)
-        if self.num_inference_steps < 15:
-            order = min(order, len(self.timesteps) - index)
-        return self._slopes.integrate(predicted_x0, sigma, following, np.log, order)
+        self._derivatives.appendleft(predicted_noise)
+        result = predicted_x0
+        # The last steps may use fewer derivatives than there are.
+        for weight, derivative in zip(self._weights[index], self._derivatives, strict=False):
+            result = result + weight * derivative
+        return result

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.base import draw_noise
-from sdpy.schedulers.noise import NoiseConfig
-from sdpy.schedulers.sigma_scheduler import PreservingScheduler
-from sdpy.schedulers.sigmas import Levels
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import draw_noise
+from sdpy.schedulers.sigma_scheduler import VariancePreservingScheduler
+from sdpy.schedulers.sigmas import FloatArray
 from sdpy.schedulers.thresholding import DynamicThresholding
 
 
-class DPMSolverMultistepScheduler(PreservingScheduler):
+class DPMSolverMultistepScheduler(VariancePreservingScheduler):
     """The predictions of the last steps, extrapolated as a polynomial in ``-log(sigma)``.
 
     Args:
         noise, timestep_spacing, sigmas: see `SigmaScheduler`.
-        order: of the method: 1, 2 ("2M") or 3 ("3M"). The first steps, the last, and in walks of
-            less than 15 steps the last but one of order 3, have lower orders.
+        order: of the method: 1, 2 ("2M") or 3 ("3M"). The first steps have lower orders; if
+            there are less than 15 steps, so do the last one and, of order 3, the last but one.
         stochastic: whether to solve the equation with noise ("SDE") instead of the one without.
-        thresholding: of the predicted x_0, for models whose latents are pictures.
+        thresholding: of the predicted x_0, for models whose latents are images.
 
     Source: "DPM-Solver++" (Lu et al., 2022), algorithm 2, equations 17 and 18 for noise, and
     the authors' program for order 3, which takes half of the second difference; agrees with
@@ -45,8 +46,8 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
         super().__init__(noise, timestep_spacing=timestep_spacing, sigmas=sigmas)
         self.order, self.stochastic, self.thresholding = order, stochastic, thresholding
 
-    def _plan(self, timesteps: Levels, levels: list[float]) -> None:
-        super()._plan(timesteps, levels)
+    def _set_schedule(self, timesteps: FloatArray, sigmas: Sequence[float]) -> None:
+        super()._set_schedule(timesteps, sigmas)
         self._history: deque[Tensor] = deque(maxlen=self.order)  # predicted x_0, newest first
 
     def _advance(
@@ -55,39 +56,40 @@ class DPMSolverMultistepScheduler(PreservingScheduler):
         predicted_x0: Tensor,
         predicted_noise: Tensor,
         sample: Tensor,
-        generator: torch.Generator | None,
+        generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
         if self.thresholding is not None:
             predicted_x0 = self.thresholding(predicted_x0)
         self._history.appendleft(predicted_x0)
-        sigma, following = self.sigmas[index], self.sigmas[index + 1]
-        if following == 0:
+        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        if sigma_next == 0:
             return predicted_x0
 
-        # With noise, the solution forgets what was twice as fast.
+        # With noise, what the latents were decays twice as fast.
         speed = 2 if self.stochastic else 1
-        h = math.log(sigma / following)
+        h = math.log(sigma / sigma_next)
         decay, phi_1, phi_2, phi_3 = exponential_integrals(speed * h)
         result = decay * sample + phi_1 * predicted_x0
         order = self._order(index)
         if order == 2:
-            (slope,) = self._differences(index, h, 1)
-            result = result + phi_1 / 2 * slope
+            (change,) = self._differences(index, h, 1)
+            result = result + phi_1 / 2 * change
         elif order == 3:
-            slope, older = self._differences(index, h, 2)
+            change, older = self._differences(index, h, 2)
             ratio_0, ratio_1 = (self._distance(index, k) / h for k in (1, 2))
-            curvature = (slope - older) / (ratio_0 + ratio_1)
-            slope = slope + ratio_0 * curvature
-            result = result + phi_2 * slope + phi_3 * curvature
+            curvature = (change - older) / (ratio_0 + ratio_1)
+            change = change + ratio_0 * curvature
+            result = result + phi_2 * change + phi_3 * curvature
         if self.stochastic:
-            deviation = following * math.sqrt(1 - decay)
-            result = result + deviation * draw_noise(sample, generator)
+            deviation = sigma_next * math.sqrt(1 - decay)
+            result = result + deviation * draw_noise(sample, generators)
         return result
 
     def _order(self, index: int) -> int:
-        left = len(self.timesteps) - index
         order = min(self.order, len(self._history))
-        return min(order, left) if self.num_inference_steps < 15 else order
+        if self.num_inference_steps < 15:
+            order = min(order, len(self.timesteps) - index)
+        return order
 
     def _distance(self, index: int, k: int) -> float:
         """How far apart in ``-log(sigma)`` the k-th last and the next newer prediction are."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.base import draw_noise
-from sdpy.schedulers.sigma_scheduler import ExplodingScheduler
+from sdpy.schedulers.noise import draw_noise
+from sdpy.schedulers.sigma_scheduler import VarianceExplodingScheduler
 
 
-def ancestral_levels(sigma: float, following: float) -> tuple[float, float]:
-    """Where to go down to, and how much noise then leads back up to the level ``following``.
+def ancestral_step(sigma: float, sigma_next: float) -> tuple[float, float]:
+    """The sigma to go down to, and the sigma of the noise that leads up to ``sigma_next``.
 
     The noise is as much as an ancestral step of DDPM adds: equation 7 of "Denoising Diffusion
-    Probabilistic Models" (Ho et al., 2020), the posterior's variance, in terms of levels.
+    Probabilistic Models" (Ho et al., 2020), the posterior's variance, in terms of sigmas.
     """
-    up = following * math.sqrt(max(1 - (following / sigma) ** 2, 0.0))
-    return following**2 / sigma, up
+    sigma_up = sigma_next * math.sqrt(max(1 - (sigma_next / sigma) ** 2, 0.0))
+    return sigma_next**2 / sigma, sigma_up
 
 
-class EulerAncestralDiscreteScheduler(ExplodingScheduler):
-    """A straight line below the next level, and noise that leads up to it.
+class EulerAncestralDiscreteScheduler(VarianceExplodingScheduler):
+    """A straight line to below the next sigma, and noise that leads up to it.
 
     Source: Crowson's k-diffusion, where the sampler comes from, as a formula; agrees with
     diffusers' scheduler of this name.
@@ -34,10 +35,10 @@ class EulerAncestralDiscreteScheduler(ExplodingScheduler):
         predicted_x0: Tensor,
         predicted_noise: Tensor,
         sample: Tensor,
-        generator: torch.Generator | None,
+        generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
-        down, up = ancestral_levels(self.sigmas[index], self.sigmas[index + 1])
-        result = predicted_x0 + down * predicted_noise
-        if up > 0:
-            result = result + up * draw_noise(sample, generator)
+        sigma_down, sigma_up = ancestral_step(self.sigmas[index], self.sigmas[index + 1])
+        result = predicted_x0 + sigma_down * predicted_noise
+        if sigma_up > 0:
+            result = result + sigma_up * draw_noise(sample, generators)
         return result

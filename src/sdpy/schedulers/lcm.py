@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
 from sdpy.schedulers.consistency import space_distilled
-from sdpy.schedulers.noise import split_prediction
+from sdpy.schedulers.noise import draw_noise, split_prediction
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
@@ -24,27 +24,28 @@ class LCMScheduler(AlphaScheduler):
     """
 
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
-        """Plan one timestep a step, at most 50; see `Scheduler.set_timesteps`."""
-        self._plan(space_distilled(num_inference_steps, self.noise.num_train_timesteps)[skip:])
+        """Plan one timestep per step, at most 50; see `Scheduler.set_timesteps`."""
+        timesteps = space_distilled(num_inference_steps, self.noise.num_train_timesteps)
+        self._set_schedule(timesteps[skip:])
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor,
+        timestep: float,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """The consistency function, and noise but after the last; see `Scheduler.step`."""
+        """The consistency function, and noise except after the last one; see `Scheduler.step`."""
         predicted_x0, _ = split_prediction(
-            self.noise.prediction_type, model_output, sample, self._alpha(int(timestep))
+            self.noise.prediction_type, model_output, sample, self._alpha(timestep)
         )
-        scaled = int(timestep) * TIMESTEP_SCALING
+        scaled = timestep * TIMESTEP_SCALING
         radius = scaled**2 + SIGMA_DATA**2
         c_skip, c_out = SIGMA_DATA**2 / radius, scaled / math.sqrt(radius)
         denoised = c_out * predicted_x0 + c_skip * sample
-        following = self._following(timestep)
-        if following is None:
+        next_timestep = self._next_timestep(timestep)
+        if next_timestep is None:
             return denoised
-        alpha_prev = self._alpha(following)
-        noise = draw_noise(sample, generator)
+        alpha_prev = self._alpha(next_timestep)
+        noise = draw_noise(sample, generators)
         return math.sqrt(alpha_prev) * denoised + math.sqrt(1 - alpha_prev) * noise

@@ -1,54 +1,18 @@
-"""The noise that training adds at each timestep: what every scheduler starts from."""
+"""The noise that training adds at each timestep, and fresh noise of samplers that add some."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sdpy.errors import UsageError
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-
-@dataclass(frozen=True)
-class NoiseConfig:
-    """The forward process that a model was trained on, and what its network predicts.
-
-    The defaults are Stable Diffusion's: 1000 timesteps whose variances have square roots that
-    rise linearly from ``sqrt(beta_start)`` to ``sqrt(beta_end)``.
-
-    ``prediction_type`` is ``epsilon`` (the noise), ``v_prediction`` (the velocity
-    ``sqrt(a) noise - sqrt(1 - a) x_0``; Salimans and Ho, 2022, "Progressive Distillation",
-    section 4) or ``sample`` (``x_0`` itself).
-
-    Raises:
-        UsageError: unknown prediction type, or one that cannot begin with pure noise.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction_type: str = "epsilon"
-    rescale_betas_zero_snr: bool = False
-
-    def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise UsageError(
-                f"unknown prediction type '{self.prediction_type}': "
-                f"use one of {', '.join(PREDICTION_TYPES)}"
-            )
-        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-            raise UsageError(
-                "a zero-terminal-SNR schedule begins with pure noise, of which an epsilon "
-                "prediction says nothing: use v_prediction or sample"
-            )
+from sdpy.schedulers.config import NoiseConfig
 
 
 def make_alphas_cumprod(config: NoiseConfig) -> Tensor:
-    """The share of the picture's variance that is left at each timestep.
+    """The share of the image's variance that is left at each timestep.
 
     Returns:
         (num_train_timesteps,) float64, falling; the last is 0 with ``rescale_betas_zero_snr``.
@@ -84,7 +48,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 def split_prediction(
     prediction_type: str, model_output: Tensor, sample: Tensor, alpha_t: float
 ) -> tuple[Tensor, Tensor]:
-    """What a prediction says of the clean latents and of the noise in ``sample``.
+    """The clean latents and the noise that a prediction finds in ``sample``.
 
     Args:
         prediction_type: one of `PREDICTION_TYPES`.
@@ -103,3 +67,23 @@ def split_prediction(
     if prediction_type == "sample":
         return model_output, (sample - signal * model_output) / sigma
     raise AssertionError(prediction_type)  # NoiseConfig lets no other pass
+
+
+def draw_noise(like: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Standard normal noise of ``like``'s shape (B, ...), dtype and device.
+
+    Each image's noise is drawn as float32 on the CPU from its own generator. So the same seed gives
+    the same noise on every device, alone or in a batch. The copy to the device does not wait for
+    it: CUDA copies asynchronously from pinned memory.
+
+    Raises:
+        ValueError: there is not one generator per image.
+    """
+    if generators is None or len(generators) != len(like):
+        given = 0 if generators is None else len(generators)
+        raise ValueError(f"{given} generators for noise of {len(like)} images: give one per image")
+    noise = torch.empty(like.shape, dtype=torch.float32, device="cpu", pin_memory=like.is_cuda)
+    for image, generator in zip(noise.unbind(), generators, strict=True):
+        image.normal_(generator=generator)
+    # In this order, because a conversion on the way to a GPU would leave the pinned memory.
+    return noise.to(like.device, non_blocking=True).to(like.dtype)

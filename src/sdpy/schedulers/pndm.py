@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import find_evaluation
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.base import index_for_timestep
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import split_prediction
 from sdpy.schedulers.spacing import space_timesteps
 
 ADAMS_BASHFORTH = {
@@ -31,8 +33,8 @@ class PNDMScheduler(AlphaScheduler):
 
     Source: "Pseudo Numerical Methods for Diffusion Models on Manifolds" (Liu et al., 2022),
     equations 11 and 12; agrees with diffusers' ``PNDMScheduler`` (``skip_prk_steps=True,
-    set_alpha_to_one=False, steps_offset=1``), but where steps are skipped at the start: diffusers
-    then leaves out the second visit, after which its timesteps run ahead of its latents.
+    set_alpha_to_one=False, steps_offset=1``), except where steps are skipped at the start:
+    diffusers then leaves out the second visit, after which its timesteps run ahead of its latents.
     """
 
     def __init__(self, noise: NoiseConfig, *, timestep_spacing: str = "leading") -> None:
@@ -40,31 +42,31 @@ class PNDMScheduler(AlphaScheduler):
         self.timestep_spacing = timestep_spacing
 
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
-        """Plan one timestep a step, the second twice; see `Scheduler.set_timesteps`."""
+        """Plan one timestep per step, the second twice; see `Scheduler.set_timesteps`."""
         total = self.noise.num_train_timesteps
         spaced = space_timesteps(self.timestep_spacing, num_inference_steps, total)[skip:]
-        self._plan(np.concatenate([spaced[:2], spaced[1:]]))
+        self._set_schedule(np.concatenate([spaced[:2], spaced[1:]]))
         self._ratio = total // num_inference_steps
-        self._upcoming = 0
+        self._expected_index = 0
         self._outputs: deque[Tensor] = deque(maxlen=4)  # newest first
         self._first_sample: Tensor | None = None
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor,
+        timestep: float,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """One step of equation 11; see `Scheduler.step`."""
-        evaluation = find_evaluation(self.timesteps, timestep, self._upcoming)
-        self._upcoming = evaluation + 1
+        index = index_for_timestep(self.timesteps, timestep, self._expected_index)
+        self._expected_index = index + 1
         start = int(timestep)
-        if evaluation == 1 and self._first_sample is not None:
+        if index == 1 and self._first_sample is not None:
             output, sample = (model_output + self._outputs[0]) / 2, self._first_sample
             start += self._ratio
         else:
-            self._first_sample = sample if evaluation == 0 else None
+            self._first_sample = sample if index == 0 else None
             self._outputs.appendleft(model_output)
             weights = ADAMS_BASHFORTH[len(self._outputs)]
             output = torch.stack(

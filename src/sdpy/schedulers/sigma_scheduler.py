@@ -1,25 +1,27 @@
-"""What the samplers share that walk down noise levels (see `sdpy.schedulers.sigmas`).
+"""What the schedulers share that are written in terms of sigmas (see `sdpy.schedulers.sigmas`).
 
-Their mathematics is written for latents ``x_0 + sigma noise``, whose variance explodes with the
-level. Some keep their latents so; others keep them at variance 1, divided by
-``sqrt(sigma**2 + 1)``, as the network sees them. Here the two meet.
+Their samplers are written for variance-exploding latents ``x_0 + sigma noise``. Some keep their
+latents in this form. Others keep them variance-preserving: divided by ``sqrt(sigma**2 + 1)``, which
+gives variance 1 and is what the network is shown.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.base import find_evaluation
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.base import index_for_timestep
+from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.noise import split_prediction
 from sdpy.schedulers.sigmas import (
     RAMPS,
     SCHEDULES,
-    Levels,
+    FloatArray,
     sigmas_at,
     timesteps_at,
     training_sigmas,
@@ -28,13 +30,13 @@ from sdpy.schedulers.spacing import check_steps, space_timesteps
 
 
 class SigmaScheduler(ABC):
-    """A walk down noise levels; see `Scheduler`.
+    """Goes from each sigma to the next lower one; see `Scheduler`.
 
     Args:
         noise: the forward process and what the network predicts.
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``.
-        sigmas: a name of `RAMPS`, which goes from the highest to the lowest level of the spacing,
-            or of `SCHEDULES`, which takes the spacing's place; None: the spacing's own levels.
+        sigmas: a name of `RAMPS`, whose sigmas go from the highest to the lowest of the spacing, or
+            of `SCHEDULES`, which replaces the spacing; None for the sigmas of the spaced timesteps.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class SigmaScheduler(ABC):
         self.sigma_schedule = sigmas
         self.training_sigmas = training_sigmas(noise)
         self.init_noise_sigma = 1.0
-        self.timesteps = torch.empty(0)
-        self.sigmas: list[float] = []
-        """The level of the latents at each evaluation, then the one that the walk ends at."""
+        self.timesteps: tuple[float, ...] = ()
+        self.sigmas: tuple[float, ...] = ()
+        """The sigma of the latents at each evaluation, then the one after the last step."""
 
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
-        """Plan the walk; see `Scheduler.set_timesteps`."""
+        """Plan timesteps and sigmas; see `Scheduler.set_timesteps`."""
         check_steps(num_inference_steps, self._most_steps())
         if self.sigma_schedule in SCHEDULES:
             schedule = SCHEDULES[self.sigma_schedule]
@@ -59,37 +61,35 @@ class SigmaScheduler(ABC):
             timesteps, sigmas = self._spaced(num_inference_steps)
         self.init_noise_sigma = self._first_deviation(sigmas[0])
         self.num_inference_steps, self.skipped = num_inference_steps, skip
-        levels = [*sigmas.tolist(), self._last_sigma()]
-        self._plan(timesteps[skip:], levels[skip:])
-        self._upcoming = 0
+        self._set_schedule(timesteps[skip:], [*sigmas.tolist(), self._last_sigma()][skip:])
+        self._expected_index = 0
 
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: float) -> Tensor:
         """The latents at variance 1; see `Scheduler.scale_model_input`."""
         return sample / self._scale(self.sigmas[self._index(timestep)])
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor,
+        timestep: float,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Go on to the next level; see `Scheduler.step`."""
+        """Go on to the next sigma; see `Scheduler.step`."""
         index = self._index(timestep)
-        self._upcoming = index + 1
-        sigma = self.sigmas[index]
-        mixture = sample / self._scale(sigma)
+        self._expected_index = index + 1
+        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        preserving = sample / self._scale(sigma)
         alpha_t = 1 / (sigma**2 + 1)
         predicted_x0, predicted_noise = split_prediction(
-            self.noise.prediction_type, model_output, mixture, alpha_t
+            self.noise.prediction_type, model_output, preserving, alpha_t
         )
-        exploded = mixture * math.sqrt(sigma**2 + 1)
-        sample = self._advance(index, predicted_x0, predicted_noise, exploded, generator)
-        following = self.sigmas[index + 1]
-        return sample * (self._scale(following) / math.sqrt(following**2 + 1))
+        exploding = preserving * math.sqrt(sigma**2 + 1)
+        exploding = self._advance(index, predicted_x0, predicted_noise, exploding, generators)
+        return exploding * (self._scale(sigma_next) / math.sqrt(sigma_next**2 + 1))
 
-    def add_noise(self, original: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """See `Scheduler.add_noise`."""
+    def add_noise(self, original: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """``original + sigma noise``, rescaled; see `Scheduler.add_noise`."""
         sigma = self.sigmas[self._index(timestep)]
         return (original + sigma * noise) * (self._scale(sigma) / math.sqrt(sigma**2 + 1))
 
@@ -100,34 +100,39 @@ class SigmaScheduler(ABC):
         predicted_x0: Tensor,
         predicted_noise: Tensor,
         sample: Tensor,
-        generator: torch.Generator | None,
+        generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
-        """From ``sigmas[index]`` to ``sigmas[index + 1]``, latents of the exploding kind.
+        """The sampler's step from ``sigmas[index]`` to ``sigmas[index + 1]``.
 
         Args:
             index: of the evaluation.
-            predicted_x0, predicted_noise: ``sample`` is ``predicted_x0 + sigma predicted_noise``,
-                and the noise the slope of ``sample`` over ``sigma``.
-            sample: the latents.
-            generator: of fresh noise.
+            predicted_x0: prediction of the clean latents.
+            predicted_noise: prediction of the noise, which is the derivative of the latents with
+                respect to sigma.
+            sample: the latents, variance-exploding: ``predicted_x0 + sigma predicted_noise``.
+            generators: of fresh noise, one per image.
+
+        Returns:
+            The latents at the next sigma, variance-exploding.
         """
 
     @abstractmethod
-    def _spaced(self, steps: int) -> tuple[Levels, Levels]:
-        """Timesteps and levels (steps,) of the spacing, or of the ramp between its ends."""
+    def _spaced(self, steps: int) -> tuple[FloatArray, FloatArray]:
+        """Timesteps and sigmas (steps,) of the spacing, or of the ramp between its ends."""
 
     @abstractmethod
     def _scale(self, sigma: float) -> float:
-        """By how much the deviation of the latents at a level exceeds 1."""
+        """Standard deviation of the latents at ``sigma``, for images of variance 1."""
 
     @abstractmethod
     def _first_deviation(self, sigma: float) -> float:
-        """Deviation of the latents that a walk from pure noise begins with."""
+        """Standard deviation of the pure noise that stands for latents at ``sigma``."""
 
-    def _plan(self, timesteps: Levels, levels: list[float]) -> None:
-        """Set ``timesteps`` and ``sigmas`` and forget what is left of another walk."""
-        self.timesteps = torch.from_numpy(timesteps.astype(np.float32))
-        self.sigmas = levels
+    def _set_schedule(self, timesteps: FloatArray, sigmas: Sequence[float]) -> None:
+        """Set ``timesteps`` and ``sigmas`` and forget what is left of another denoising loop."""
+        # Rounded to float32, as the network gets them.
+        self.timesteps = tuple(timesteps.astype(np.float32).tolist())
+        self.sigmas = tuple(sigmas)
 
     def _most_steps(self) -> int:
         return self.noise.num_train_timesteps
@@ -135,20 +140,20 @@ class SigmaScheduler(ABC):
     def _last_sigma(self) -> float:
         return 0.0
 
-    def _index(self, timestep: Tensor) -> int:
-        return find_evaluation(self.timesteps, timestep, self._upcoming)
+    def _index(self, timestep: float) -> int:
+        return index_for_timestep(self.timesteps, timestep, self._expected_index)
 
 
-class ExplodingScheduler(SigmaScheduler):
+class VarianceExplodingScheduler(SigmaScheduler):
     """Keeps latents ``x_0 + sigma noise``: the samplers of Karras et al. (2022).
 
-    Levels between whole timesteps are allowed, and a ramp's ends are those of the spacing.
+    Sigmas between whole timesteps are allowed, and a ramp's ends are those of the spacing.
     """
 
-    def _spaced(self, steps: int) -> tuple[Levels, Levels]:
+    def _spaced(self, steps: int) -> tuple[FloatArray, FloatArray]:
         total = self.noise.num_train_timesteps
         if self.timestep_spacing == "linspace":
-            timesteps: Levels = np.linspace(0, total - 1, steps)[::-1]
+            timesteps: FloatArray = np.linspace(0, total - 1, steps)[::-1]
         else:
             spaced = space_timesteps(self.timestep_spacing, steps, total)
             timesteps = spaced.astype(np.float64)
@@ -162,17 +167,17 @@ class ExplodingScheduler(SigmaScheduler):
         return math.sqrt(sigma**2 + 1)
 
     def _first_deviation(self, sigma: float) -> float:
-        # With the others, the first level is so high that a picture would not show.
+        # With the other spacings, the first sigma is so high that an image would not show.
         return math.sqrt(sigma**2 + 1) if self.timestep_spacing == "leading" else sigma
 
 
-class PreservingScheduler(SigmaScheduler):
-    """Keeps latents at variance 1: DPM-Solver and its kin.
+class VariancePreservingScheduler(SigmaScheduler):
+    """Keeps latents ``(x_0 + sigma noise) / sqrt(sigma**2 + 1)``: DPM-Solver and similar samplers.
 
     Timesteps are whole, the spacing reserves one for the end, and ramps span all of training.
     """
 
-    def _spaced(self, steps: int) -> tuple[Levels, Levels]:
+    def _spaced(self, steps: int) -> tuple[FloatArray, FloatArray]:
         total = self.noise.num_train_timesteps
         training = self.training_sigmas
         if self.sigma_schedule is not None:
@@ -195,4 +200,7 @@ class PreservingScheduler(SigmaScheduler):
         return 1.0
 
     def _most_steps(self) -> int:
-        return self.noise.num_train_timesteps - 1
+        # With one more, "leading" would begin past the last timestep of training, and the first
+        # step would not change sigma.
+        reserved = 2 if self.timestep_spacing == "leading" and self.sigma_schedule is None else 1
+        return self.noise.num_train_timesteps - reserved

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.schedulers.alpha_scheduler import AlphaScheduler
-from sdpy.schedulers.base import draw_noise
+from sdpy.schedulers.config import NoiseConfig
 from sdpy.schedulers.consistency import space_distilled
-from sdpy.schedulers.noise import NoiseConfig, split_prediction
+from sdpy.schedulers.noise import draw_noise, split_prediction
 
 
 class TCDScheduler(AlphaScheduler):
@@ -36,26 +37,27 @@ class TCDScheduler(AlphaScheduler):
         self.eta = eta
 
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
-        """Plan one timestep a step, at most 50; see `Scheduler.set_timesteps`."""
-        self._plan(space_distilled(num_inference_steps, self.noise.num_train_timesteps)[skip:])
+        """Plan one timestep per step, at most 50; see `Scheduler.set_timesteps`."""
+        timesteps = space_distilled(num_inference_steps, self.noise.num_train_timesteps)
+        self._set_schedule(timesteps[skip:])
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Tensor,
+        timestep: float,
         sample: Tensor,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Down to timestep s, up to the next; see `Scheduler.step`."""
         predicted_x0, predicted_noise = split_prediction(
-            self.noise.prediction_type, model_output, sample, self._alpha(int(timestep))
+            self.noise.prediction_type, model_output, sample, self._alpha(timestep)
         )
-        following = self._following(timestep)
-        upcoming = 0 if following is None else following
-        alpha_s = self._alpha(math.floor((1 - self.eta) * upcoming))
+        next_timestep = self._next_timestep(timestep)
+        target = 0 if next_timestep is None else next_timestep
+        alpha_s = self._alpha(math.floor((1 - self.eta) * target))
         result = math.sqrt(alpha_s) * predicted_x0 + math.sqrt(1 - alpha_s) * predicted_noise
-        if following is None or self.eta == 0:
+        if next_timestep is None or self.eta == 0:
             return result
-        kept = self._alpha(following) / alpha_s
-        noise = draw_noise(sample, generator)
+        kept = self._alpha(next_timestep) / alpha_s
+        noise = draw_noise(sample, generators)
         return math.sqrt(kept) * result + math.sqrt(1 - kept) * noise

@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DynamicThresholding:
-    """Clips predicted pictures to a quantile of their values, then scales them back into [-1, 1].
+    """Clips predicted images to a quantile of their values, then scales them back into [-1, 1].
 
-    Made for pictures in [-1, 1]; the latents of Stable Diffusion go far beyond.
+    Made for models that predict images in [-1, 1]; Stable Diffusion's latents go far beyond that.
 
     Attributes:
-        ratio: share of the values of each member of the batch that are left as they are.
-        highest: quantiles above are cut to this; from 1 on.
+        ratio: the quantile: the share of each image's values that is left as it is.
+        highest: upper bound of the limit, at least 1.
 
     Source: "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding"
     (Saharia et al., 2022), section 2.3; defaults as in diffusers.
@@ -26,7 +26,7 @@ class DynamicThresholding:
     highest: float = 1.0
 
     def __call__(self, predicted_x0: Tensor) -> Tensor:
-        """Clip and scale (B, ...)."""
+        """Clip and scale (B, ...), each image by its own quantile."""
         precise = torch.promote_types(predicted_x0.dtype, torch.float32)
         magnitudes = predicted_x0.flatten(1).abs().to(precise)
         limit = magnitudes.quantile(self.ratio, dim=1).clamp(1.0, self.highest)

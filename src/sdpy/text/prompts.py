@@ -1,7 +1,7 @@
-"""From a prompt's text to the embeddings that the UNet attends to.
+"""From a prompt's text to chunks of tokens.
 
 The text encoder reads 77 tokens at a time: start, 75 of the prompt, end or padding. A longer
-prompt is cut into chunks of 75, which are encoded each by itself and laid end to end.
+prompt is cut into chunks of 75, each of which is encoded by itself.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-import torch
-from torch import Tensor
-
 from sdpy.checkpoints import TextualInversion
 from sdpy.errors import UsageError, WeightsError
-from sdpy.models import CLIPTextConfig, CLIPTextModel
+from sdpy.models import CLIPTextConfig
 from sdpy.text.syntax import Section, Span, parse
 from sdpy.text.tokenizer import CLIPTokenizer
 
@@ -72,7 +69,7 @@ class TokenizedPrompt:
 
     def __str__(self) -> str:
         """Number of tokens, and what is weighted, for people."""
-        count = len(_ids(self.tokens))
+        count = len(token_ids(self.tokens))
         told = f"{count} of {self.room} tokens"
         if len(self.chunks) > 1:
             told = f"{count} tokens in {len(self.chunks)} chunks of {self.room}"
@@ -82,19 +79,6 @@ class TokenizedPrompt:
             if weight != 1
         ]
         return f"{told}; weighted: {', '.join(weighted)}" if weighted else told
-
-
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """What the text encoder made of a prompt and of what it is guided away from.
-
-    Attributes:
-        prompt: (1, T, D) float32, T a multiple of the text encoder's length.
-        negative: (1, T, D) float32, of the negative prompt, which may be empty.
-    """
-
-    prompt: Tensor
-    negative: Tensor
 
 
 def tokenize_prompt(
@@ -146,83 +130,6 @@ def tokenize_prompt(
             "shorten it, or use --long-prompt chunk"
         )
     return TokenizedPrompt((tuple(first[:kept]),), dropped, room)
-
-
-def encode_prompt(
-    prompt: TokenizedPrompt,
-    negative: TokenizedPrompt,
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    *,
-    pad_id: int | None = None,
-    skip_layers: int = 0,
-    textual_inversions: Sequence[TextualInversion] = (),
-) -> PromptEmbeddings:
-    """Encode a prompt and its negative in one batch; empty chunks lengthen the shorter of them.
-
-    Args:
-        prompt: what to paint.
-        negative: what to steer away from.
-        tokenizer: that made both.
-        text_encoder: on any device; its length is ``room`` and two more.
-        pad_id: fills up short chunks; None for the end token.
-        skip_layers: last layers of the text encoder that are left out.
-        textual_inversions: the same as when the prompts were tokenized.
-
-    Raises:
-        UsageError: weights that make the embeddings infinite.
-    """
-    count = max(len(prompt.chunks), len(negative.chunks))
-    chunks = [*_lengthened(prompt, count), *_lengthened(negative, count)]
-    framed = [frame(chunk, tokenizer, pad_id, prompt.room) for chunk in chunks]
-    device = text_encoder.text_model.final_layer_norm.weight.device
-    input_ids = torch.tensor([ids for ids, _ in framed], device=device)
-    weights = torch.tensor([weights for _, weights in framed], device=device)
-    added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
-    with torch.inference_mode():
-        embeddings = text_encoder(input_ids, skip_layers=skip_layers, added_embeddings=added)
-        embeddings = weigh(embeddings.float(), weights)  # (2 * count, T, D)
-    return PromptEmbeddings(
-        prompt=embeddings[:count].flatten(0, 1)[None],
-        negative=embeddings[count:].flatten(0, 1)[None],
-    )
-
-
-def frame(
-    chunk: Chunk, tokenizer: CLIPTokenizer, pad_id: int | None, room: int
-) -> tuple[list[int], list[float]]:
-    """A chunk as the text encoder takes it: ids between start and end, padded, and their weights.
-
-    ``pad_id`` None stands for the end token. Start, end and padding have the weight 1.
-    """
-    weights = [token.weight for token in chunk for _ in token.ids]
-    padding = room - len(weights)
-    pad_id = tokenizer.end_id if pad_id is None else pad_id
-    ids = [tokenizer.start_id, *_ids(chunk), tokenizer.end_id, *[pad_id] * padding]
-    return ids, [1.0, *weights, 1.0, *[1.0] * padding]
-
-
-def weigh(embeddings: Tensor, weights: Tensor) -> Tensor:
-    """Multiply tokens by their weights, then the whole so that its mean is what it was.
-
-    Args:
-        embeddings: (B, T, D).
-        weights: (B, T). Where a row of them is 1 throughout, nothing changes.
-
-    Raises:
-        UsageError: the result is infinite.
-
-    Source: A1111's web UI, whose documentation calls this emphasis "original".
-    """
-    is_weighted = (weights != 1).any(dim=1)
-    if not is_weighted.any():
-        return embeddings
-    weighted = embeddings * weights[..., None]
-    mean, weighted_mean = (x.mean(dim=(1, 2), keepdim=True) for x in (embeddings, weighted))
-    weighted = weighted * (mean / weighted_mean)
-    if not weighted[is_weighted].isfinite().all():
-        raise UsageError("the prompt's weights are too large or cancel out; use some nearer to 1")
-    return torch.where(is_weighted[:, None, None], weighted, embeddings)
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
@@ -306,7 +213,7 @@ def _chunks(tokens: Sequence[PromptToken], room: int, comma: int) -> Iterator[Ch
     """
     while (fitting := _fitting(tokens, room)) < len(tokens):
         chunk = tokens[:fitting]
-        ids = _ids(chunk)
+        ids = token_ids(chunk)
         if len(ids) == room and tokens[fitting].ids != (comma,) and comma in ids[-COMMA_WINDOW:]:
             fitting -= [token.ids for token in reversed(chunk)].index((comma,))
         yield tuple(tokens[:fitting])
@@ -323,11 +230,8 @@ def _fitting(tokens: Sequence[PromptToken], room: int) -> int:
     return len(tokens)
 
 
-def _lengthened(prompt: TokenizedPrompt, count: int) -> list[Chunk]:
-    return [*prompt.chunks, *[()] * (count - len(prompt.chunks))]
-
-
-def _ids(tokens: Iterable[PromptToken]) -> list[int]:
+def token_ids(tokens: Iterable[PromptToken]) -> list[int]:
+    """The ids of some tokens, one after another."""
     return [number for token in tokens for number in token.ids]
 
 

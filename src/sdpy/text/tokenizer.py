@@ -201,7 +201,7 @@ def _merge(ids: list[int], ranks: dict[tuple[int, int], int], merged: list[int])
 
     All occurrences of a pair are joined, from left to right, before the next pair is chosen. The
     pairs wait in a heap and the symbols form a linked list, so that a word of n bytes takes
-    n log n steps: prompts come from strangers too.
+    n log n steps, however long the word: prompts also come from other programs.
     """
     n = len(ids)
     ids = list(ids)
@@ -261,7 +261,7 @@ def _read_text(path: Path) -> str:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise WeightsError(
-            f"{path}: no such vocabulary file (looked in {path.absolute().parent}); fetch "
+            f"{path}: no such vocabulary file (looked in {path.absolute().parent}); get "
             "bpe_simple_vocab_16e6.txt or its .gz, or name another with --vocab-file"
         ) from error
     except OSError as error:
@@ -274,7 +274,7 @@ def _read_text(path: Path) -> str:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise WeightsError(
-                f"{path}: the vocabulary is a broken gzip file ({error}); fetch it again"
+                f"{path}: the vocabulary is a broken gzip file ({error}); download it again"
             ) from error
     try:
         return data.decode("utf-8")

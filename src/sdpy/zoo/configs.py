@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -24,9 +24,11 @@ from sdpy.models import (
     UNet2DConditionConfig,
 )
 from sdpy.models.taesd import LATENT_MAGNITUDE
+from sdpy.models.unet import TransformerLayers
 from sdpy.schedulers import NoiseConfig
-from sdpy.zoo.variants import VARIANTS
+from sdpy.zoo.variants import VARIANTS, ModelVariant
 
+C = TypeVar("C")
 Json = Mapping[str, Any]
 Outline = Mapping[str, Tensor]
 """Our names to tensors of the right shapes."""
@@ -36,6 +38,12 @@ HEAD_WIDTH = 64
 
 COND_PROJ = "time_embedding.cond_proj.weight"
 """Only in UNets that take the guidance scale as an embedding."""
+
+ADDED = "add_embedding.linear_1.weight"
+"""Only in UNets that are told the prompt's pooled embedding and sizes."""
+
+ADDED_SINUSOIDS = 256
+"""For each of these sizes, in all such UNets. Weights do not show it."""
 
 VARYING = {"in_channels", "time_cond_proj_dim"}
 """Sizes of a UNet in which files of one variant differ."""
@@ -73,6 +81,39 @@ def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
     )
 
 
+def unet_inputs(outline: Outline) -> dict[str, Any]:
+    """What a UNet's file itself decides: `VARYING` of the fields of its sizes.
+
+    These are the input channels, 9 for inpainting, and the width of the guidance scale's
+    embedding, None where the UNet takes none. Empty where these are no weights of a UNet.
+    """
+    conv_in = outline.get("conv_in.weight")
+    if conv_in is None or conv_in.ndim != 4:
+        return {}
+    cond_proj = outline.get(COND_PROJ)
+    return {
+        "in_channels": conv_in.shape[1],
+        "time_cond_proj_dim": None if cond_proj is None else cond_proj.shape[-1],
+    }
+
+
+def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConfig:
+    """The sizes of a ControlNet that goes with a variant's UNet.
+
+    Only the channels of its embedding of the image are its own: one entry a halving and one more.
+    Where the file lacks one, it is no ControlNet, or one for other latents, as loading will say.
+    """
+    halvings = variant.vae.downsample_factor.bit_length() - 1
+    names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
+    tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
+    return ControlNetConfig(
+        unet=replace(variant.unet, in_channels=variant.vae.latent_channels),
+        conditioning_embedding_out_channels=tuple(
+            1 if tensor is None else tensor.shape[0] for tensor in tensors
+        ),
+    )
+
+
 def is_tiny_vae(outline: Outline) -> bool:
     """Whether these are the names of a tiny autoencoder."""
     return "decoder.layers.0.weight" in outline
@@ -84,6 +125,7 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
     projection = _first(outline, r".*attentions\.0\.proj_in\.weight")
     linear = projection is not None and projection.ndim == 2
     context = _first(outline, r".*attn2\.to_k\.weight")
+    down_layers, up_layers = _transformer_layers(outline, len(levels))
     found = UNet2DConditionConfig(
         in_channels=_size(outline, "conv_in.weight", 1),
         out_channels=out_channels,
@@ -95,13 +137,18 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
         if linear
         else (math.gcd(8, *channels),) * len(channels),
         layers_per_block=_count(outline, r"down_blocks\.0\.resnets\.(\d+)\."),
-        transformer_layers_per_block=_count(
-            outline, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."
-        ),
+        transformer_layers_per_block=down_layers,
+        reverse_transformer_layers_per_block=up_layers,
+        mid_block_type=_mid_block_type(outline),
         cross_attention_dim=0 if context is None else context.shape[1],
         use_linear_projection=linear,
         norm_num_groups=math.gcd(32, *channels),
         time_cond_proj_dim=_size(outline, COND_PROJ, 1) if COND_PROJ in outline else None,
+        addition_embed_type="text_time" if ADDED in outline else None,
+        addition_time_embed_dim=ADDED_SINUSOIDS if ADDED in outline else None,
+        projection_class_embeddings_input_dim=_size(outline, ADDED, 1)
+        if ADDED in outline
+        else None,
     )
     if config:
         heads = config.get("num_attention_heads")
@@ -110,12 +157,51 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
             found,
             attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(channels),
             norm_num_groups=config.get("norm_num_groups", 32),
+            addition_time_embed_dim=config.get(
+                "addition_time_embed_dim", found.addition_time_embed_dim
+            ),
         )
     unseen = {"attention_heads", "norm_num_groups"}
-    for variant in VARIANTS.values():
-        if _agree(variant.unet, found, unseen | VARYING):
-            return replace(variant.unet, **{name: getattr(found, name) for name in VARYING})
+    for known in _known_configs(UNet2DConditionConfig):
+        if _agree(known, found, unseen | VARYING):
+            return replace(known, **{name: getattr(found, name) for name in VARYING})
     return found
+
+
+def _transformer_layers(
+    outline: Outline, levels: int
+) -> tuple[TransformerLayers, TransformerLayers | None]:
+    """``transformer_layers_per_block`` and its reverse, in as few numbers as say them."""
+    pattern = re.compile(r"(\w+_block(?:s\.\d+)?)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.")
+    counts: dict[str, dict[int, int]] = {}  # of each block, of each of its transformers
+    for match in map(pattern.match, outline):
+        if match:
+            layers = counts.setdefault(match[1], {})
+            layers[int(match[2])] = max(layers.get(int(match[2]), 0), int(match[3]) + 1)
+
+    def layers_of(block: str) -> int | tuple[int, ...] | None:
+        numbers = tuple(number for _, number in sorted(counts.get(block, {}).items()))
+        return numbers[0] if len(set(numbers)) == 1 else numbers or None
+
+    middle = layers_of("mid_block")
+    down = [layers_of(f"down_blocks.{i}") for i in range(levels)]
+    up = [layers_of(f"up_blocks.{i}") for i in range(levels)]
+    if down and down[-1] is None:
+        down[-1] = middle
+    known = {layers for layers in down if layers is not None}
+    usual = known.pop() if len(known) == 1 else 1
+    filled = tuple(usual if layers is None else layers for layers in down)
+    simple = usual if set(filled) == {usual} and isinstance(usual, int) else filled
+    backwards = filled[::-1]
+    reverse = tuple(a if b is None else b for a, b in zip(backwards, up, strict=True))
+    symmetrical = reverse == backwards and all(isinstance(one, int) for one in reverse)
+    return simple, None if symmetrical or not any(up) else reverse
+
+
+def _mid_block_type(outline: Outline) -> str | None:
+    if "mid_block.attentions.0.norm.weight" in outline:
+        return "UNetMidBlock2DCrossAttn"
+    return "UNetMidBlock2D" if "mid_block.resnets.0.conv1.weight" in outline else None
 
 
 def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
@@ -138,9 +224,9 @@ def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
             norm_num_groups=config.get("norm_num_groups", 32),
             scaling_factor=config.get("scaling_factor", found.scaling_factor),
         )
-    for variant in VARIANTS.values():
-        if _agree(variant.vae, found, {"norm_num_groups", "scaling_factor"}):
-            return variant.vae
+    for known in _known_configs(AutoencoderKLConfig):
+        if _agree(known, found, {"norm_num_groups", "scaling_factor"}):
+            return known
     return found
 
 
@@ -164,9 +250,9 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
             num_attention_heads=config.get("num_attention_heads", found.num_attention_heads),
             hidden_act=config.get("hidden_act", found.hidden_act),
         )
-    for variant in VARIANTS.values():
-        if _agree(variant.text_encoder, found, {"num_attention_heads", "hidden_act"}):
-            return variant.text_encoder
+    for known in _known_configs(CLIPTextConfig):
+        if _agree(known, found, {"num_attention_heads", "hidden_act"}):
+            return known
     return found
 
 
@@ -174,8 +260,13 @@ def is_known(config: object) -> bool:
     """Whether a model's sizes are those of some variant, but for what varies within one."""
     if isinstance(config, ControlNetConfig):
         config = config.unet
-    known = [c for v in VARIANTS.values() for c in (v.unet, v.vae, v.tiny_vae, v.text_encoder)]
-    return any(type(one) is type(config) and _agree(one, config, VARYING) for one in known)
+    return any(_agree(known, config, VARYING) for known in _known_configs(type(config)))
+
+
+def _known_configs(kind: type[C]) -> list[C]:
+    """The sizes of that class that variants have."""
+    known = [c for v in VARIANTS.values() for c in (*v.configs.values(), v.tiny_vae)]
+    return [config for config in known if type(config) is kind]
 
 
 GUESSED = (
@@ -237,6 +328,8 @@ def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]
     return {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
+        "addition_embed_type": config.addition_embed_type,
+        "addition_time_embed_dim": config.addition_time_embed_dim,
         "attention_head_dim": list(config.attention_heads),
         "block_out_channels": list(config.block_out_channels),
         "center_input_sample": False,
@@ -248,9 +341,12 @@ def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]
         "in_channels": config.in_channels,
         "layers_per_block": config.layers_per_block,
         "mid_block_scale_factor": 1,
+        "mid_block_type": config.mid_block_type,
         "norm_eps": 1e-05,
         "norm_num_groups": config.norm_num_groups,
         "out_channels": config.out_channels,
+        "projection_class_embeddings_input_dim": config.projection_class_embeddings_input_dim,
+        "reverse_transformer_layers_per_block": config.reverse_transformer_layers_per_block,
         "sample_size": sample_size,
         "time_cond_proj_dim": config.time_cond_proj_dim,
         "transformer_layers_per_block": config.transformer_layers_per_block,
@@ -263,8 +359,8 @@ def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
     """``config.json`` of a ControlNet's own folder."""
     unet = unet_json(config.unet, 0)
     of_unets = {
-        *("center_input_sample", "out_channels", "sample_size"),
-        *("time_cond_proj_dim", "up_block_types"),
+        *("center_input_sample", "out_channels", "reverse_transformer_layers_per_block"),
+        *("sample_size", "time_cond_proj_dim", "up_block_types"),
     }
     return {
         **{name: value for name, value in unet.items() if name not in of_unets},
@@ -280,7 +376,7 @@ def _block(direction: str, attends: bool) -> str:
 
 
 def vae_json(config: AutoencoderKLConfig, sample_size: int) -> dict[str, Any]:
-    """``vae/config.json``; ``sample_size`` is the side of the pictures."""
+    """``vae/config.json``; ``sample_size`` is the side of the images."""
     levels = len(config.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -355,14 +451,14 @@ def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
 
 
 def model_index_json(
-    components: Iterable[str], *, has_tokenizer: bool, tiny_vae: bool = False
+    classes: Mapping[str, tuple[str, str]], *, has_tokenizer: bool
 ) -> dict[str, Any]:
-    """``model_index.json`` of a pipeline with these components."""
-    classes = {
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderTiny" if tiny_vae else "AutoencoderKL"],
-    }
+    """``model_index.json`` of a pipeline.
+
+    Args:
+        classes: library and class of its components, by name.
+        has_tokenizer: whether there is one.
+    """
     return {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -371,5 +467,5 @@ def model_index_json(
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "tokenizer": ["transformers", "CLIPTokenizer"] if has_tokenizer else [None, None],
-        **{name: classes[name] for name in components if name in classes},
+        **{name: list(named) for name, named in classes.items()},
     }

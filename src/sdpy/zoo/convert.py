@@ -14,7 +14,6 @@ import torch
 from sdpy.checkpoints import (
     DIFFUSERS,
     FORMATS,
-    LABELS,
     OLD_DIFFUSERS,
     ORIGINAL,
     Output,
@@ -22,33 +21,17 @@ from sdpy.checkpoints import (
     write_output,
 )
 from sdpy.checkpoints.conversion import Advance
+from sdpy.components import COMPONENTS, label_of, required_components
 from sdpy.errors import OutputError, UsageError, WeightsError
 from sdpy.files import atomic_write
-from sdpy.models import AutoencoderTinyConfig
 from sdpy.text.tokenizer import CLIPTokenizer, read_merges
-from sdpy.zoo.configs import (
-    GUESSED,
-    controlnet_json,
-    model_index_json,
-    scheduler_json,
-    text_encoder_json,
-    tiny_vae_json,
-    unet_json,
-    vae_json,
-)
-from sdpy.zoo.inspect import Component, Inspection
-from sdpy.zoo.recognise import WEIGHTS
-from sdpy.zoo.variants import ModelVariant
+from sdpy.zoo.classes import class_names, config_json
+from sdpy.zoo.configs import GUESSED, model_index_json, scheduler_json
+from sdpy.zoo.inspect import InspectedComponent, Inspection
+from sdpy.zoo.variants import SD15, SD21, ModelVariant
 
 LAYOUTS = ("diffusers", "original", "ot")
 """A diffusers folder or component; the original programs' single file; .ot files in a folder."""
-
-_FOLDER_STEMS = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "controlnet": "diffusion_pytorch_model",
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +54,7 @@ class Conversion:
         return sum(output.size for output in self.outputs)
 
     def run(self) -> Iterator[Path]:
-        """Write everything, each file whole or not at all, and tell its path.
+        """Write everything, each file atomically, and tell its path.
 
         Raises:
             WeightsError: the source cannot be read, or the format cannot hold it.
@@ -131,30 +114,32 @@ def plan_conversion(
     return _into_diffusers(source, components, target, dtype, vocabulary, prediction, advance)
 
 
-def _chosen(source: Inspection, part: str | None) -> list[Component]:
+def _chosen(source: Inspection, part: str | None) -> list[InspectedComponent]:
     if part is None:
         return list(source.components)
-    if part not in LABELS:
-        raise UsageError(f"unknown part '{part}': use one of {', '.join(LABELS)}")
+    if part not in COMPONENTS:
+        raise UsageError(f"unknown part '{part}': use one of {', '.join(COMPONENTS)}")
     chosen = source.component(part)
     if chosen is None:
-        raise WeightsError(f"{source.path} holds no {LABELS[part]}; `sdpy inspect` says what it is")
+        raise WeightsError(
+            f"{source.path} holds no {label_of(part)}; `sdpy inspect` says what it is"
+        )
     return [chosen]
 
 
-def _check(components: list[Component]) -> None:
+def _check(components: list[InspectedComponent]) -> None:
     """Refuse what would be lost or wrong on the other side."""
     for one in components:
         for problem, cases in one.problems.items():
             where = one.weights.checkpoint.path
             raise WeightsError(
-                f"{where} is not a whole {LABELS[str(one.name)]}: {len(cases)} {problem} "
+                f"{where} is not a whole {label_of(one.name)}: {len(cases)} {problem} "
                 f"({cases[0]}{', ...' if len(cases) > 1 else ''}); `sdpy inspect` lists them"
             )
 
 
 def _into_file(
-    components: list[Component],
+    components: list[InspectedComponent],
     target: Path,
     layout: str | None,
     dtype: torch.dtype | None,
@@ -183,20 +168,24 @@ def _into_file(
     return Conversion((output,), notices=notices)
 
 
-def _is_open_clip(components: list[Component]) -> bool:
+def _is_open_clip(components: list[InspectedComponent]) -> bool:
     """Stable Diffusion 2.x has OpenCLIP's text encoder, and linear projections in the UNet."""
     for one in components:
         if one.name == "unet" and one.config is not None:
             return bool(one.config.use_linear_projection)
     return any(
-        one.name == "text_encoder" and one.config is not None and one.config.hidden_act == "gelu"
+        _is_text_encoder(one) and one.config is not None and one.config.hidden_act == "gelu"
         for one in components
     )
 
 
+def _is_text_encoder(component: InspectedComponent) -> bool:
+    return component.name is not None and COMPONENTS[component.name].role == "text_encoder"
+
+
 def _into_ot_folder(
     source: Inspection,
-    components: list[Component],
+    components: list[InspectedComponent],
     target: Path,
     dtype: torch.dtype | None,
     vocabulary: Path | None,
@@ -205,9 +194,9 @@ def _into_ot_folder(
     names = _variant(source, components).files
     outputs = []
     for one in components:
-        if one.name not in WEIGHTS:
+        if one.name is None or COMPONENTS[one.name].is_companion:
             raise UsageError(f"a folder of .ot files has no place for {one.summary}; use --part")
-        path = target / getattr(names, one.name)[0]
+        path = target / names.of(one.name)[0]
         outputs.append(
             plan_output(path, [one.weights], OLD_DIFFUSERS, dtype=dtype, advance=advance)
         )
@@ -220,7 +209,7 @@ def _into_ot_folder(
 
 def _into_diffusers(
     source: Inspection,
-    components: list[Component],
+    components: list[InspectedComponent],
     target: Path,
     dtype: torch.dtype | None,
     vocabulary: Path | None,
@@ -228,7 +217,7 @@ def _into_diffusers(
     advance: Advance,
 ) -> Conversion:
     held = {one.name: one for one in components}
-    missing = [LABELS[name] for name in WEIGHTS if name not in held]
+    missing = [row.label for row in required_components() if row.name not in held]
     if missing and len(components) > 1:
         raise WeightsError(f"{source.path} holds no {' and no '.join(missing)}; use --part")
     variant = _variant(source, components)
@@ -245,9 +234,9 @@ def _into_diffusers(
             )
         # One component alone is the folder itself.
         folder = target if len(components) == 1 else target / one.name
-        path = folder / f"{_FOLDER_STEMS[one.name]}.safetensors"
+        path = folder / f"{COMPONENTS[one.name].folder_stems[0]}.safetensors"
         outputs.append(plan_output(path, [one.weights], DIFFUSERS, dtype=dtype, advance=advance))
-        texts[folder / "config.json"] = _json(_config_json(one, variant))
+        texts[folder / "config.json"] = _json(config_json(one.name, one.config, variant))
     if len(components) == 1:
         return Conversion(tuple(outputs), texts, guesses)
 
@@ -264,33 +253,21 @@ def _into_diffusers(
     scheduler = scheduler_json(noise, variant.timestep_spacing)
     texts[target / "scheduler" / "scheduler_config.json"] = _json(scheduler)
     # Last, so that a folder that was not finished is none.
-    names = [str(name) for name in held]
-    tiny_vae = any(isinstance(one.config, AutoencoderTinyConfig) for one in components)
-    index = model_index_json(names, has_tokenizer=bool(vocabulary_files), tiny_vae=tiny_vae)
+    configs = {
+        one.name: one.config
+        for one in components
+        if one.name is not None and not COMPONENTS[one.name].is_companion
+    }
+    index = model_index_json(class_names(configs), has_tokenizer=bool(vocabulary_files))
     texts[target / "model_index.json"] = _json(index)
     return Conversion(tuple(outputs), texts, (*guesses, *notices))
 
 
-def _variant(source: Inspection, components: list[Component]) -> ModelVariant:
+def _variant(source: Inspection, components: list[InspectedComponent]) -> ModelVariant:
     """The source's, or where it has no UNet the one that its other parts are of."""
-    from sdpy.zoo.variants import SD15, SD21
-
     if source.variant is not None:
         return source.variant
     return SD21 if _is_open_clip(components) else SD15
-
-
-def _config_json(component: Component, variant: ModelVariant) -> dict[str, Any]:
-    side = variant.sample_size
-    if component.name == "unet":
-        return unet_json(component.config, side // variant.vae.downsample_factor)
-    if component.name == "controlnet":
-        return controlnet_json(component.config)
-    if isinstance(component.config, AutoencoderTinyConfig):
-        return tiny_vae_json(component.config)
-    if component.name == "vae":
-        return vae_json(component.config, side)
-    return text_encoder_json(component.config, variant.pad_id)
 
 
 def _json(content: Any) -> str:
@@ -332,10 +309,10 @@ def tokenizer_files(
 
 
 def _vocabulary_files(
-    components: list[Component], vocabulary: Path | None, pad_id: int | None = None
+    components: list[InspectedComponent], vocabulary: Path | None, pad_id: int | None = None
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The `tokenizer_files` of what is converted, and what is to be said of them."""
-    text = next((one for one in components if one.name == "text_encoder"), None)
+    text = next(filter(_is_text_encoder, components), None)
     if text is None or text.config is None:
         return {}, ()
     if vocabulary is None:

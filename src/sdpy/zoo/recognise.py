@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sdpy.checkpoints import (
-    LABELS,
     Checkpoint,
     ModelFolder,
     config_beside,
     find_parts,
     is_model_folder,
+    open_weights,
     read_checkpoint,
     read_model_folder,
-    read_part,
 )
+from sdpy.components import label_of, model_components, required_components
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextConfig, UNet2DConditionConfig
 from sdpy.schedulers import NoiseConfig
-from sdpy.zoo.components import ModelFiles, find_files
-from sdpy.zoo.configs import (
-    GUESSED,
-    is_known,
-    is_tiny_vae,
-    noise_config,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from sdpy.zoo.classes import read_config
+from sdpy.zoo.configs import GUESSED, is_known, noise_config
+from sdpy.zoo.files import ModelFiles, find_files
+from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import (
     SD2_INPAINT,
     SD15,
@@ -42,45 +36,28 @@ from sdpy.zoo.variants import (
     SD21_BASE,
     SD_TURBO,
     VARIANTS,
+    VOCABULARY,
+    Config,
     ModelVariant,
 )
 
-WEIGHTS = ("text_encoder", "unet", "vae")
-"""The fields of `ModelFiles` that are weights; they are also the names of components."""
-
-FLAGS = {"text_encoder": "--clip-weights", "unet": "--unet-weights", "vae": "--vae-weights"}
 SINGLE_FILES = (".safetensors", ".ckpt")
 WIDTH_OF_2X = 1024
 
 
-@dataclass(frozen=True)
-class Recognised:
-    """A model on disk.
-
-    Attributes:
-        variant: its sizes, noise and defaults.
-        files: where its parts are.
-        assumptions: what could not be told and was assumed, a line each for the user.
-    """
-
-    variant: ModelVariant
-    files: ModelFiles
-    assumptions: tuple[str, ...] = ()
-
-
-def find_model(
+def find_source(
     name: str,
     data: Path,
     given: Mapping[str, Path | None] | None = None,
     prediction: str | None = None,
-) -> Recognised:
+) -> ModelSource:
     """The model that ``--model`` names.
 
     Args:
         name: a variant, whose files are looked for in ``data``: in the folder or the single file
             that is called like it, otherwise one by one; or the path of a folder or a file.
         data: the data folder.
-        given: files named by the user, by the fields of `ModelFiles`; None where none is.
+        given: files named by the user, by component and `VOCABULARY`; None where none is.
         prediction: what the user says that the UNet predicts, which need not be assumed then.
 
     Raises:
@@ -102,18 +79,12 @@ def find_model(
             if is_model_folder(path) or os.path.isfile(path):
                 found = recognise(path, data, given)
                 return replace(found, variant=_named(found.variant, variant), assumptions=())
-    return Recognised(variant, find_files(variant, data, given))
+    return ModelSource(variant, find_files(variant, data, given))
 
 
 def _named(found: ModelVariant, variant: ModelVariant) -> ModelVariant:
     """What the files are, with what the user said that they are."""
-    return replace(
-        variant,
-        text_encoder=found.text_encoder,
-        unet=found.unet,
-        vae=found.vae,
-        pad_id=found.pad_id,
-    )
+    return replace(variant, configs=found.configs, pad_id=found.pad_id)
 
 
 def recognise(
@@ -121,13 +92,13 @@ def recognise(
     data: Path,
     given: Mapping[str, Path | None] | None = None,
     prediction: str | None = None,
-) -> Recognised:
+) -> ModelSource:
     """What a folder or file is, from its names, shapes and configuration files.
 
     Args:
         path: of a diffusers folder, a folder of component files or a single file.
         data: the data folder, where the vocabulary is looked for if ``path`` has none.
-        given: files named by the user instead; see `find_model`.
+        given: files named by the user instead; see `find_source`.
         prediction: what the user says that the UNet predicts.
 
     Raises:
@@ -136,101 +107,110 @@ def recognise(
     given = {} if given is None else given
     folder = read_model_folder(path) if is_model_folder(path) else None
     chosen = {name: file for name, file in given.items() if file is not None}
-    files = _files(path, folder, data, chosen)
-    configs: dict[str, Mapping[str, Any]] = {}
-    for name in WEIGHTS:
+    opened: dict[Path, Checkpoint] = {}
+    files = _files(path, folder, data, chosen, opened)
+    jsons: dict[str, Mapping[str, Any]] = {}
+    for name, file in files.weights.items():
+        opened[file] = read_checkpoint(file)
         own = folder is not None and name not in chosen
-        configs[name] = config_beside(getattr(files, name)) if own else {}
+        jsons[name] = config_beside(file) if own else {}
     scheduler = folder.configs["scheduler"] if folder is not None else {}
-    return _recognise_files(files, configs, scheduler, folder, prediction)
+    variant, assumptions = _variant_of(files, opened, jsons, scheduler, folder, prediction)
+    return ModelSource(variant, files, assumptions, opened)
 
 
-def _recognise_files(
+def _variant_of(
     files: ModelFiles,
-    configs: Mapping[str, Mapping[str, Any]],
+    opened: Mapping[Path, Checkpoint],
+    jsons: Mapping[str, Mapping[str, Any]],
     scheduler: Mapping[str, Any],
     folder: ModelFolder | None,
     prediction: str | None,
-) -> Recognised:
-    """What these files are; ``configs`` and ``scheduler`` are the JSON files beside them."""
-    checkpoints = {name: read_checkpoint(getattr(files, name)) for name in WEIGHTS}
+) -> tuple[ModelVariant, tuple[str, ...]]:
+    """What these files are, and what was assumed; the JSON files are those beside them."""
+    checkpoints = {name: opened[file] for name, file in files.weights.items()}
     outlines = {name: part_outline(one, name) for name, one in checkpoints.items()}
     try:
-        unet = unet_config(outlines["unet"], configs["unet"])
-        text = text_config(outlines["text_encoder"], configs["text_encoder"])
-        tiny = is_tiny_vae(outlines["vae"])
-        vae = None if tiny else vae_config(outlines["vae"], configs["vae"])
-        family, assumptions = family_of(unet, checkpoints["unet"], scheduler, prediction)
+        found = {name: read_config(name, outlines[name], jsons[name]) for name in outlines}
+        family, assumptions = family_of(found["unet"], checkpoints["unet"], scheduler, prediction)
         noise = noise_config(scheduler, family.noise)
     except (WeightsError, ValueError, TypeError) as error:
-        raise WeightsError(f"the model of {files.unet} is of an unknown kind: {error}") from error
-    for name, config in (("text_encoder", text), ("unet", unet), ("vae", vae)):
-        if config is not None and not configs[name] and not is_known(config):
-            assumptions += (f"{getattr(files, name)}: {GUESSED}",)
+        raise WeightsError(
+            f"the model of {files.weights['unet']} is of an unknown kind: {error}"
+        ) from error
+    for name, config in found.items():
+        if not jsons[name] and not is_known(config):
+            assumptions += (f"{files.weights[name]}: {GUESSED}",)
     spacing = scheduler.get("timestep_spacing")
     variant = replace(
         family,
-        text_encoder=text if configs["text_encoder"] else _text_encoder_of(family, text),
-        unet=unet,
-        vae=family.vae if vae is None else vae,
+        configs={
+            name: _config_in(family, name, config, is_told=bool(jsons[name]))
+            for name, config in found.items()
+        },
         noise=noise,
         pad_id=_pad_id(family, folder),
         timestep_spacing=spacing
         if spacing in ("trailing", "linspace")
         else family.timestep_spacing,
     )
-    return Recognised(variant, files, assumptions)
+    return variant, assumptions
 
 
 def part_outline(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
     """The shapes of a component in a file, under our names."""
-    part = read_part(checkpoint, component)
-    if part.component != component:
-        held = LABELS.get(str(part.component), "something else")
+    weights = open_weights(checkpoint, component)
+    if weights.part.component != component:
         raise WeightsError(
-            f"{checkpoint.path} holds no {LABELS[component]} but one {held}; check which file is "
-            "given for which part"
+            f"{checkpoint.path} holds no {label_of(component)} but one "
+            f"{label_of(weights.part.component)}; check which file is given for which part"
         )
-    return {ours: origin.take(ours, checkpoint.outline) for ours, origin in part.origins.items()}
+    return weights.outline
 
 
 def _files(
-    path: Path, folder: ModelFolder | None, data: Path, chosen: Mapping[str, Path]
+    path: Path,
+    folder: ModelFolder | None,
+    data: Path,
+    chosen: Mapping[str, Path],
+    opened: dict[Path, Checkpoint],
 ) -> ModelFiles:
+    parts = [component.name for component in model_components()]
     if folder is not None:
-        found: dict[str, Path] = {n: folder.weights[n] for n in WEIGHTS if n in folder.weights}
+        found = {name: folder.weights[name] for name in parts if name in folder.weights}
         if folder.vocabulary is not None:
-            found["vocabulary"] = folder.vocabulary
+            found[VOCABULARY] = folder.vocabulary
     elif os.path.isdir(path):
         found = component_files(path)
     else:
-        held = find_parts(read_checkpoint(path).outline).by_component
-        found = {name: path for name in WEIGHTS if name in held}
-    if "vocabulary" not in found:
-        names = SD15.files.vocabulary
-        candidates = [data / candidate for candidate in names]
-        found["vocabulary"] = next(
+        opened[path] = read_checkpoint(path)
+        held = find_parts(opened[path].outline).by_component
+        found = {name: path for name in parts if name in held}
+    if VOCABULARY not in found:
+        candidates = [data / candidate for candidate in SD15.files.vocabulary]
+        found[VOCABULARY] = next(
             (file for file in candidates if os.path.exists(file)), candidates[0]
         )
     found |= chosen
-    missing = [name for name in WEIGHTS if name not in found]
+    missing = [component for component in required_components() if component.name not in found]
     if missing:
-        parts = " and no ".join(LABELS[name] for name in missing)
-        flags = " and ".join(FLAGS[name] for name in missing)
-        raise WeightsError(f"{path} holds no {parts}; name the missing files with {flags}")
-    if not os.path.exists(found["vocabulary"]):
+        labels = " and no ".join(component.label for component in missing)
+        options = " and ".join(str(component.option) for component in missing)
+        raise WeightsError(f"{path} holds no {labels}; name the missing files with {options}")
+    vocabulary = found.pop(VOCABULARY)
+    if not os.path.exists(vocabulary):
         raise WeightsError(
-            f"no vocabulary for {path}: looked for {found['vocabulary']}; data/README.md says "
+            f"no vocabulary for {path}: looked for {vocabulary}; data/README.md says "
             "where to get it, --vocab-file names another"
         )
-    return ModelFiles(**found)
+    return ModelFiles({name: found[name] for name in parts if name in found}, vocabulary)
 
 
 def component_files(folder: Path) -> dict[str, Path]:
     """Files of a folder under the names that some variant has for them."""
     found: dict[str, Path] = {}
     for variant in VARIANTS.values():
-        for name, candidates in vars(variant.files).items():
+        for name, candidates in variant.files.all.items():
             for candidate in candidates:
                 if name not in found and os.path.isfile(folder / candidate):
                     found[name] = folder / candidate
@@ -287,12 +267,16 @@ def _told_prediction(checkpoint: Checkpoint) -> NoiseConfig | None:
     return NoiseConfig(prediction_type="v_prediction" if told.startswith("v") else "epsilon")
 
 
-def _text_encoder_of(family: ModelVariant, text: CLIPTextConfig) -> CLIPTextConfig:
-    """A text encoder of unknown size goes with the activation of its family."""
-    known = {variant.text_encoder for variant in VARIANTS.values()}
-    if text in known:
-        return text
-    return replace(text, hidden_act=family.text_encoder.hidden_act)
+def _config_in(family: ModelVariant, name: str, config: Config, *, is_told: bool) -> Config:
+    """The sizes of a component in a model of that family; ``is_told``: by a ``config.json``."""
+    own = family.configs.get(name)
+    if own is not None and type(config) is not type(own):
+        return own  # as a tiny autoencoder stands in for the family's when it is loaded
+    if isinstance(config, CLIPTextConfig) and not is_told and not is_known(config):
+        # A text encoder of unknown size goes with the activation of its family.
+        act = family.text_encoder.hidden_act if own is None else own.hidden_act
+        return replace(config, hidden_act=act)
+    return config
 
 
 def _pad_id(family: ModelVariant, folder: ModelFolder | None) -> int | None:

@@ -5,9 +5,12 @@ A variant is data. Nothing else in the program knows one from another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from sdpy.components import COMPONENTS, model_components
 from sdpy.errors import UsageError
 from sdpy.models import (
     AutoencoderKLConfig,
@@ -15,17 +18,37 @@ from sdpy.models import (
     CLIPTextConfig,
     UNet2DConditionConfig,
 )
-from sdpy.schedulers.noise import NoiseConfig
+from sdpy.schedulers import NoiseConfig
+
+VOCABULARY = "vocabulary"
+"""Key of the vocabulary's file, beside the names of components, where users name files."""
 
 
 @dataclass(frozen=True)
 class FileNames:
-    """Where a variant's files are looked for, in a folder; the first that exists is taken."""
+    """Where a variant's files are looked for, in a folder; the first that exists is taken.
 
-    text_encoder: tuple[str, ...] = ("pytorch_model.ot", "pytorch_model.safetensors")
-    unet: tuple[str, ...] = ("unet.ot", "unet.safetensors")
-    vae: tuple[str, ...] = ("vae.ot", "vae.safetensors")
+    Attributes:
+        weights: by component; one that is missing here has the names of its row.
+        vocabulary: CLIP's byte-pair merges.
+    """
+
+    weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     vocabulary: tuple[str, ...] = ("bpe_simple_vocab_16e6.txt", "bpe_simple_vocab_16e6.txt.gz")
+
+    def of(self, component: str) -> tuple[str, ...]:
+        """The names of a component's weights."""
+        return self.weights.get(component, COMPONENTS[component].data_files)
+
+    @property
+    def all(self) -> dict[str, tuple[str, ...]]:
+        """The names of all files, by component and `VOCABULARY`."""
+        names = {component.name: self.of(component.name) for component in model_components()}
+        return {**names, VOCABULARY: self.vocabulary}
+
+
+Config = Any
+"""Sizes of a network: one of the configuration classes of `sdpy.models`."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +58,26 @@ class ModelVariant:
     Attributes:
         name: what ``--model`` calls it.
         summary: a line for people.
-        tiny_vae: the autoencoder that may stand in for the real one.
+        configs: sizes of its components, by name.
+        tiny_vae: sizes of the tiny autoencoder that may stand in for the real one.
         pad_id: token that fills up a prompt; None for the end token.
         timestep_spacing: of the schedule, unless the user names another.
         guidance_scale: unless the user names another.
-        sample_size: side of the pictures that it was trained on, in pixels.
-        max_pixels: a larger input picture is scaled down to this many.
+        sample_size: side of the images that it was trained on, in pixels.
+        max_pixels: a larger input image is scaled down to this many.
         bundled: folder of the files inside the package; None: they are in the user's data folder.
     """
 
     name: str
     summary: str
-    text_encoder: CLIPTextConfig = CLIPTextConfig()
-    unet: UNet2DConditionConfig = UNet2DConditionConfig()
-    vae: AutoencoderKLConfig = AutoencoderKLConfig()
+    configs: Mapping[str, Config] = field(
+        default_factory=lambda: {
+            "text_encoder": CLIPTextConfig(),
+            "unet": UNet2DConditionConfig(),
+            "vae": AutoencoderKLConfig(),
+        },
+        hash=False,
+    )
     tiny_vae: AutoencoderTinyConfig = AutoencoderTinyConfig()
     noise: NoiseConfig = NoiseConfig()
     pad_id: int | None = None
@@ -59,6 +88,28 @@ class ModelVariant:
     files: FileNames = field(default_factory=FileNames)
     bundled: Path | None = None
 
+    @property
+    def text_encoder(self) -> CLIPTextConfig:
+        """Sizes of the text encoder; of several, of the first."""
+        config: CLIPTextConfig = self.configs["text_encoder"]
+        return config
+
+    @property
+    def unet(self) -> UNet2DConditionConfig:
+        """Sizes of the UNet."""
+        config: UNet2DConditionConfig = self.configs["unet"]
+        return config
+
+    @property
+    def vae(self) -> AutoencoderKLConfig:
+        """Sizes of the autoencoder."""
+        config: AutoencoderKLConfig = self.configs["vae"]
+        return config
+
+    def with_configs(self, **configs: Config) -> ModelVariant:
+        """The same variant with other sizes of these components."""
+        return replace(self, configs={**self.configs, **configs})
+
 
 SD15 = ModelVariant(name="sd15", summary="Stable Diffusion 1.5 (and 1.1 to 1.4), 512x512")
 
@@ -66,17 +117,28 @@ SD15_INPAINT = replace(
     SD15,
     name="sd15-inpaint",
     summary="Stable Diffusion 1.5 for inpainting (a UNet with 9 input channels)",
-    unet=replace(SD15.unet, in_channels=9),
     # An ordinary UNet can inpaint as well.
     files=FileNames(
-        unet=("unet-inpaint.ot", "unet-inpaint.safetensors", "unet.ot", "unet.safetensors")
+        {"unet": ("unet-inpaint.ot", "unet-inpaint.safetensors", "unet.ot", "unet.safetensors")}
     ),
-)
+).with_configs(unet=replace(SD15.unet, in_channels=9))
 
 SD21 = replace(
     SD15,
     name="sd21",
     summary="Stable Diffusion 2.1 (and 2.0), 768x768",
+    noise=NoiseConfig(prediction_type="v_prediction"),
+    pad_id=0,
+    sample_size=768,
+    # As the Rust program calls them.
+    files=FileNames(
+        {
+            "text_encoder": ("clip_v2.1.ot", "clip_v2.1.safetensors"),
+            "unet": ("unet_v2.1.ot", "unet_v2.1.safetensors"),
+            "vae": ("vae_v2.1.ot", "vae_v2.1.safetensors"),
+        }
+    ),
+).with_configs(
     text_encoder=CLIPTextConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -89,15 +151,6 @@ SD21 = replace(
         attention_heads=(5, 10, 20, 20),
         cross_attention_dim=1024,
         use_linear_projection=True,
-    ),
-    noise=NoiseConfig(prediction_type="v_prediction"),
-    pad_id=0,
-    sample_size=768,
-    # As the Rust program calls them.
-    files=FileNames(
-        text_encoder=("clip_v2.1.ot", "clip_v2.1.safetensors"),
-        unet=("unet_v2.1.ot", "unet_v2.1.safetensors"),
-        vae=("vae_v2.1.ot", "vae_v2.1.safetensors"),
     ),
 )
 
@@ -115,8 +168,7 @@ SD2_INPAINT = replace(
     SD21_BASE,
     name="sd2-inpaint",
     summary="Stable Diffusion 2.0 for inpainting, 512x512",
-    unet=replace(SD21.unet, in_channels=9),
-)
+).with_configs(unet=replace(SD21.unet, in_channels=9))
 
 SD_TURBO = replace(
     SD21_BASE,
@@ -129,27 +181,29 @@ SD_TURBO = replace(
 DEMO = ModelVariant(
     name="demo",
     summary="the small model that comes with sdpy: ten subjects, 128x128",
-    text_encoder=CLIPTextConfig(
-        vocab_size=770,
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    ),
-    unet=UNet2DConditionConfig(
-        block_out_channels=(48, 96, 128),
-        cross_attention=(False, True, True),
-        attention_heads=(2, 3, 4),
-        layers_per_block=1,
-        cross_attention_dim=128,
-        norm_num_groups=16,
-    ),
-    vae=AutoencoderKLConfig(
-        block_out_channels=(32, 64, 96),
-        layers_per_block=1,
-        norm_num_groups=8,
-        scaling_factor=1.0,
-    ),
+    configs={
+        "text_encoder": CLIPTextConfig(
+            vocab_size=770,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        ),
+        "unet": UNet2DConditionConfig(
+            block_out_channels=(48, 96, 128),
+            cross_attention=(False, True, True),
+            attention_heads=(2, 3, 4),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            norm_num_groups=16,
+        ),
+        "vae": AutoencoderKLConfig(
+            block_out_channels=(32, 64, 96),
+            layers_per_block=1,
+            norm_num_groups=8,
+            scaling_factor=1.0,
+        ),
+    },
     tiny_vae=AutoencoderTinyConfig(channels=32, encoder_blocks=(1, 1, 2), decoder_blocks=(2, 2, 1)),
     noise=NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True),
     timestep_spacing="trailing",
@@ -157,9 +211,7 @@ DEMO = ModelVariant(
     sample_size=128,
     max_pixels=128 * 128,
     files=FileNames(
-        text_encoder=("text_encoder.ot",),
-        unet=("unet.ot",),
-        vae=("vae.ot",),
+        {"text_encoder": ("text_encoder.ot",), "unet": ("unet.ot",), "vae": ("vae.ot",)},
         vocabulary=("merges.txt",),
     ),
     bundled=Path(__file__).parents[1] / "demo",

@@ -28,6 +28,7 @@ CONFIG = replace(
     layers_per_block=2,
 )
 CONTEXT = normal(2, 7, 32, seed=1)
+SEEDS = (0, 1)
 BRANCHES = range(len(skip_channels(CONFIG)) - 1)
 
 
@@ -58,8 +59,8 @@ def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def test_an_interval_of_one_is_exact(unet: UNet2DConditionModel) -> None:
-    with approximate(unet, [DeepCache(1)], seed=0), counted(unet) as wholes:
-        ours = [unet(sample(i), time(i), CONTEXT) for i in range(3)]
+    with approximate(unet, [DeepCache(1)], SEEDS) as called, counted(unet) as wholes:
+        ours = [called(sample(i), time(i), CONTEXT) for i in range(3)]
     assert wholes == [3]
     for i, prediction in enumerate(ours):
         assert torch.equal(prediction, unet(sample(i), time(i), CONTEXT))
@@ -71,8 +72,8 @@ def test_an_interval_of_one_is_exact(unet: UNet2DConditionModel) -> None:
 def test_every_nth_evaluation_is_the_plain_one(
     unet: UNet2DConditionModel, interval: int, branch: int
 ) -> None:
-    with approximate(unet, [DeepCache(interval, branch)], seed=0), counted(unet) as wholes:
-        ours = [unet(sample(i), time(i), CONTEXT) for i in range(5)]
+    with approximate(unet, [DeepCache(interval, branch)], SEEDS) as called, counted(unet) as wholes:
+        ours = [called(sample(i), time(i), CONTEXT) for i in range(5)]
     assert wholes == [len(range(0, 5, interval))]
     for i, prediction in enumerate(ours):
         plain = unet(sample(i), time(i), CONTEXT)
@@ -90,12 +91,10 @@ def level_by_level(unet: Any, branch: int, step: int, deep_step: int) -> Tensor:
 
     def way_down(step: int) -> tuple[list[Tensor], Tensor, Tensor]:
         time_emb = unet.embed_time(time(step).expand(2))
-        x = unet.conv_in(sample(step))
-        skips = [x]
+        skips = [unet.conv_in(sample(step))]
         for block in unet.down_blocks:
-            x, level_skips = block(x, time_emb, CONTEXT)
-            skips += level_skips
-        return skips, unet.mid_block(x, time_emb, CONTEXT), time_emb
+            skips += block(skips[-1], time_emb, CONTEXT)
+        return skips, unet.mid_block(skips[-1], time_emb, CONTEXT), time_emb
 
     (old_skips, x, old_time), (new_skips, _, new_time) = way_down(deep_step), way_down(step)
     number = len(old_skips) - 1  # of the skip that is used next
@@ -116,8 +115,8 @@ def level_by_level(unet: Any, branch: int, step: int, deep_step: int) -> Tensor:
 @pytest.mark.parametrize("branch", BRANCHES)
 @torch.no_grad()
 def test_a_reused_evaluation_written_out(unet: UNet2DConditionModel, branch: int) -> None:
-    with approximate(unet, [DeepCache(3, branch)], seed=0):
-        ours = [unet(sample(i), time(i), CONTEXT) for i in range(6)]
+    with approximate(unet, [DeepCache(3, branch)], SEEDS) as called:
+        ours = [called(sample(i), time(i), CONTEXT) for i in range(6)]
     for i in (1, 2, 4, 5):
         expected = level_by_level(unet, branch, i, deep_step=i // 3 * 3)
         assert relative_error(ours[i], expected) <= 1e-6
@@ -128,13 +127,13 @@ def test_the_outermost_layers_see_what_is_new(unet: UNet2DConditionModel) -> Non
     """What has not changed gives the plain result; another prompt is seen by them alone."""
     other = CONTEXT.flip(0)
     for branch in BRANCHES:
-        with approximate(unet, [DeepCache(2, branch)], seed=0):
-            plain = unet(sample(0), time(0), CONTEXT)
-            again = unet(sample(0), time(0), CONTEXT)
+        with approximate(unet, [DeepCache(2, branch)], SEEDS) as called:
+            plain = called(sample(0), time(0), CONTEXT)
+            again = called(sample(0), time(0), CONTEXT)
         assert relative_error(again, plain) <= 1e-6
-    with approximate(unet, [DeepCache(2, BRANCHES[-1])], seed=0):
-        unet(sample(0), time(0), CONTEXT)
-        prediction = unet(sample(0), time(0), other)
+    with approximate(unet, [DeepCache(2, BRANCHES[-1])], SEEDS) as called:
+        called(sample(0), time(0), CONTEXT)
+        prediction = called(sample(0), time(0), other)
     assert relative_error(prediction, unet(sample(0), time(0), other)) > 1e-4
     assert relative_error(prediction, plain) > 1e-4
 
@@ -142,10 +141,10 @@ def test_the_outermost_layers_see_what_is_new(unet: UNet2DConditionModel) -> Non
 @torch.no_grad()
 def test_another_batch_is_evaluated_whole(unet: UNet2DConditionModel) -> None:
     batches = [2, 2, 1, 1, 1, 2, 2]
-    with approximate(unet, [DeepCache(3)], seed=0), counted(unet) as wholes:
+    with approximate(unet, [DeepCache(3)], SEEDS) as called, counted(unet) as wholes:
         seen = []
         for i, batch in enumerate(batches):
-            unet(sample(i, batch), time(i), CONTEXT[:batch])
+            called(sample(i, batch), time(i), CONTEXT[:batch])
             seen.append(wholes[0])
     assert seen == [1, 1, 2, 2, 2, 3, 3]
 
@@ -165,22 +164,35 @@ def test_controls_steer_what_is_evaluated(unet: UNet2DConditionModel, branch: in
     """As a ControlNet whose deep part is still that of the last whole evaluation."""
     (old_down, old_mid), (new_down, new_mid) = residuals(unet, 100), residuals(unet, 200)
     inputs = sample(0), time(0), CONTEXT
-    with approximate(unet, [DeepCache(2, branch)], seed=0):
-        unet(*inputs, down_residuals=old_down, mid_residual=old_mid)
-        ours = unet(*inputs, down_residuals=new_down, mid_residual=new_mid)
+    with approximate(unet, [DeepCache(2, branch)], SEEDS) as called:
+        called(
+            *inputs, down_block_additional_residuals=old_down, mid_block_additional_residual=old_mid
+        )
+        ours = called(
+            *inputs, down_block_additional_residuals=new_down, mid_block_additional_residual=new_mid
+        )
     mixed = [*new_down[: branch + 1], *old_down[branch + 1 :]]
-    expected = unet(*inputs, down_residuals=mixed, mid_residual=old_mid)
+    expected = unet(
+        *inputs, down_block_additional_residuals=mixed, mid_block_additional_residual=old_mid
+    )
     assert relative_error(ours, expected) <= 1e-6
 
 
 @torch.no_grad()
 def test_controls_that_begin_or_end_ask_for_a_whole_evaluation(unet: UNet2DConditionModel) -> None:
     down, mid = residuals(unet, 100)
-    with approximate(unet, [DeepCache(4)], seed=0), counted(unet) as wholes:
+    with approximate(unet, [DeepCache(4)], SEEDS) as called, counted(unet) as wholes:
         seen = []
         for steered in (False, False, True, True, False):
-            given = {"down_residuals": down, "mid_residual": mid} if steered else {}
-            unet(sample(0), time(0), CONTEXT, **given)
+            given = (
+                {
+                    "down_block_additional_residuals": down,
+                    "mid_block_additional_residual": mid,
+                }
+                if steered
+                else {}
+            )
+            called(sample(0), time(0), CONTEXT, **given)
             seen.append(wholes[0])
     assert seen == [1, 1, 2, 2, 3]
 
@@ -190,10 +202,10 @@ def test_the_embedded_guidance_scale_reaches_the_outermost_layers() -> None:
     config = replace(CONFIG, time_cond_proj_dim=12)
     unet: Any = randomise(UNet2DConditionModel(config), seed=3)
     low, high = normal(2, 12, seed=5), normal(2, 12, seed=6)
-    with approximate(unet, [DeepCache(3)], seed=0):
-        unet(sample(0), time(0), CONTEXT, timestep_cond=low)
-        same = unet(sample(0), time(0), CONTEXT, timestep_cond=low)
-        other = unet(sample(0), time(0), CONTEXT, timestep_cond=high)
+    with approximate(unet, [DeepCache(3)], SEEDS) as called:
+        called(sample(0), time(0), CONTEXT, timestep_cond=low)
+        same = called(sample(0), time(0), CONTEXT, timestep_cond=low)
+        other = called(sample(0), time(0), CONTEXT, timestep_cond=high)
     assert relative_error(same, unet(sample(0), time(0), CONTEXT, timestep_cond=low)) <= 1e-6
     assert relative_error(other, same) > 1e-4
 
@@ -215,9 +227,9 @@ def test_modules_are_called_with_their_hooks(unet: UNet2DConditionModel, branch:
     for name, module in names.items():
         handles.append(module.register_forward_pre_hook(partial(enter, name=name)))
         handles.append(module.register_forward_hook(lambda *_, name=name: active.discard(name)))
-    with approximate(unet, [DeepCache(2, branch)], seed=0):
+    with approximate(unet, [DeepCache(2, branch)], SEEDS) as called:
         for i in range(2):
-            unet(sample(i), time(i), CONTEXT)
+            called(sample(i), time(i), CONTEXT)
     assert not active
     for handle in handles:
         handle.remove()
@@ -225,27 +237,35 @@ def test_modules_are_called_with_their_hooks(unet: UNet2DConditionModel, branch:
 
 @torch.no_grad()
 def test_nothing_is_left_behind(unet: UNet2DConditionModel) -> None:
-    """Neither after a walk nor after one that broke off, nor from one walk to the next."""
+    """Neither after a run nor after one that broke off, nor from one run to the next."""
     plain = unet(sample(3), time(3), CONTEXT)
     for _ in range(2):
-        with approximate(unet, [DeepCache(5)], seed=0):
-            unet(sample(0), time(0), CONTEXT)
-        with approximate(unet, [DeepCache(5)], seed=0):
-            assert torch.equal(unet(sample(3), time(3), CONTEXT), plain)
-    with pytest.raises(RuntimeError), approximate(unet, [DeepCache(5)], seed=0):
-        unet(sample(0)[:, :3], time(0), CONTEXT)
+        with approximate(unet, [DeepCache(5)], SEEDS) as called:
+            called(sample(0), time(0), CONTEXT)
+        with approximate(unet, [DeepCache(5)], SEEDS) as called:
+            assert torch.equal(called(sample(3), time(3), CONTEXT), plain)
+    with pytest.raises(RuntimeError), approximate(unet, [DeepCache(5)], SEEDS) as called:
+        called(sample(0)[:, :3], time(0), CONTEXT)
     assert torch.equal(unet(sample(3), time(3), CONTEXT), plain)
     assert not any(module._forward_pre_hooks for module in unet.modules())
-    assert "forward" not in vars(unet)
-    with approximate(unet, [DeepCache(5)], seed=0):
-        outer = unet.forward
-        with approximate(unet, [DeepCache(5)], seed=0):
-            assert unet.forward is not outer
-        assert unet.forward is outer
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
+@torch.no_grad()
+def test_an_evaluation_that_fails_changes_nothing(unet: UNet2DConditionModel) -> None:
+    """It may be tried again, as where memory runs out."""
+    with approximate(unet, [DeepCache(3)], SEEDS) as called, counted(unet) as wholes:
+        for i in range(3):
+            with pytest.raises(RuntimeError):
+                called(sample(i)[:, :3], time(i), CONTEXT)
+            called(sample(i), time(i), CONTEXT)
+        assert wholes == [1]
+        called(sample(3), time(3), CONTEXT)
+    assert wholes == [2]
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("deep_cache", "words"),
     [
         (DeepCache(0), "every 0"),
         (DeepCache(-2), "every -2"),
@@ -253,9 +273,9 @@ def test_nothing_is_left_behind(unet: UNet2DConditionModel) -> None:
         (DeepCache(2, 8), "branch 8: this UNet has 0 to 7"),
     ],
 )
-def test_what_cannot_be_is_refused(settings: DeepCache, words: str) -> None:
+def test_what_cannot_be_is_refused(deep_cache: DeepCache, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        settings.check(CONFIG)
+        deep_cache.check(CONFIG)
 
 
 def test_stable_diffusion_has_eleven_branches() -> None:

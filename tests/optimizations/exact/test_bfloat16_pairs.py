@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sdpy.optimizations.exact import bfloat16_pairs
 from sdpy.optimizations.exact.bfloat16_pairs import Pair, PairedConv2d, PairedLinear, add_product
+from sdpy.optimizations.weights import ModelWeights
 from support.compare import normal, relative_error
 
 # Of one layer. The bound is four times what a pair leaves of a number: both factors' rests and the
@@ -85,11 +86,14 @@ def test_convolution(kernel: int, stride: int, padding: int, bias: bool) -> None
 
 @needs_product
 @torch.inference_mode()
-def test_weights_are_split_once_and_let_go() -> None:
+def test_weights_are_split_once_and_released() -> None:
+    class Noting(ModelWeights):
+        def release(self, parameter: Tensor) -> None:
+            gone.append(parameter)
+
     linear = nn.Linear(16, 8)
-    paired = PairedLinear(linear.weight, linear.bias)
     gone: list[Tensor] = []
-    paired.let_go = gone.append
+    paired = PairedLinear(linear.weight, linear.bias, Noting())
     for _ in range(2):
         paired(normal(3, 16))
     assert len(gone) == 1 and gone[0] is linear.weight

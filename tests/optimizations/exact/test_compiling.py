@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sdpy.models import AutoencoderKL
-from sdpy.optimizations.exact.compiling import compile_network
-from sdpy.pipelines import Execution
+from sdpy.optimizations.base import PassContext
+from sdpy.optimizations.exact.compiling import Compilation, compile_network
+from sdpy.runtime.execution import Execution
 from support.compare import normal, relative_error
 from support.tiny import TINY, tiny_model
 
@@ -52,7 +53,7 @@ def test_unet_is_traced_as_a_whole(traces: list[dict[str, Any]]) -> None:
     assert torch.equal(first, kept) and not torch.equal(other, first)
     larger = (normal(1, 4, 16, 16), UNET_INPUTS[1], normal(1, 77, 32))
     assert relative_error(compiled(*larger), plain(*larger)) <= TOLERANCE
-    residual = {"mid_residual": normal(2, *MIDDLE, seed=3)}
+    residual = {"mid_block_additional_residual": normal(2, *MIDDLE, seed=3)}
     assert relative_error(compiled(*UNET_INPUTS, **residual), plain(*UNET_INPUTS, **residual)) <= (
         TOLERANCE
     )
@@ -64,29 +65,24 @@ def test_autoencoder_is_traced_as_a_whole() -> None:
     assert isinstance(plain, AutoencoderKL) and isinstance(compiled, AutoencoderKL)
     for network in (compiled.encoder, compiled.decoder):
         compile_network(network)
-    picture, latents = normal(1, 3, 24, 20), normal(1, 4, 12, 10)
-    assert relative_error(compiled.encode(picture).mean, plain.encode(picture).mean) <= TOLERANCE
+    image, latents = normal(1, 3, 24, 20), normal(1, 4, 12, 10)
+    assert relative_error(compiled.encode(image).mean, plain.encode(image).mean) <= TOLERANCE
     assert relative_error(compiled.decode(latents), plain.decode(latents)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
     ("name", "device", "execution", "compiled"),
     [
-        ("unet", GPU, Execution(compiled=True), True),
+        ("unet", GPU, Execution(compile=True), True),
         ("unet", GPU, Execution(), False),
-        ("unet", torch.device("cpu"), Execution(compiled=True), False),
-        ("unet", GPU, Execution(compiled=True, streamed=True), False),
-        ("unet", GPU, Execution(compiled=True, offload=True), False),
-        ("text_encoder", GPU, Execution(compiled=True), False),
+        ("unet", torch.device("cpu"), Execution(compile=True), False),
+        ("unet", GPU, Execution(compile=True, streamed=True), False),
+        ("unet", GPU, Execution(compile=True, offload=True), False),
+        ("text_encoder", GPU, Execution(compile=True), False),
     ],
 )
 def test_what_is_compiled(
-    traces: list[dict[str, Any]],
-    name: str,
-    device: torch.device,
-    execution: Execution,
-    compiled: bool,
+    name: str, device: torch.device, execution: Execution, compiled: bool
 ) -> None:
-    model = tiny_model(name)
-    execution.apply_to(model, [model], device, lambda weight: None)
-    assert bool(traces) == compiled
+    context = PassContext(device=device, compiled=execution.compiles_on(device))
+    assert Compilation().applies(tiny_model(name), context) == compiled

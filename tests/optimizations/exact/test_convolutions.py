@@ -15,7 +15,7 @@ from sdpy.models import (
     ControlNetConfig,
     ControlNetModel,
 )
-from sdpy.optimizations.exact.convolutions import Convolution, find_convolutions
+from sdpy.optimizations.exact.convolutions import Convolution, ConvolutionTrace
 from support.compare import normal
 from support.tiny import TINY, tiny_model
 
@@ -26,13 +26,13 @@ def networks() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     tiny_vae = AutoencoderTiny(AutoencoderTinyConfig(channels=4))
     config = ControlNetConfig(unet=TINY.unet, conditioning_embedding_out_channels=(4, 6, 8, 10))
     noise = (normal(2, 4, 16, 8), torch.tensor(981), normal(2, 77, 32))
-    picture, latents = normal(1, 3, 32, 16), normal(1, 4, 8, 16)
+    image, latents = normal(1, 3, 32, 16), normal(1, 4, 8, 16)
     return {
         "unet": (tiny_model("unet"), noise),
         "controlnet": (ControlNetModel(config), (*noise, normal(1, 3, 128, 64))),
-        "encoder": (vae.encoder, (picture,)),
+        "encoder": (vae.encoder, (image,)),
         "decoder": (vae.decoder, (latents,)),
-        "tiny encoder": (tiny_vae.encoder, (picture,)),
+        "tiny encoder": (tiny_vae.encoder, (image,)),
         "tiny decoder": (tiny_vae.decoder, (latents,)),
     }
 
@@ -44,7 +44,7 @@ def test_the_sizes_are_those_that_the_convolutions_see(name: str) -> None:
     seen: dict[str, Convolution] = {}
 
     def look(place: str, module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        # A ControlNet sees its picture once, for all samples.
+        # A ControlNet sees its image once, for all samples.
         shape = torch.Size((len(sample), *inputs[0].shape[1:]))
         seen[place] = Convolution(place, module, shape)
 
@@ -52,7 +52,7 @@ def test_the_sizes_are_those_that_the_convolutions_see(name: str) -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(partial(look, place))
     network(sample, *others)
-    found = {c.name: c for c in find_convolutions(network, sample.shape)}
+    found = {c.name: c for c in ConvolutionTrace(network).at(sample.shape)}
     assert found.keys() == seen.keys()
     for place, convolution in seen.items():
         if not place.startswith(("controlnet_down_blocks", "controlnet_mid_block")):
@@ -69,7 +69,7 @@ def test_tells_which_convolutions_see_a_doubled_map(name: str, height: int, doub
     """Not where an odd side was halved before, so that its double is too large."""
     network, (sample, *_) = networks()[name]
     shape = torch.Size((*sample.shape[:2], height, 16))
-    found = {c.name for c in find_convolutions(network, shape) if c.doubled}
+    found = {c.name for c in ConvolutionTrace(network).at(shape) if c.doubled}
     upsamplers = {n for n, _ in network.named_modules() if n.endswith("upsamplers.0.conv")}
     assert found == (upsamplers if doubled else set())
     assert bool(upsamplers) == (name != "tiny decoder")

@@ -8,9 +8,9 @@ from torch import nn
 
 from sdpy.models.attention import FeedForward
 from sdpy.optimizations.exact import feed_forward
+from sdpy.optimizations.exact.cached_linear import CachedLinear
 from sdpy.optimizations.exact.feed_forward import ChunkedFeedForward
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
-from sdpy.optimizations.exact.remembering_linear import RememberingLinear
 from support.compare import normal, relative_error
 
 TOLERANCE = 1e-6
@@ -42,10 +42,10 @@ def test_feed_forward(monkeypatch: pytest.MonkeyPatch, workspace: int) -> None:
 
 
 @pytest.mark.parametrize("inference", [True, False])
-def test_remembers_what_it_was_asked(inference: bool) -> None:
+def test_caches_what_it_was_given(inference: bool) -> None:
     with torch.inference_mode(inference):
         plain = nn.Linear(4, 6)
-        layer = RememberingLinear(plain)
+        layer = CachedLinear(plain)
         x, other = normal(2, 3, 4), normal(2, 3, 4, seed=1)
         first = layer(x)
         assert torch.equal(first, plain(x))
@@ -54,8 +54,8 @@ def test_remembers_what_it_was_asked(inference: bool) -> None:
         assert torch.equal(layer(x), first)
 
 
-def test_forgets_when_the_question_has_changed() -> None:
-    layer = RememberingLinear(nn.Linear(4, 6))
+def test_computes_anew_when_the_input_was_changed() -> None:
+    layer = CachedLinear(nn.Linear(4, 6))
     x = normal(2, 4)
     before = layer(x)
     x += 1
@@ -63,8 +63,8 @@ def test_forgets_when_the_question_has_changed() -> None:
     assert not torch.equal(layer(x), before)
 
 
-def test_gives_no_old_answer_after_a_failure() -> None:
-    layer = RememberingLinear(nn.Linear(4, 6))
+def test_gives_no_old_result_after_a_failure() -> None:
+    layer = CachedLinear(nn.Linear(4, 6))
     layer(normal(2, 4))
 
     def fail(*_: object) -> None:

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdpy.models.attention import Attention
+from sdpy.optimizations.base import PassContext
 from sdpy.optimizations.exact import product_attention
-from sdpy.optimizations.exact.product_attention import attend, attend_by_products
+from sdpy.optimizations.exact.product_attention import AttentionByProducts, ProductAttention
+from sdpy.optimizations.exact.sliced_attention import SlicedAttention, slice_attention
 from support.compare import normal, relative_error
 
 TOLERANCE = 2e-6
@@ -63,7 +65,7 @@ def test_equals_softmax(
     monkeypatch.setattr(product_attention, "WORKSPACE", workspace)
     query = heads_of(2, heads, asking, d, seed=0)
     key, value = heads_of(2, heads, asked, d, seed=1), heads_of(2, heads, asked, d, seed=2)
-    result = attend(query, key, value)
+    result = ProductAttention()(query, key, value)
     assert result.shape == query.shape
     assert relative_error(result, expected(query, key, value)) <= TOLERANCE
     assert not calls_of_torch
@@ -79,7 +81,7 @@ def test_scores_of_any_size(calls_of_torch: list[int], offset: float) -> None:
     # Scores of 3000 are exact to 2e-4 only, in whatever way they are computed.
     plain = relative_error(F.scaled_dot_product_attention(query, key, value), exact)
     calls_of_torch.clear()
-    assert relative_error(attend(query, key, value), exact) <= TOLERANCE + 3 * plain
+    assert relative_error(ProductAttention()(query, key, value), exact) <= TOLERANCE + 3 * plain
     assert not calls_of_torch
 
 
@@ -88,7 +90,10 @@ def test_a_key_far_above_the_sample(calls_of_torch: list[int]) -> None:
     """Its exponential overflows; then that sample is left to torch."""
     query, key, value = (heads_of(2, 2, 20, 8, seed=seed) for seed in range(3))
     key[1, :, 7] = 100 * query[1, :, 3]  # of 20 keys, every fifth is in the sample
-    assert relative_error(attend(query, key, value), expected(query, key, value)) <= TOLERANCE
+    assert (
+        relative_error(ProductAttention()(query, key, value), expected(query, key, value))
+        <= TOLERANCE
+    )
     assert calls_of_torch == [2]
 
 
@@ -97,15 +102,16 @@ def test_few_tokens_are_left_to_torch(
 ) -> None:
     monkeypatch.setattr(product_attention, "MANY", 78)
     query, key, value = (heads_of(1, 8, tokens, 40, seed=0) for tokens in (100, 77, 77))
-    attend(query, key, value)
+    ProductAttention()(query, key, value)
     assert calls_of_torch == [8]
 
 
 def test_only_heads_that_do_not_fill_vectors_and_attend_as_usual() -> None:
     uneven, even, sliced = (Attention(320, heads=heads) for heads in (8, 5, 8))
-    sliced.attend = own = lambda query, key, value: query
+    before = even.attend
+    slice_attention(sliced, 2)
     for one in (uneven, even, sliced):
-        attend_by_products(one)
-    assert uneven.attend is attend
-    assert even.attend is F.scaled_dot_product_attention
-    assert sliced.attend is own
+        AttentionByProducts().apply(one, PassContext(fast_kernels=True))
+    assert isinstance(uneven.attend, ProductAttention)
+    assert even.attend is before
+    assert isinstance(sliced.attend, SlicedAttention)

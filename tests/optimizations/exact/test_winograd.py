@@ -9,6 +9,7 @@ from torch import nn
 
 from sdpy.models.resnet import Upsample2D
 from sdpy.optimizations.exact import winograd
+from sdpy.optimizations.exact.adaptive import AdaptiveConv2d, AdaptiveUpsample2D
 from sdpy.optimizations.exact.winograd import (
     DOUBLING,
     TRANSFORMS,
@@ -17,7 +18,6 @@ from sdpy.optimizations.exact.winograd import (
     Transforms,
     WinogradConv2d,
 )
-from sdpy.optimizations.exact.winograd_upsample import WinogradUpsample2D
 from support.compare import normal, relative_error
 
 # Of one layer in float32; the larger tile has the larger constants in its matrices.
@@ -59,7 +59,7 @@ def test_equals_the_direct_convolution(
 def test_parts_of_any_size(
     monkeypatch: pytest.MonkeyPatch, transforms: Transforms, workspace: int
 ) -> None:
-    """One row of tiles at a time, some rows, a whole picture, all pictures."""
+    """One row of tiles at a time, some rows, a whole image, all images."""
     torch.manual_seed(0)
     monkeypatch.setattr(winograd, "WORKSPACE", workspace)
     conv = nn.Conv2d(4, 4, 3, padding=1)
@@ -120,7 +120,7 @@ def test_weights_a_piece_at_a_time(
     for _ in range(2):
         assert relative_error(layer(x), wanted) <= TOLERANCES[transforms.m]
     assert torch.equal(conv.weight, weights)
-    assert (layer.weight is None) == (keep is not Keep.ORIGINAL) == (layer.kept is not None)
+    assert (keep is not Keep.ORIGINAL) == (layer.kept is not None) != layer.needs_original
 
 
 @torch.inference_mode()
@@ -135,7 +135,7 @@ def test_points_and_weights() -> None:
         layer(normal(1, 8, 8, 8))
         assert layer.kept is not None
         assert layer.kept.numel() == times * conv.weight.numel()
-        assert list(layer.parameters()) == [conv.bias]  # the originals are let go
+        assert not layer.needs_original
     assert (TRANSFORMS[4].points / 4**2) * 4 == 9
     assert (DOUBLING.points / 8**2) * 16 == 25
 
@@ -147,7 +147,12 @@ def test_upsampling(size: tuple[int, int] | None) -> None:
     torch.manual_seed(0)
     plain = Upsample2D(12)
     weights = plain.conv.weight.detach().clone()
-    fast = WinogradUpsample2D(plain)
+    conv = AdaptiveConv2d(plain.conv)
+    conv.add("doubling", WinogradConv2d(plain.conv, DOUBLING))
+    conv.select("doubling")
+    wrapped = Upsample2D(12)
+    wrapped.conv = conv
+    fast = AdaptiveUpsample2D(wrapped)
     x = normal(2, 12, 9, 13)
     for _ in range(2):
         result = fast(x, size)

@@ -11,9 +11,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from loopback import LoopbackHub, serve
 
 from sdpy.zoo.hub import fetch
+from support.loopback import LoopbackHub, serve
 
 # A port of this machine where nobody answers.
 NOBODY = "http://127.0.0.1:9"

@@ -8,12 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from contents import SD15, pipeline
 from huggingface_hub import constants
-from loopback import Endless, LoopbackHub, Silence, Status, commit_of, serve
 
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.client import Hub, RemoteFile, TransientError, find_endpoint, find_token
+from support.hub_contents import SD15, pipeline
+from support.loopback import Endless, LoopbackHub, Silence, Status, commit_of, serve
 
 CONFIG = "vae/config.json"
 

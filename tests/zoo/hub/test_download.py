@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from contents import INPAINTING, MERGES, SD15, SD21, pipeline
-from loopback import Break, LoopbackHub
 
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli import display
@@ -18,6 +16,8 @@ from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.hub import fetch
 from sdpy.zoo.hub.catalog import MODELS
 from sdpy.zoo.variants import VARIANTS
+from support.hub_contents import INPAINTING, MERGES, SD15, SD21, pipeline
+from support.loopback import Break, LoopbackHub
 from support.tiny import MERGES as TINY_MERGES
 from support.tiny import TINY, tiny_weights
 
@@ -89,16 +89,16 @@ def test_again_fetches_nothing(
     ]
 
 
-def test_what_was_fetched_paints(
+def test_what_was_fetched_generates_images(
     hub: LoopbackHub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(VARIANTS, "sd15", TINY)
-    paint = ["generate", "lighthouse at dark", "--steps", "2", "--cpu", "all"]
-    assert run(paint) == 3
-    assert "`sdpy download sd15` fetches them" in capsys.readouterr().err
+    command = ["generate", "lighthouse at dark", "--steps", "2", "--cpu", "all"]
+    assert run(command) == 3
+    assert "`sdpy download sd15` downloads them" in capsys.readouterr().err
 
     files = hub.repositories[SD15] = {}
     for part, path in (
@@ -112,7 +112,7 @@ def test_what_was_fetched_paints(
     files["tokenizer/merges.txt"] = "\n".join(merges).encode()
 
     assert download(hub, "sd15") == 0
-    assert run(paint) == 0
+    assert run(command) == 0
     assert (tmp_path / "sd_final.png").is_file()
 
 

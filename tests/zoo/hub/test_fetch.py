@@ -12,14 +12,23 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
-from contents import weights
-from loopback import Break, Endless, Extra, LoopbackHub, Silence, Status, checksum_of, commit_of
 
 from sdpy.errors import HubError, OutputError, UsageError, WeightsError
 from sdpy.zoo.hub import fetch
 from sdpy.zoo.hub.client import Hub, RemoteFile
 from sdpy.zoo.hub.fetch import FileProgress, Notice, check_disk_space, fetch_files, find_missing
 from sdpy.zoo.hub.plan import PlannedFile
+from support.hub_contents import weights
+from support.loopback import (
+    Break,
+    Endless,
+    Extra,
+    LoopbackHub,
+    Silence,
+    Status,
+    checksum_of,
+    commit_of,
+)
 
 REPOSITORY = "owner/name"
 UNET = "unet.safetensors"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from contents import SD15, pipeline
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -14,7 +13,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from loopback import Break, LoopbackHub, Status, commit_of
+
+from support.hub_contents import SD15, pipeline
+from support.loopback import Break, LoopbackHub, Status, commit_of
 
 RESUMES = tuple(map(int, huggingface_hub.__version__.split(".")[:2])) >= (1, 33)
 

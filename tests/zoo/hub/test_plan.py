@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from contents import INPAINTING, SD15, SD21, pipeline, weights
-from loopback import LoopbackHub, checksum_of, commit_of
 
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import find_hub_model
 from sdpy.zoo.hub.client import Hub
 from sdpy.zoo.hub.plan import DownloadPlan, plan_download
+from support.hub_contents import INPAINTING, SD15, SD21, pipeline, weights
+from support.loopback import LoopbackHub, checksum_of, commit_of
 
 DATA = Path("data")
 
@@ -48,7 +48,7 @@ def test_sd15_lands_where_its_variant_looks(hub: LoopbackHub) -> None:
 
     for name in ("sd15", "sd15-inpaint"):
         found = set(targets(plan(hub, name)))
-        for candidates in vars(find_variant(name).files).values():
+        for candidates in find_variant(name).files.all.values():
             assert found & set(candidates), (name, candidates)
 
 

@@ -1,14 +1,45 @@
-"""What the painting loop asks of every approximation."""
+"""What the denoising loop asks of every approximation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
+
+
+class UNet(Protocol):
+    """What the denoising loop calls: a `UNet2DConditionModel`, or what stands in for one."""
+
+    @property
+    def config(self) -> UNet2DConditionConfig:
+        """The UNet's sizes."""
+
+    @property
+    def device(self) -> torch.device:
+        """See `ModelMixin.device`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `ModelMixin.dtype`."""
+
+    def embed(
+        self,
+        timestep: Tensor,
+        timestep_cond: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        """See `UNet2DConditionModel.embed`."""
+
+    def __call__(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: Any
+    ) -> Tensor:
+        """See `UNet2DConditionModel.forward`."""
 
 
 class Approximation(Protocol):
@@ -21,29 +52,20 @@ class Approximation(Protocol):
             UsageError: it cannot.
         """
 
-    def applied(self, unet: UNet2DConditionModel, seed: int) -> AbstractContextManager[None]:
-        """Make ``unet`` approximate for the duration of the block, which is one picture's walk.
+    def applied(
+        self, unet: UNet2DConditionModel, seeds: Sequence[int]
+    ) -> AbstractContextManager[UNet]:
+        """Approximate ``unet`` for the duration of the block, which is one denoising loop.
 
-        Afterwards the UNet is as it was. ``seed`` is the picture's; what is chosen at random has a
-        generator of its own, so that the picture's noise stays what it is.
+        Args:
+            unet: afterwards it is as it was.
+            seeds: one for each sample of the batch. What is chosen at random has generators of its
+                own, so that the samples' noise stays what it is.
+
+        Returns:
+            What is to be called in the place of the UNet, with the same arguments. If its parts
+            were replaced, that is the UNet itself.
         """
 
     def facts(self) -> dict[str, str]:
-        """What is to be written into the picture's file, by name."""
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have ``module`` compute ``forward`` for the duration of the block.
-
-    The module itself stays where it is, with its hooks and for others to wrap.
-    """
-    attributes = vars(module)
-    before = attributes.get("forward")  # the class's, unless another one was put here
-    attributes["forward"] = forward
-    try:
-        yield
-    finally:
-        del attributes["forward"]
-        if before is not None:
-            attributes["forward"] = before
+        """What is to be written into the image's file, by name."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -13,8 +14,6 @@ from torch import Tensor, nn
 
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
-from sdpy.models.attention import BasicTransformerBlock, Transformer2DModel
-from sdpy.optimizations.approximate.base import replaced_forward
 
 TILE = 2
 """One token of each square of TILE x TILE is a destination, into which others may be merged."""
@@ -29,7 +28,7 @@ class TokenMerging:
 
     This is done at the highest resolution at which the UNet attends at all, where nearly all the
     work of attention is; at the lower ones merging costs more than it saves. Which token of each
-    2x2 square is a destination is drawn anew for each attention, the same for all of a batch.
+    2x2 square is a destination is drawn anew for each attention, from each sample's own generator.
 
     Attributes:
         ratio: share of the tokens that are merged away, in [0, 0.75]; 0 is exact.
@@ -50,15 +49,19 @@ class TokenMerging:
             raise UsageError("token merging is of no use: no level of this UNet attends")
 
     @contextmanager
-    def applied(self, unet: UNet2DConditionModel, seed: int) -> Iterator[None]:
-        """Put a `MergingForward` in the place of each such attention's; see `Approximation`."""
-        generator = torch.Generator().manual_seed(seed)
+    def applied(
+        self, unet: UNet2DConditionModel, seeds: Sequence[int]
+    ) -> Iterator[UNet2DConditionModel]:
+        """Have such attentions replaced by `MergingAttention`; see `Approximation.applied`."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         level = unet.config.cross_attention.index(True)
         with ExitStack() as stack:
             for block in (unet.down_blocks[level], unet.up_blocks[-1 - level]):
-                for transformer in cast(list[Transformer2DModel], block.attentions):
-                    stack.enter_context(_merging(transformer, self.ratio, generator))
-            yield
+                attentions = cast(nn.ModuleList, block.attentions)
+                for i, transformer in enumerate(attentions):
+                    merging = stack.enter_context(_merging(transformer, self.ratio, generators))
+                    stack.enter_context(_wrapped(attentions, str(i), merging))
+            yield unet
 
     def facts(self) -> dict[str, str]:
         """The ratio, under the name that A1111's web UI gives it."""
@@ -67,43 +70,75 @@ class TokenMerging:
 
 @contextmanager
 def _merging(
-    transformer: Transformer2DModel, ratio: float, generator: torch.Generator
-) -> Iterator[None]:
-    """Let its self-attentions merge for the duration of the block."""
-    blocks = cast(list[BasicTransformerBlock], transformer.transformer_blocks)
-    attentions = [block.attn1 for block in blocks]
-    merging = [MergingForward(attention.forward, ratio, generator) for attention in attentions]
-
-    def tell_size(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        for one in merging:
-            one.size = inputs[0].shape[-2:]  # the tokens alone do not tell
-
+    transformer: nn.Module, ratio: float, generators: Sequence[torch.Generator]
+) -> Iterator[MergingTransformer]:
+    """The same whose self-attentions merge, for the duration of the block."""
+    attentions = []
     with ExitStack() as stack:
-        stack.callback(transformer.register_forward_pre_hook(tell_size).remove)
-        for attention, forward in zip(attentions, merging, strict=True):
-            stack.enter_context(replaced_forward(attention, forward))
+        for block in cast(Iterable[nn.Module], transformer.transformer_blocks):
+            attentions.append(MergingAttention(cast(nn.Module, block.attn1), ratio, generators))
+            stack.enter_context(_wrapped(block, "attn1", attentions[-1]))
+        yield MergingTransformer(transformer, attentions)
+
+
+@contextmanager
+def _wrapped(
+    parent: nn.Module, name: str, wrapper: MergingTransformer | MergingAttention
+) -> Iterator[None]:
+    """``parent`` has ``wrapper`` under that name for the duration of the block."""
+    setattr(parent, name, wrapper)
+    try:
         yield
+    finally:
+        setattr(parent, name, wrapper.original)
 
 
-class MergingForward:
-    """Stands in for a self-attention's ``forward``, and gives it merged tokens."""
+class MergingTransformer(nn.Module):
+    """A transformer that tells its self-attentions of which size the feature map is."""
+
+    def __init__(self, original: nn.Module, attentions: Sequence[MergingAttention]) -> None:
+        super().__init__()
+        self.original = original
+        self._attentions = tuple(attentions)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """See `Transformer2DModel.forward`."""
+        for attention in self._attentions:
+            attention.size = (x.shape[-2], x.shape[-1])  # the tokens alone do not tell
+        return self.original(x, context)
+
+
+class MergingAttention(nn.Module):
+    """A self-attention that is given merged tokens.
+
+    Args:
+        original: any attention that takes (B, T, D) and returns the same.
+        ratio: share of the tokens that are merged away.
+        generators: one for each sample of the batch, from which its destinations are drawn. A batch
+            may have several rows for each sample, as of guidance: these have the same destinations.
+    """
 
     def __init__(
-        self, plain: Callable[[Tensor], Tensor], ratio: float, generator: torch.Generator
+        self, original: nn.Module, ratio: float, generators: Sequence[torch.Generator]
     ) -> None:
-        self.plain, self.ratio, self.generator = plain, ratio, generator
-        self.size: tuple[int, ...] = (0, 0)
+        super().__init__()
+        self.original, self.ratio, self.generators = original, ratio, generators
+        self.size = (0, 0)
         """Rows and columns of the tokens, set before each call."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(k B, T, D) -> (k B, T, D); row ``i`` is of sample ``i % B``."""
         H, W = self.size
-        choice = torch.randint(TILE**2, (H // TILE, W // TILE), generator=self.generator)
-        count = min(int(self.ratio * H * W), H * W - choice.numel())
-        if count == 0 or choice.numel() == 0:
-            return self.plain(x)
-        matching = match(x, destinations(choice, W), count)
-        return matching.unmerge(self.plain(matching.merge(x)))
+        tiles = (H // TILE, W // TILE)
+        choices = [torch.randint(TILE**2, tiles, generator=one) for one in self.generators]
+        count = min(int(self.ratio * H * W), H * W - math.prod(tiles))
+        if count == 0 or math.prod(tiles) == 0:
+            return self.original(x)
+        if len(x) % len(choices):
+            raise ValueError(f"{len(x)} rows of tokens for the seeds of {len(choices)} samples")
+        chosen = torch.stack([destinations(choice, W) for choice in choices])
+        matching = match(x, chosen.repeat(len(x) // len(choices), 1), count)
+        return matching.unmerge(self.original(matching.merge(x)))
 
 
 @dataclass(frozen=True)
@@ -153,25 +188,28 @@ def match(x: Tensor, destinations: Tensor, count: int) -> Matching:
 
     Args:
         x: (B, T, D) tokens; likeness is the cosine between two.
-        destinations: (N,) numbers of tokens, int64 on the CPU.
+        destinations: (B, N) numbers of tokens, int64 on the CPU.
         count: of the other T - N, how many are merged.
     """
-    B, T, _ = x.shape
-    N = len(destinations)
-    is_source = torch.ones(T, dtype=torch.bool)
-    is_source[destinations] = False
-    sources = is_source.nonzero().squeeze(1).to(x.device)  # (T - N,)
-    destinations = destinations.to(x.device)
+    B, T, D = x.shape
+    N = destinations.shape[1]
+    # Sorted instead of searched for, so that the number of the results needs not be waited for.
+    is_destination = torch.zeros(B, T, dtype=torch.uint8).scatter_(1, destinations, 1)
+    sources = is_destination.argsort(dim=1, stable=True)[:, : T - N]
+    sources = sources.to(x.device, non_blocking=True)
+    destinations = destinations.to(x.device, non_blocking=True)
 
     directions = F.normalize(x, dim=-1)
-    likeness = directions[:, sources] @ directions[:, destinations].transpose(1, 2)
-    best, into = likeness.max(dim=-1)  # (B, T - N)
+    of_sources = directions.gather(1, sources[..., None].expand(-1, -1, D))
+    of_destinations = directions.gather(1, destinations[..., None].expand(-1, -1, D))
+    best, into = (of_sources @ of_destinations.mT).max(dim=-1)  # (B, T - N)
     order = best.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1)
 
     # Places are those of the destinations, then those of the sources that stay alone.
+    numbers = torch.arange(N, device=x.device).expand(B, -1)
     place = torch.empty(B, T, dtype=torch.int64, device=x.device)
-    place[:, destinations] = torch.arange(N, device=x.device)
-    place[:, sources] = torch.where(rank < count, into, N + rank - count)
+    place.scatter_(1, destinations, numbers)
+    place.scatter_(1, sources, torch.where(rank < count, into, N + rank - count))
     places = T - count
     return Matching((place + places * torch.arange(B, device=x.device)[:, None]).flatten(), places)

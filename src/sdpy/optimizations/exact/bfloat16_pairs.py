@@ -20,10 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sdpy.models.attention import BasicTransformerBlock, Transformer2DModel
+from sdpy.optimizations.base import PassContext, replace_module
 from sdpy.optimizations.exact.matmul_conv import unfold_patches
+from sdpy.optimizations.weights import ModelWeights
 
 WORKSPACE = 4 * 2**20
-"""Bytes of float32 rows that are split at a time: they should stay in a cache."""
+"""The bytes of float32 rows that are split at a time; they should stay in a cache."""
 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # of the CBLAS interface
 
@@ -76,26 +79,26 @@ def add_product(left: Pair, right: Pair, result: Tensor) -> None:
 class PairedLinear(nn.Module):
     """A linear layer whose weights are pairs, in as much memory as before.
 
-    The weights are split at the first use, and the originals let go.
+    The weights are split at the first use, and the originals released.
 
     Args:
         weight: (O, ...) float32 on the CPU; flattened, (O, K).
         bias: (O,), or None.
-
-    Attributes:
-        let_go: called with the original weights when they are not needed any more.
+        weights: through which the originals are released; None to leave this to the caller.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, weights: ModelWeights | None = None
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = len(weight), weight[0].numel()
         self.weight: Tensor | None = weight
         self.bias = bias
+        self._weights = weights
         self.high: Tensor | None
         self.low: Tensor | None
         self.register_buffer("high", None, persistent=False)
         self.register_buffer("low", None, persistent=False)
-        self.let_go: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., O)."""
@@ -112,16 +115,21 @@ class PairedLinear(nn.Module):
             result.zero_()
         else:
             result.copy_(self.bias)
-        add_product(rows, self._weights(), result)
+        add_product(rows, self._pair(), result)
 
-    def _weights(self) -> Pair:
-        if self.high is None or self.low is None:
-            assert self.weight is not None
-            pair = Pair.of(self.weight.detach().flatten(1))
-            self.high, self.low = pair.high, pair.low
-            if self.let_go is not None:
-                self.let_go(self.weight)
-            self.weight, self.let_go = None, None  # it may hold on to the file where weights lie
+    def prepare(self) -> None:
+        """Split the weights, unless that was done."""
+        if self.weight is None:
+            return
+        pair = Pair.of(self.weight.detach().flatten(1))
+        self.high, self.low = pair.high, pair.low
+        if self._weights is not None:
+            self._weights.release(self.weight)
+        self.weight = None
+
+    def _pair(self) -> Pair:
+        self.prepare()
+        assert self.high is not None and self.low is not None
         return Pair(self.high, self.low)
 
 
@@ -129,13 +137,19 @@ class PairedConv2d(nn.Module):
     """A convolution as one matrix product of pairs.
 
     Args:
-        conv: the convolution to replace, with a square kernel, without groups or dilation.
+        original: the convolution to compute, with a square kernel, without groups or dilation.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    needs_original = False
+
+    def __init__(self, original: nn.Conv2d) -> None:
         super().__init__()
-        self.linear = PairedLinear(conv.weight, conv.bias)
-        self.kernel = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        self.linear = PairedLinear(original.weight, original.bias)
+        self.kernel = original.kernel_size[0], original.stride[0], int(original.padding[0])
+
+    def prepare(self) -> None:
+        """Split the weights, unless that was done."""
+        self.linear.prepare()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
@@ -147,6 +161,46 @@ class PairedConv2d(nn.Module):
         result = x.new_empty(B, h, w, self.linear.out_features)
         self.linear.write(Pair(high.flatten(1).t(), low.flatten(1).t()), result.view(B * h * w, -1))
         return result.permute(0, 3, 1, 2)
+
+
+class PairedProducts:
+    """The pass that makes the large matrix products of transformers out of bfloat16 pairs.
+
+    Streamed weights would be split at each use, so they stay as they are, and so does an
+    autoencoder, which has too many products in a row for the rounding of pairs. What only depends
+    on the prompt is computed once and gains nothing.
+    """
+
+    name = "bfloat16 pairs"
+
+    def applies(self, model: nn.Module, context: PassContext) -> bool:
+        """Where the processor multiplies bfloat16 matrices."""
+        return uses_pairs(model, context)
+
+    def apply(self, model: nn.Module, context: PassContext) -> None:
+        """Replace the linear layers of transformer blocks, but for the prompt's."""
+        for block in list(model.modules()):
+            if isinstance(block, BasicTransformerBlock):
+                for place in _LINEAR_LAYERS:
+                    layer = block.get_submodule(place)
+                    assert isinstance(layer, nn.Linear)
+                    paired = PairedLinear(layer.weight, layer.bias, context.weights)
+                    replace_module(block, place, paired)
+
+
+_LINEAR_LAYERS = (
+    *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+    *("attn2.to_q", "attn2.to_out.0"),
+    *("ff.net.0.proj", "ff.net.2"),
+)
+"""The linear layers of a transformer block whose input changes from step to step."""
+
+
+def uses_pairs(model: nn.Module, context: PassContext) -> bool:
+    """Whether large products of a model are made of pairs."""
+    has_transformers = any(isinstance(module, Transformer2DModel) for module in model.modules())
+    fast = context.uses_fast_kernels and not context.streamed
+    return fast and has_transformers and is_fast()
 
 
 def _add_bfloat16_product(left: Tensor, right: Tensor, result: Tensor) -> None:

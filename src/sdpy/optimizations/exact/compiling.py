@@ -7,6 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdpy.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from sdpy.optimizations.base import PassContext, networks_of
+
+
+class Compilation:
+    """The pass that has torch compile the networks that do the same many times.
+
+    A network's ``forward`` is replaced, and not the network: torch is to see it as a whole, and a
+    UNet has no parent in which a wrapper could take its place.
+    """
+
+    name = "compilation"
+
+    def applies(self, model: nn.Module, context: PassContext) -> bool:
+        """To models whose networks return a single tensor."""
+        return context.compiled and isinstance(
+            model, UNet2DConditionModel | AutoencoderKL | AutoencoderTiny
+        )
+
+    def apply(self, model: nn.Module, context: PassContext) -> None:
+        """See `compile_network`."""
+        for network in networks_of(model):
+            compile_network(network)
+
 
 def compile_network(network: nn.Module) -> None:
     """Have a network compiled when it is first called, for the sizes that it then sees.

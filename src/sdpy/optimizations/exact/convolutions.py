@@ -10,14 +10,15 @@ from torch import nn
 
 from sdpy.models.controlnet import ControlNetConditioningEmbedding
 from sdpy.models.resnet import Upsample2D
+from sdpy.optimizations.exact.tiling import TiledUpsample2D
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of the model.
+    """A convolution of a network, and what it is given.
 
     Attributes:
-        name: its dotted name.
+        name: its dotted name in the network.
         module: itself.
         input_shape: (B, C, H, W) of what it is given.
         doubled: whether that is made by the `Upsample2D` that it is in, and twice as large as what
@@ -31,13 +32,46 @@ class Convolution:
 
     @property
     def positions(self) -> int:
-        """Places of the kernel."""
+        """The number of places at which the kernel is put."""
         B, _, H, W = self.input_shape
         return B * (H // self.module.stride[0]) * (W // self.module.stride[0])
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of what it is given."""
+        return self.module.in_channels
 
-def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[Convolution]:
-    """The convolutions of a network, and the shapes of their inputs; computes nothing.
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self.module.out_channels
+
+    @property
+    def kernel(self) -> int:
+        """Height of the kernel."""
+        return self.module.kernel_size[0]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights when it runs, in float32."""
+        return 4 * self.module.weight.numel()
+
+
+@dataclass(frozen=True)
+class _Convolve:
+    name: str
+    module: nn.Conv2d
+    upsamples: bool
+    """Whether it belongs to an `Upsample2D`."""
+
+
+@dataclass(frozen=True)
+class _Enlarge:
+    factor: int
+
+
+class ConvolutionTrace:
+    """The convolutions of a network in the order in which they run, as far as it concerns sizes.
 
     Torch could tell the shapes by running the network on the meta device, but what it needs for
     that takes it more than a second to import. So this follows the layers in the order in which
@@ -46,21 +80,42 @@ def find_convolutions(network: nn.Module, input_shape: torch.Size) -> Iterator[C
     1x1 convolutions, which stand behind the rest, to see the smallest map.
 
     Args:
-        network: a UNet, a ControlNet, or an encoder or decoder.
-        input_shape: (B, C, H, W) of what it is given.
+        network: a UNet, a ControlNet, or an encoder or decoder, before its layers are replaced.
     """
-    B, _, H, W = input_shape
-    odd = False  # whether such a side was halved
-    upsampling: Upsample2D | None = None
-    for name, module in network.named_modules():
-        if isinstance(module, Upsample2D):
-            upsampling = module
-        if isinstance(module, Upsample2D | nn.Upsample):
-            H, W = 2 * H, 2 * W
-        elif isinstance(module, ControlNetConditioningEmbedding):
-            H, W = module.downsample_factor * H, module.downsample_factor * W
-        elif isinstance(module, nn.Conv2d):
-            doubled = upsampling is not None and module is upsampling.conv and not odd
-            yield Convolution(name, module, torch.Size((B, module.in_channels, H, W)), doubled)
-            odd |= any(side % module.stride[0] for side in (H, W))
+
+    def __init__(self, network: nn.Module) -> None:
+        self._events = tuple(_events(network))
+
+    def at(self, input_shape: torch.Size) -> list[Convolution]:
+        """The convolutions with the shapes of their inputs, where the network is given that one.
+
+        Args:
+            input_shape: (B, C, H, W).
+        """
+        B, _, H, W = input_shape
+        was_odd = False  # whether a side was halved that was odd
+        found: list[Convolution] = []
+        for event in self._events:
+            if isinstance(event, _Enlarge):
+                H, W = event.factor * H, event.factor * W
+                continue
+            module = event.module
+            shape = torch.Size((B, module.in_channels, H, W))
+            found.append(Convolution(event.name, module, shape, event.upsamples and not was_odd))
+            was_odd |= any(side % module.stride[0] for side in (H, W))
             H, W = (-(-side // stride) for side, stride in zip((H, W), module.stride, strict=True))
+        return found
+
+
+def _events(network: nn.Module) -> Iterator[_Convolve | _Enlarge]:
+    upsampling: Upsample2D | TiledUpsample2D | None = None
+    for name, module in network.named_modules():
+        if isinstance(module, Upsample2D | TiledUpsample2D):
+            upsampling = module
+            yield _Enlarge(2)
+        elif isinstance(module, nn.Upsample):
+            yield _Enlarge(2)
+        elif isinstance(module, ControlNetConditioningEmbedding):
+            yield _Enlarge(module.downsample_factor)
+        elif isinstance(module, nn.Conv2d):
+            yield _Convolve(name, module, upsampling is not None and module is upsampling.conv)

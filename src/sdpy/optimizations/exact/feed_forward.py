@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from sdpy.models.attention import GEGLU, FeedForward
+from sdpy.optimizations.base import PassContext, replace_module
 from sdpy.optimizations.exact.bfloat16_pairs import Pair, PairedLinear
 
 WORKSPACE = 24 * 2**20
-"""Bytes of the wide inner layer that exist at a time."""
+"""The bytes of the wide inner layer that exist at a time."""
 
 
 class ChunkedFeedForward(nn.Module):
     """`FeedForward` whose inner layer, eight times as wide as the tokens, never exists as a whole.
 
     Args:
-        original: what to replace; its weights are shared.
-        linear: makes of each of its two linear layers the one that is used.
+        original: what to replace; its two linear layers are taken over, paired ones as well.
     """
 
-    def __init__(
-        self,
-        original: FeedForward,
-        linear: Callable[[nn.Linear], nn.Linear | PairedLinear] = lambda layer: layer,
-    ) -> None:
+    def __init__(self, original: FeedForward) -> None:
         super().__init__()
         widen, _, narrow = original.net
-        assert isinstance(widen, GEGLU) and isinstance(narrow, nn.Linear)
-        self.widen, self.narrow = linear(widen.proj), linear(narrow)
+        assert isinstance(widen, GEGLU)
+        self.widen, self.narrow = widen.proj, narrow
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
@@ -52,8 +46,27 @@ class ChunkedFeedForward(nn.Module):
         return result.view(x.shape)
 
 
-def _write(layer: nn.Linear | PairedLinear, rows: Tensor, result: Tensor) -> None:
+class FeedForwardChunking:
+    """The pass that replaces every `FeedForward` by a `ChunkedFeedForward`."""
+
+    name = "chunked feed-forward"
+
+    def applies(self, model: nn.Module, context: PassContext) -> bool:
+        """To every model that has such networks."""
+        return context.uses_fast_kernels and any(
+            isinstance(module, FeedForward) for module in model.modules()
+        )
+
+    def apply(self, model: nn.Module, context: PassContext) -> None:
+        """Replace them; their linear layers stay what they are."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, FeedForward):
+                replace_module(model, name, ChunkedFeedForward(module))
+
+
+def _write(layer: nn.Module, rows: Tensor, result: Tensor) -> None:
     if isinstance(layer, PairedLinear):
         layer.write(Pair.of(rows), result)
     else:
+        assert isinstance(layer, nn.Linear)
         torch.addmm(layer.bias, rows, layer.weight.t(), out=result)

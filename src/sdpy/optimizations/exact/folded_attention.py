@@ -7,13 +7,43 @@ is long; where heads are wider than that, they save most of the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from sdpy.models.attention import Attention
-from sdpy.optimizations.exact.remembering_linear import LastSeen
+from sdpy.models.attention import Attention, BasicTransformerBlock
+from sdpy.optimizations.base import PassContext, replace_module
+from sdpy.optimizations.exact.bfloat16_pairs import uses_pairs
+from sdpy.optimizations.exact.cached_linear import CachedLinear, CacheKey
+from sdpy.optimizations.weights import ModelWeights
+
+
+class PromptCaching:
+    """The pass that computes what only depends on the prompt once for each prompt.
+
+    These are the keys and values of cross-attention. Where weights stay in memory as they are, the
+    whole attention is replaced by `FoldedAttention` besides.
+    """
+
+    name = "prompt caching"
+
+    def applies(self, model: nn.Module, context: PassContext) -> bool:
+        """To every model that attends to a prompt."""
+        return context.uses_fast_kernels and any(
+            isinstance(module, BasicTransformerBlock) for module in model.modules()
+        )
+
+    def apply(self, model: nn.Module, context: PassContext) -> None:
+        """Replace layers of each cross-attention, or the whole of it."""
+        folds = not (context.streamed or uses_pairs(model, context))
+        for block in list(model.modules()):
+            if isinstance(block, BasicTransformerBlock):
+                for name in ("attn2.to_k", "attn2.to_v"):
+                    layer = block.get_submodule(name)
+                    assert isinstance(layer, nn.Linear)
+                    replace_module(block, name, CachedLinear(layer))
+                if folds:
+                    folded = FoldedAttention(block.attn2, context.weights)
+                    replace_module(block, "attn2", folded)
 
 
 class FoldedAttention(nn.Module):
@@ -21,13 +51,14 @@ class FoldedAttention(nn.Module):
 
     Args:
         original: the attention; its layers are shared.
-        let_go: called with weights that are not needed until the context changes.
+        weights: through which weights are released that are not needed until the context changes.
     """
 
-    def __init__(self, original: Attention, let_go: Callable[[Tensor], None] | None = None) -> None:
+    def __init__(self, original: Attention, weights: ModelWeights | None = None) -> None:
         super().__init__()
-        self.original, self.let_go = original, let_go
-        self._context = LastSeen()
+        self.original = original
+        self._weights = ModelWeights() if weights is None else weights
+        self._context = CacheKey()
         self.queries_to_scores: Tensor
         self.weights_to_result: Tensor
         self.register_buffer("queries_to_scores", None, persistent=False)
@@ -37,16 +68,22 @@ class FoldedAttention(nn.Module):
         """``x`` (B, T, D), ``context`` (B, S, context_dim) -> (B, T, D)."""
         heads, S = self.original.heads, context.shape[1]
         if heads * S >= x.shape[-1] + S:  # more work than it saves
+            self._restore()
             return self.original(x, context)
-        if self._context.is_new(context):
+        if not self._context.matches(context):
             self._fold(context)
-            self._context.remember(context)
+            self._context.set(context)
         scores = (x @ self.queries_to_scores).view(*x.shape[:2], heads, S)
         weights = scores.softmax(dim=-1).flatten(2)  # (B, T, heads S)
         return torch.baddbmm(self.out.bias, weights, self.weights_to_result)
 
+    def _restore(self) -> None:
+        for layer in (self.original.to_q, self.out):
+            self._weights.restore(layer.weight)
+
     def _fold(self, context: Tensor) -> None:
         """``queries_to_scores`` (B, D, heads S) and ``weights_to_result`` (B, heads S, D)."""
+        self._restore()
         attention, (B, S, _) = self.original, context.shape
         keys = attention.to_k(context).view(B, S, attention.heads, -1)  # (B, S, heads, d)
         values = attention.to_v(context).view(B, S, attention.heads, -1)
@@ -55,9 +92,8 @@ class FoldedAttention(nn.Module):
         out = self.out.weight.view(D, attention.heads, d)
         self.queries_to_scores = torch.einsum("hdD,bshd->bDhs", queries, keys * d**-0.5).flatten(2)
         self.weights_to_result = torch.einsum("bshd,Dhd->bhsD", values, out).flatten(1, 2)
-        if self.let_go is not None:
-            for layer in (attention.to_q, self.out):
-                self.let_go(layer.weight)
+        for layer in (attention.to_q, self.out):
+            self._weights.release(layer.weight)
 
     @property
     def out(self) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Convolutions as one matrix product, for small pictures with many channels."""
+"""Convolutions as one matrix product, for small maps with many channels."""
 
 from __future__ import annotations
 
@@ -9,29 +9,35 @@ from torch import Tensor, nn
 class MatmulConv2d(nn.Module):
     """A convolution as the product of the patches it falls on and its weights as they are.
 
-    Where pictures are small and channels many, the weights are the larger operand by far, and a
+    Where maps are small and channels many, the weights are the larger operand by far, and a
     matrix product reads them once, where a direct convolution first copies them into another order.
 
     Args:
-        conv: the convolution to replace, with a square kernel, without groups or dilation.
+        original: the convolution to compute, with a square kernel, without groups or dilation.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    needs_original = True
+
+    def __init__(self, original: nn.Conv2d) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.stride, self.padding = conv.stride[0], int(conv.padding[0])
+        self.original = original
+        self.stride, self.padding = original.stride[0], int(original.padding[0])
+
+    def prepare(self) -> None:
+        """Nothing: the weights are used as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
-        kernel = self.weight.shape[-1]
+        weight, bias = self.original.weight, self.original.bias
+        kernel = weight.shape[-1]
         if (kernel, self.stride, self.padding) == (1, 1, 0):
-            pixels = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+            pixels = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
             return pixels.permute(0, 3, 1, 2)
         patches = unfold_patches(x, kernel, self.stride, self.padding)
         B, h, w = patches.shape[1:]
-        result = patches.flatten(1).t() @ self.weight.flatten(1).t()  # (B * h * w, O)
-        if self.bias is not None:
-            result += self.bias
+        result = patches.flatten(1).t() @ weight.flatten(1).t()  # (B * h * w, O)
+        if bias is not None:
+            result += bias
         return result.view(B, h, w, -1).permute(0, 3, 1, 2)
 
 

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdpy.models.attention import Attention
+from sdpy.optimizations.base import PassContext
+from sdpy.optimizations.exact.sliced_attention import SlicedAttention
 
 WORKSPACE = 16 * 2**20
-"""Bytes of scores that exist at a time: they should stay in a cache."""
+"""The bytes of scores that exist at a time; they should stay in a cache."""
+
 SAMPLE = 64
-"""Keys whose scores tell what to subtract."""
+"""The number of keys whose scores tell what to subtract."""
+
 VECTOR = 16
-"""Numbers in a vector of the processor. A product computes whole ones."""
+"""The numbers in a vector of the processor; a product computes whole vectors."""
+
 MANY = 2048
-"""Tokens from which on this is faster."""
+"""The number of tokens from which on this is faster than torch's own attention."""
 
 
 def is_fast() -> bool:
@@ -30,28 +35,42 @@ def is_fast() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def attend_by_products(attention: Attention) -> None:
-    """Make an attention do so where it gains, unless it attends in a way of its own already.
+class ProductAttention(nn.Module):
+    """Scaled dot-product attention as two matrix products, where there are many tokens."""
 
-    It gains where heads leave a part of a vector unused, which the values' additional component
-    takes.
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``query`` (B, heads, T, d), ``key``, ``value`` (B, heads, S, d) -> (B, heads, T, d)."""
+        if key.shape[2] < MANY:
+            return F.scaled_dot_product_attention(query, key, value)
+        B, heads, T, d = query.shape
+        result = query.new_empty(B, T, heads, d).transpose(1, 2)
+        for q, k, v, place in zip(query, key, value, result, strict=True):
+            _attend(q, k, v, place)
+            if not place.isfinite().all():  # the sample missed a key by far
+                place.copy_(F.scaled_dot_product_attention(q, k, v))
+        return result
+
+
+class AttentionByProducts:
+    """The pass that replaces ``attend`` by `ProductAttention` where that is faster.
+
+    It is where heads leave a part of a vector unused, which the values' additional component takes.
+    An attention that computes in slices stays as it is.
     """
-    d = attention.to_q.out_features // attention.heads
-    if d % VECTOR and attention.attend is F.scaled_dot_product_attention:
-        attention.attend = attend
 
+    name = "attention by products"
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """``query`` (B, heads, T, d), ``key`` and ``value`` (B, heads, S, d) -> (B, heads, T, d)."""
-    if key.shape[2] < MANY:
-        return F.scaled_dot_product_attention(query, key, value)
-    B, heads, T, d = query.shape
-    result = query.new_empty(B, T, heads, d).transpose(1, 2)
-    for q, k, v, place in zip(query, key, value, result, strict=True):
-        _attend(q, k, v, place)
-        if not place.isfinite().all():  # the sample missed a key by far
-            place.copy_(F.scaled_dot_product_attention(q, k, v))
-    return result
+    def applies(self, model: nn.Module, context: PassContext) -> bool:
+        """Where the processor's vectors are long enough."""
+        return context.uses_fast_kernels and is_fast()
+
+    def apply(self, model: nn.Module, context: PassContext) -> None:
+        """Replace ``attend`` of each attention with such heads."""
+        for module in list(model.modules()):
+            if isinstance(module, Attention) and not isinstance(module.attend, SlicedAttention):
+                d = module.to_q.out_features // module.heads
+                if d % VECTOR:
+                    module.attend = ProductAttention()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, result: Tensor) -> None:

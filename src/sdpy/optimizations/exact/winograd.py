@@ -11,7 +11,7 @@ Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, 201
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 WORKSPACE = 16 * 2**20
-"""Bytes of transformed tiles that are worked on together: they should stay in a cache."""
+"""The bytes of transformed tiles that are worked on together; they should stay in a cache."""
+
 WEIGHT_WORKSPACE = 12 * 2**20
-"""Bytes of weights that are transformed at a time: they should stay in a cache beside the tiles."""
+"""The bytes of weights that are transformed at a time; they should stay in a cache, too."""
+
 WEIGHT_STEP = 32
-"""Output channels at a time are a multiple of this: a product has whole vectors of them."""
+"""The number of output channels at a time is a multiple of this, whole vectors of a product."""
 
 
 class Keep(Enum):
@@ -180,31 +182,26 @@ class Frame:
 class WinogradConv2d(nn.Module):
     """A 3x3 convolution of stride 1 and padding 1, of an input or of an input doubled.
 
-    What is kept of the weights is made at the first use, and the originals are let go. Weights that
-    are transformed at each use are so some output channels at a time, so that they never leave the
-    cache.
+    What is kept of the weights is made at the first use, and the originals are not looked at any
+    more. Weights that are transformed at each use are so some output channels at a time, so that
+    they never leave the cache.
 
     Args:
-        conv: the convolution to replace, its weights float32 on the CPU.
+        original: the convolution to compute, its weights float32 on the CPU.
         transforms: what to compute it by. Rounding errors grow with m: about 1e-6 of the result at
             2, 4e-6 at 4.
         keep: what to keep of the weights.
-
-    Attributes:
-        let_go: called with the originals when they are not needed any more.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, transforms: Transforms, keep: Keep = Keep.TRANSFORMED
+        self, original: nn.Conv2d, transforms: Transforms, keep: Keep = Keep.TRANSFORMED
     ) -> None:
         super().__init__()
-        self.transforms, self.keep = transforms, keep
-        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.weight: Tensor | None = conv.weight
-        self.bias = conv.bias
+        self.original, self.transforms, self.keep = original, transforms, keep
+        self.in_channels, self.out_channels = original.in_channels, original.out_channels
+        self.needs_original = keep is Keep.ORIGINAL
         self.kept: Tensor | None
         self.register_buffer("kept", None, persistent=False)
-        self.let_go: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor | Frame, place: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, scale H, scale W); fastest, and the result is, channels-last.
@@ -237,7 +234,7 @@ class WinogradConv2d(nn.Module):
             products = tiles @ weights  # (points, tiles, outputs)
             results = self.transforms.transform_output(products.view(points, -1))
             results = results.view(*results.shape[:-1], b, r, c, -1).permute(4, 5, 2, 0, 6, 3, 1, 7)
-            bias = None if self.bias is None else self.bias[outputs]
+            bias = None if self.original.bias is None else self.original.bias[outputs]
             _write_tiles(results, bias, result[..., outputs])
             del products, results  # their memory is in the cache, and the next ones take it
 
@@ -258,8 +255,7 @@ class WinogradConv2d(nn.Module):
         """The weights (9, C, outputs) of some output channels."""
         if self.keep is Keep.ORDERED:
             return self._kept()[_span(outputs, 9 * self.in_channels)].view(9, self.in_channels, -1)
-        assert self.weight is not None
-        return _in_order(self.weight[outputs])
+        return _in_order(self.original.weight[outputs])
 
     def _transform(self, ordered: Tensor, memory: Tensor | None = None) -> Tensor:
         """(9, C, outputs) -> (points, C, outputs), in the beginning of ``memory`` if given."""
@@ -270,35 +266,42 @@ class WinogradConv2d(nn.Module):
 
     def _kept(self) -> Tensor:
         """All weights: (points, C, O) if transformed, else those of each piece, flattened."""
-        if self.kept is None:
-            assert self.weight is not None
-            shape = self.transforms.points, self.in_channels, self.out_channels
-            transformed = self.keep is Keep.TRANSFORMED
-            kept = self.weight.new_empty(shape if transformed else self.weight.numel())
-            for outputs in self._pieces():
-                piece = _in_order(self.weight[outputs])
-                if transformed:
-                    kept[..., outputs] = self._transform(piece)
-                else:
-                    kept[_span(outputs, 9 * self.in_channels)].view(piece.shape).copy_(piece)
-            self.kept = kept
-            if self.let_go is not None:
-                self.let_go(self.weight)
-            self.weight, self.let_go = None, None  # it may hold on to the file with the weights
+        self.prepare()
+        assert self.kept is not None
         return self.kept
+
+    def prepare(self) -> None:
+        """Make what is kept of the weights, unless it is there."""
+        if self.needs_original or self.kept is not None:
+            return
+        weight = self.original.weight
+        shape = self.transforms.points, self.in_channels, self.out_channels
+        transformed = self.keep is Keep.TRANSFORMED
+        kept = weight.new_empty(shape if transformed else weight.numel())
+        for outputs in self._pieces():
+            piece = _in_order(weight[outputs])
+            if transformed:
+                kept[..., outputs] = self._transform(piece)
+            else:
+                kept[_span(outputs, 9 * self.in_channels)].view(piece.shape).copy_(piece)
+        self.kept = kept
 
     def _pieces(self) -> Iterator[slice]:
         """Slices of output channels whose transformed weights fit the workspace."""
-        fitting = WEIGHT_WORKSPACE // (4 * self.transforms.points * self.in_channels)
-        step = max(fitting // WEIGHT_STEP, 1) * WEIGHT_STEP
+        within_cache = WEIGHT_WORKSPACE // (4 * self.transforms.points * self.in_channels)
+        step = max(within_cache // WEIGHT_STEP, 1) * WEIGHT_STEP
         for start in range(0, self.out_channels, step):
             yield slice(start, min(start + step, self.out_channels))
+
+    def _tiles_together(self) -> int:
+        points = self.transforms.points
+        return tiles_together(self.in_channels, self.out_channels, points, self.keep)
 
     def _parts(self, images: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
         """Slices of the images and of the rows that are worked on together, from tile to tile."""
         m = self.transforms.m
         rows, columns = -(-height // m), -(-width // m)  # of tiles
-        together = tiles_together(self, self.transforms.points, self.keep) // columns  # rows
+        together = self._tiles_together() // columns  # rows
         if together >= rows:
             step = together // rows
             for start in range(0, images, step):
@@ -310,15 +313,15 @@ class WinogradConv2d(nn.Module):
                 yield slice(image, image + 1), slice(start, min(start + step, height))
 
 
-def tiles_together(conv: nn.Conv2d | WinogradConv2d, points: int, keep: Keep) -> int:
+def tiles_together(in_channels: int, out_channels: int, points: int, keep: Keep) -> int:
     """How many tiles are worked on together, if they are not rounded to whole rows."""
-    values = 2 * conv.in_channels + conv.out_channels  # of a tile, at each point
-    fitting = WORKSPACE // (4 * values * points)
+    values = 2 * in_channels + out_channels  # of a tile, at each point
+    within_cache = WORKSPACE // (4 * values * points)
     # Every part reads all weights again, twice as much as its own tiles at most; those that it
-    # has to transform are dearer.
-    dearer = 1 if keep is Keep.TRANSFORMED else 2
-    worthwhile = dearer * conv.in_channels * conv.out_channels // (2 * values)
-    return max(fitting, worthwhile)
+    # has to transform cost more.
+    factor = 1 if keep is Keep.TRANSFORMED else 2
+    worthwhile = factor * in_channels * out_channels // (2 * values)
+    return max(within_cache, worthwhile)
 
 
 def _in_order(weights: Tensor) -> Tensor:

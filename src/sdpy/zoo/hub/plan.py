@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdpy.components import model_components, required_components, unknown_components
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import (
     INSPECT,
@@ -26,21 +27,12 @@ from sdpy.zoo.hub.client import Hub, Listing, RemoteFile
 _VARIANTS = {"fp32": "", "fp16": ".fp16"}
 DTYPES = tuple(_VARIANTS)
 
-# Folders of a Stable Diffusion repository, and the names of the weights in each, without suffix:
-# the one that .safetensors files have, and the one that pickles have.
-_WEIGHTS = {
-    "text_encoder": ("model", "pytorch_model"),
-    "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
-}
+
 _CONFIGS = (
     "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
-    "unet/config.json",
-    "vae/config.json",
 )
 _MERGES = "tokenizer/merges.txt"
 _INDEX = "model_index.json"
@@ -48,9 +40,6 @@ _LORA = "pytorch_lora_weights.safetensors"
 
 # A shard of weights lies beside the index that names it.
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-# Components that no Stable Diffusion 1.x or 2.x has.
-_UNSUPPORTED = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "decoder", "movq")
 
 _USAGES = {
     "ControlNetModel": USE_CONTROLNET,
@@ -183,8 +172,9 @@ class _Choice:
         """The files of a Stable Diffusion pipeline."""
         index = self.hub.read_json(listing.files[_INDEX])
         parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
-        missing = [name for name in (*_WEIGHTS, "tokenizer") if name not in parts]
-        unsupported = [name for name in _UNSUPPORTED if name in parts]
+        needed = [component.name for component in required_components()]
+        missing = [name for name in (*needed, "tokenizer") if name not in parts]
+        unsupported = [name for name in unknown_components() if name in parts]
         if missing or unsupported:
             reason = f"it has a {unsupported[0]}" if unsupported else f"it has no {missing[0]}"
             kind = self.hub.printable(index.get("_class_name", "pipeline"))
@@ -194,11 +184,13 @@ class _Choice:
             )
         yield _INDEX, listing.files[_INDEX]
         yield _MERGES, _need(listing, _MERGES)
-        for path in _CONFIGS:
+        chosen = [component for component in model_components() if component.name in parts]
+        for path in (*_CONFIGS, *(f"{component.name}/config.json" for component in chosen)):
             if path in listing.files:
                 yield path, listing.files[path]
-        for part, (stem, pickle_stem) in _WEIGHTS.items():
-            yield from self.weights(listing, f"{part}/{stem}", f"{part}/{pickle_stem}")
+        for component in chosen:
+            stem, pickle_stem = (f"{component.name}/{stem}" for stem in component.folder_stems)
+            yield from self.weights(listing, stem, pickle_stem)
 
     def weights(self, listing: Listing, stem: str, pickle_stem: str) -> list[Chosen]:
         """One .safetensors, else its shards (index first), else a pickle.

@@ -1,0 +1,1 @@
+"""Benchmarks: sdpy beside diffusers, and what the approximations save."""

@@ -1,0 +1,272 @@
+"""The contestants of each phase, which take turns, each turn in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from scripts.bench.jobs import Job, now
+from scripts.bench.outcomes import (
+    COMPILED,
+    DIFFUSERS,
+    LOW,
+    PLAIN,
+    SDPY,
+    Outcome,
+    PhaseResult,
+)
+from scripts.bench.with_sdpy import sdpy_arguments
+from scripts.reports import tell
+from sdpy.benchmark import figures
+
+ROOT = Path(__file__).parents[2]
+"""The folder of the repository, from which modules of `scripts` are run."""
+
+WORKER = ("-m", "scripts.bench.workers")
+"""Arguments of Python that start a worker; the job's file follows."""
+
+Array = npt.NDArray[np.float64]
+
+MEMORY_STEPS = 2
+"""Steps of the phase ``memory``, since the peak does not depend on their number."""
+
+TYPER_ALONE = """
+import typer
+app = typer.Typer(rich_markup_mode="rich")
+@app.command()
+def generate(prompt: str) -> None:
+    "Generate an image."
+app(prog_name="alone")
+"""
+
+
+class BenchError(Exception):
+    """The benchmark cannot be run; the message is one line."""
+
+
+Run = Callable[[Path | None], Outcome]
+"""Runs a process, which writes its output, to be compared, to a path if there is one."""
+
+
+def run_process(command: Sequence[str], environment: dict[str, str]) -> tuple[float, int | None]:
+    """Run a process; returns its seconds and its peak resident bytes (None if not reported).
+
+    Raises:
+        BenchError: it failed.
+    """
+    with tempfile.TemporaryFile() as said:
+        started = now()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+        try:
+            if hasattr(os, "wait4"):
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            else:
+                process.wait()
+                peak = None
+        except BaseException:
+            process.kill()
+            raise
+        seconds = now() - started
+        if process.returncode != 0:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines() or [
+                "it printed nothing"
+            ]
+            raise BenchError(f"{' '.join(command)} failed ({process.returncode}): {lines[-1]}")
+    return seconds, peak
+
+
+def read_through(folder: Path) -> None:
+    """Bring the files of a folder into the page cache."""
+    buffer = bytearray(2**22)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+
+@dataclass
+class Contest:
+    """The contestants of each phase, and how to run them.
+
+    Attributes:
+        options: the options of the command line.
+        folder: folder of the weights.
+        scratch: folder for jobs and results.
+        formats: memory formats of diffusers' UNet and autoencoder.
+    """
+
+    options: argparse.Namespace
+    folder: Path
+    scratch: Path
+    formats: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of all processes."""
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        changes = {"COLUMNS": "200", "PYTHONPATH": os.pathsep.join(paths)}
+        if self.options.threads is not None:
+            changes["OMP_NUM_THREADS"] = str(self.options.threads)
+        return os.environ | changes
+
+    def job(self, task: str, **changes: Any) -> Job:
+        """Make a job with the options of the command line."""
+        options = self.options
+        job = Job(
+            task=task,
+            size=options.size,
+            folder=str(self.folder),
+            sdpy_model=str(self.folder / "ot") if options.ot else None,
+            width=options.width,
+            height=options.height,
+            steps=options.steps,
+            evaluations=options.evaluations,
+            dtype=options.dtype,
+            device=options.device,
+            fast_kernels=not options.plain_kernels,
+            compiled=options.compile and options.device != "cpu",
+            formats=self.formats,
+            result=str(self.scratch / "result.json"),
+        )
+        return replace(job, **changes)
+
+    def work(self, job: Job) -> tuple[dict[str, Any], int | None]:
+        """Have a worker do a job; returns its result and the peak memory of its process."""
+        path = self.scratch / "job.json"
+        replace(job, started=now()).write(path)
+        command = [sys.executable, *WORKER, str(path)]
+        _, peak = run_process(command, self.environment)
+        return json.loads(Path(job.result).read_text(encoding="utf-8")), peak
+
+    def contestants(self, phase: str) -> dict[str, Run]:
+        """The contestants that take part in a phase, and how each is run."""
+        if phase == "help":
+            return {
+                SDPY: self._help("-m", "sdpy"),
+                PLAIN: self._help("-c", TYPER_ALONE),
+            }
+        if phase == "load":
+            return {SDPY: self._loading("sdpy"), DIFFUSERS: self._loading("diffusers")}
+        if phase in ("memory", "generate"):
+            return self._generating(phase)
+        found = {SDPY: self._phase("sdpy", phase), DIFFUSERS: self._phase("diffusers", phase)}
+        if self.options.compile and phase != "text":
+            found[COMPILED] = self._phase("compiled", phase)
+        return found
+
+    def _generating(self, phase: str) -> dict[str, Run]:
+        if phase == "memory":
+            steps = min(MEMORY_STEPS, self.options.steps)
+            return {SDPY: self._sdpy(steps), DIFFUSERS: self._diffusers(steps, {})}
+        steps = self.options.steps
+        return {
+            SDPY: self._sdpy(steps),
+            DIFFUSERS: self._diffusers(steps, self.formats),
+            # Weights that come and go are not compiled.
+            LOW: self._sdpy(steps, options=["--memory", "low"], compiled=False),
+        }
+
+    def _command(self, *arguments: str) -> Run:
+        def run(output: Path | None) -> Outcome:
+            seconds, peak = run_process([sys.executable, *arguments], self.environment)
+            return Outcome([seconds], peak)
+
+        return run
+
+    def _help(self, *arguments: str) -> Run:
+        run = self._command(*arguments, "--help")
+        # Smaller than this process, so that its peak cannot be told.
+        return lambda output: replace(run(output), peak=None)
+
+    def _loading(self, program: str) -> Run:
+        def run(output: Path | None) -> Outcome:
+            read_through(self.folder)
+            # Converting to another memory format would take it longer.
+            result, peak = self.work(self.job(f"{program} load", formats={}))
+            return Outcome(result["times"], peak)
+
+        return run
+
+    def _phase(self, program: str, phase: str) -> Run:
+        def run(output: Path | None) -> Outcome:
+            path = None if output is None else f"{output}.npy"
+            result, _ = self.work(self.job(f"{program} phase", phase=phase, output=path))
+            names = ("times", "peak", "load", "first", "rate")
+            return Outcome(**{name: result[name] for name in names})
+
+        return run
+
+    def _sdpy(self, steps: int, **changes: Any) -> Run:
+        def run(output: Path | None) -> Outcome:
+            path = self.scratch / "ignored.png" if output is None else Path(f"{output}.png")
+            job = self.job("", steps=steps, **changes)
+            read_through(self.folder)
+            return self._command("-m", "sdpy", *sdpy_arguments(job, str(path)))(output)
+
+        return run
+
+    def _diffusers(self, steps: int, formats: dict[str, str]) -> Run:
+        def run(output: Path | None) -> Outcome:
+            path = self.scratch / "ignored.png" if output is None else Path(f"{output}.png")
+            job_file = self.scratch / "generate.json"
+            job = self.job("diffusers generate", steps=steps, formats=formats, output=str(path))
+            job.write(job_file)
+            read_through(self.folder)
+            return self._command(*WORKER, str(job_file))(output)
+
+        return run
+
+
+def run_phase(
+    phase: str, contestants: dict[str, Run], repeats: int, scratch: Path, flops: int | None
+) -> PhaseResult:
+    """Let the contestants take turns; the outputs of the first turn are compared."""
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
+    outputs = {name: scratch / f"{phase}-{i}" for i, name in enumerate(contestants)}
+    for turn in range(1, repeats + 1):
+        for name, run in contestants.items():
+            outcome = run(outputs[name] if turn == 1 else None)
+            outcomes[name].append(outcome)
+            peak = "" if outcome.peak is None else f", {figures.megabytes(outcome.peak)}"
+            tell(f"{phase} {turn}/{repeats}, {name}: {figures.seconds(outcome.seconds)}{peak}")
+    theirs = read_output(outputs[DIFFUSERS]) if DIFFUSERS in outputs else None
+    errors = {}
+    for name, output in outputs.items():
+        ours = read_output(output)
+        if name != DIFFUSERS and ours is not None and theirs is not None:
+            errors[name] = relative_error(ours, theirs)
+    return PhaseResult(outcomes, errors, flops)
+
+
+def read_output(path: Path) -> Array | None:
+    """What a contestant has written: an array, or an image of 0 to 255; None if there is none."""
+    if os.path.exists(f"{path}.npy"):
+        return np.load(f"{path}.npy").astype(np.float64)
+    if os.path.exists(f"{path}.png"):
+        with Image.open(f"{path}.png") as image:
+            return np.asarray(image, dtype=np.float64)
+    return None
+
+
+def relative_error(ours: Array, theirs: Array) -> float:
+    """``|ours - theirs| / |theirs|``, infinite where the shapes differ or a number is none."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    return float(error) if np.isfinite(error) else float("inf")

@@ -1,0 +1,80 @@
+"""What a process of the benchmark is told to do."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+GUIDANCE_SCALE = 7.5
+"""Guidance scale of all images."""
+
+TIMESTEP_SPACING = "leading"
+"""A spacing of the timesteps that both programs know."""
+
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""The names of number formats in torch, and those of sdpy's ``--dtype``."""
+
+FORMATS = ("contiguous", "channels_last")
+"""Memory formats of diffusers' models."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process is to do.
+
+    Attributes:
+        task: a key of `scripts.bench.workers.TASKS`.
+        size: a key of `scripts.bench.models.sizes`.
+        folder: folder of the weights, as diffusers lays them out.
+        width, height: of the image, in pixels.
+        steps: steps of the whole image.
+        result: JSON file to write.
+        phase: one of `sdpy.benchmark.figures.TITLES`, for tasks that do one.
+        sdpy_model: what sdpy reads instead of ``folder``; None for nothing else.
+        evaluations: timed evaluations of a phase.
+        dtype: number format of all models, by torch's name.
+        device: where all models run.
+        formats: one of `FORMATS` for diffusers' ``unet`` and ``vae`` each.
+        fast_kernels: whether sdpy uses its fast kernels.
+        compiled: whether sdpy compiles its models.
+        options: further arguments of sdpy's command line.
+        started: time by the clock of `now` before the process began.
+        output: NumPy file or image to write; None for none.
+    """
+
+    task: str
+    size: str
+    folder: str
+    width: int
+    height: int
+    steps: int
+    result: str
+    phase: str = ""
+    sdpy_model: str | None = None
+    evaluations: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    formats: dict[str, str] = field(default_factory=dict)
+    fast_kernels: bool = True
+    compiled: bool = False
+    options: list[str] = field(default_factory=list)
+    started: float = 0.0
+    output: str | None = None
+
+    @property
+    def model(self) -> str:
+        """The model that sdpy reads."""
+        return self.folder if self.sdpy_model is None else self.sdpy_model
+
+    def write(self, path: Path) -> None:
+        """Write the job as JSON, for `scripts.bench.workers`."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+def now() -> float:
+    """Seconds by a clock that is the same in all processes of the machine."""
+    if hasattr(time, "CLOCK_MONOTONIC"):
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
+    return time.time()

@@ -1,0 +1,73 @@
+"""The random weights that both programs are measured with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.bench.jobs import Job
+from sdpy.components import COMPONENTS
+
+if TYPE_CHECKING:  # at run time this would import torch
+    from sdpy.zoo.variants import ModelVariant
+
+
+def sizes() -> dict[str, ModelVariant]:
+    """The variants that can be measured; imports torch."""
+    from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+    from sdpy.zoo.variants import SD15
+
+    tiny = replace(SD15, sample_size=64).with_configs(
+        text_encoder=CLIPTextConfig(
+            vocab_size=600,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+        ),
+        # Heads and groups are those that sdpy assumes where no config.json tells them.
+        unet=UNet2DConditionConfig(
+            block_out_channels=(16, 24),
+            cross_attention=(True, False),
+            attention_heads=(8, 8),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            norm_num_groups=8,
+        ),
+        vae=AutoencoderKLConfig(
+            block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8
+        ),
+    )
+    return {"sd15": SD15, "tiny": tiny}
+
+
+def prepare(job: Job) -> dict[str, Any]:
+    """Write the random weights where there are none yet, and count the arithmetic."""
+    import torch
+
+    from sdpy.benchmark.arithmetic import count_flops
+    from sdpy.benchmark.weights import write_random_model
+
+    variant = sizes()[job.size]
+    write_random_model(Path(job.folder), variant)
+    if job.sdpy_model is not None:
+        _write_ot(Path(job.folder), Path(job.sdpy_model), variant)
+    factor = variant.vae.downsample_factor
+    latent_size = (job.height // factor, job.width // factor)
+    flops = count_flops(variant.text_encoder, variant.unet, variant.vae, latent_size)
+    return {"flops": flops, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _write_ot(folder: Path, target: Path, variant: ModelVariant) -> None:
+    from sdpy.benchmark.weights import model_files
+    from sdpy.checkpoints import read_checkpoint, write_checkpoint
+
+    target.mkdir(exist_ok=True)
+    files = model_files(folder, variant)
+    for component, source in files.weights.items():
+        path = target / f"{COMPONENTS[component].data_files[0]}"
+        if not path.exists():
+            write_checkpoint(path, read_checkpoint(source).tensors)
+    text = files.vocabulary.read_text(encoding="utf-8")
+    (target / "bpe_simple_vocab_16e6.txt").write_text(text, encoding="utf-8")

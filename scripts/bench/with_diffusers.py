@@ -1,0 +1,209 @@
+"""The phases done by diffusers, as its own pipeline does them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from scripts.bench.jobs import FORMATS, GUIDANCE_SCALE, Job
+from scripts.bench.measuring import latent_shape, measure_phase, torch_dtype, until_first_step
+from scripts.bench.models import sizes
+from sdpy.benchmark import inputs
+from sdpy.benchmark.timing import Evaluate
+
+
+def diffusers_phase(job: Job) -> dict[str, Any]:
+    """Measure one phase."""
+    return measure_phase(job, lambda evaluations: _diffusers(job, evaluations))
+
+
+def compiled_phase(job: Job) -> dict[str, Any]:
+    """Measure it with ``torch.compile`` and frozen weights; the first evaluation compiles."""
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    inductor.force_disable_caches = True  # a second run is to compile as well
+    return measure_phase(job, lambda evaluations: _diffusers(job, evaluations, _compile))
+
+
+def diffusers_formats(job: Job) -> dict[str, Any]:
+    """Measure a UNet step and a decoding in each memory format: the better of two, in turn."""
+    seconds: dict[str, dict[str, float]] = {}
+    for name, phase in (("unet", "unet"), ("vae", "decode")):
+        times: dict[str, list[float]] = {one: [] for one in FORMATS}
+        load, make_evaluation = _PARTS[phase]
+        model = load(job)
+        evaluate = make_evaluation(model, job, 4)
+        for one in (*FORMATS, *FORMATS):
+            _to_format(model, one)
+            started = time.perf_counter()
+            evaluate()
+            times[one].append(time.perf_counter() - started)
+        seconds[name] = {one: min(taken) for one, taken in times.items()}
+    return {"seconds": seconds}
+
+
+def diffusers_load(job: Job) -> dict[str, Any]:
+    """Run the pipeline until the UNet's first step begins."""
+    with until_first_step(job) as result:
+        _generate(job)
+    return result
+
+
+def diffusers_generate(job: Job) -> dict[str, Any]:
+    """Generate a whole image, from loading the pipeline to writing the file."""
+    _generate(job).save(job.output)
+    return {}
+
+
+def _generate(job: Job) -> Any:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(job.folder, **_dtype_option(job))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(job.device)
+    for name, one in job.formats.items():
+        _to_format(getattr(pipeline, name), one)
+    return pipeline(
+        inputs.PROMPT,
+        negative_prompt=inputs.NEGATIVE_PROMPT,
+        width=job.width,
+        height=job.height,
+        num_inference_steps=job.steps,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=torch.Generator().manual_seed(inputs.SEED),
+    ).images[0]
+
+
+@contextmanager
+def _diffusers(
+    job: Job, evaluations: int, adapt: Callable[[Any], Any] = lambda model: model
+) -> Iterator[Evaluate]:
+    load, make_evaluation = _PARTS[job.phase]
+    model = load(job)
+    part = "vae" if job.phase in ("decode", "encode") else job.phase
+    if part in job.formats:
+        _to_format(model, job.formats[part])
+    yield make_evaluation(adapt(model), job, evaluations)
+
+
+def _load_text_encoder(job: Job) -> Any:
+    from transformers import CLIPTextModel
+
+    model = CLIPTextModel.from_pretrained(f"{job.folder}/text_encoder")
+    return model.eval().to(job.device, torch_dtype(job))
+
+
+def _load_unet(job: Job) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel.from_pretrained(f"{job.folder}/unet", **_dtype_option(job))
+    return model.eval().to(job.device)
+
+
+def _load_vae(job: Job) -> Any:
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(f"{job.folder}/vae", **_dtype_option(job))
+    return model.eval().to(job.device)
+
+
+def _text_encoding(model: Any, job: Job, evaluations: int) -> Evaluate:
+    import torch
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(f"{job.folder}/tokenizer")
+
+    @torch.no_grad()
+    def embed(text: str) -> Any:
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        ids = tokenizer(text, max_length=tokenizer.model_max_length, **options).input_ids
+        return model(ids.to(job.device))[0]
+
+    # Its pipeline encodes the two prompts one after the other.
+    return lambda: torch.cat([embed(inputs.NEGATIVE_PROMPT), embed(inputs.PROMPT)]).float().cpu()
+
+
+def _unet_step(model: Any, job: Job, evaluations: int) -> Evaluate:
+    import torch
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_pretrained(f"{job.folder}/scheduler")
+    scheduler.set_timesteps(evaluations)
+    timesteps = iter(scheduler.timesteps)
+    config, text = model.config, sizes()[job.size].text_encoder
+    options = {"device": job.device, "dtype": torch_dtype(job)}
+    context = inputs.prompt_embeddings(text.max_position_embeddings, config.cross_attention_dim)
+    context = context.to(**options)
+    latents = inputs.noise(latent_shape(job)).to(**options)
+
+    @torch.no_grad()
+    def evaluate() -> Any:
+        nonlocal latents
+        timestep = next(timesteps)
+        sample = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+        prediction = model(sample, timestep, encoder_hidden_states=context).sample
+        negative, positive = prediction.chunk(2)
+        guided = negative + GUIDANCE_SCALE * (positive - negative)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+        latents.cpu()  # waits for a GPU
+        return prediction.float().cpu()
+
+    return evaluate
+
+
+def _decoding(model: Any, job: Job, evaluations: int) -> Evaluate:
+    import torch
+
+    latents = inputs.noise(latent_shape(job)).to(job.device, torch_dtype(job))
+
+    @torch.no_grad()
+    def evaluate() -> Any:
+        return model.decode(latents / model.config.scaling_factor).sample.float().cpu()
+
+    return evaluate
+
+
+def _encoding(model: Any, job: Job, evaluations: int) -> Evaluate:
+    import torch
+
+    image = inputs.image(job.width, job.height).to(job.device, torch_dtype(job))
+
+    @torch.no_grad()
+    def evaluate() -> Any:
+        distribution = model.encode(image).latent_dist
+        return torch.cat([distribution.mean, distribution.std]).float().cpu()
+
+    return evaluate
+
+
+_PARTS: dict[str, tuple[Callable[[Job], Any], Callable[[Any, Job, int], Evaluate]]] = {
+    "text": (_load_text_encoder, _text_encoding),
+    "unet": (_load_unet, _unet_step),
+    "decode": (_load_vae, _decoding),
+    "encode": (_load_vae, _encoding),
+}
+
+
+def _compile(model: Any) -> Any:
+    import torch
+
+    if hasattr(model, "decoder"):
+        model.encoder, model.decoder = torch.compile(model.encoder), torch.compile(model.decoder)
+        return model
+    return torch.compile(model)
+
+
+def _to_format(model: Any, name: str) -> None:
+    import torch
+
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    model.to(memory_format=layouts[name])
+
+
+def _dtype_option(job: Job) -> dict[str, Any]:
+    """An option of ``from_pretrained``. Newer versions warn of its name; float32 is the default."""
+    return {} if job.dtype == "float32" else {"torch_dtype": torch_dtype(job)}

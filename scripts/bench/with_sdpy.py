@@ -1,0 +1,56 @@
+"""The phases done by sdpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.jobs import DTYPES, GUIDANCE_SCALE, TIMESTEP_SPACING, Job
+from scripts.bench.measuring import measure_phase, torch_dtype, until_first_step
+from sdpy.benchmark import inputs
+
+
+def sdpy_phase(job: Job) -> dict[str, Any]:
+    """Measure one phase."""
+    from sdpy.benchmark.phases import PHASES, BenchmarkTarget
+    from sdpy.runtime.allocator import keep_freed_memory
+    from sdpy.runtime.devices import place
+    from sdpy.runtime.execution import Execution
+    from sdpy.zoo.recognise import find_source
+
+    target = BenchmarkTarget(
+        find_source(job.model, Path(job.folder)),
+        job.width,
+        job.height,
+        placement=place(device=job.device),
+        execution=Execution(
+            dtype=torch_dtype(job), fast_kernels=job.fast_kernels, compile=job.compiled
+        ),
+        timestep_spacing=TIMESTEP_SPACING,
+    )
+    if job.fast_kernels:
+        keep_freed_memory()  # as the command does
+    return measure_phase(job, lambda evaluations: PHASES[job.phase](target, evaluations))
+
+
+def sdpy_load(job: Job) -> dict[str, Any]:
+    """Run the command until the UNet's first step begins."""
+    from sdpy.cli.app import run
+
+    with until_first_step(job) as result:
+        run(sdpy_arguments(job, output=f"{job.result}.png"))
+    return result
+
+
+def sdpy_arguments(job: Job, output: str) -> list[str]:
+    """Arguments of the command that generates the whole image."""
+    return [
+        *("generate", inputs.PROMPT, "--negative-prompt", inputs.NEGATIVE_PROMPT),
+        *("--model", job.model, "--seed", str(inputs.SEED), "--steps", str(job.steps)),
+        *("--width", str(job.width), "--height", str(job.height), "--device", job.device),
+        *("--guidance-scale", str(GUIDANCE_SCALE), "--timestep-spacing", TIMESTEP_SPACING),
+        *("--dtype", DTYPES[job.dtype]),
+        "--fast-kernels" if job.fast_kernels else "--plain-kernels",
+        *(["--compile"] if job.compiled else []),
+        *("-o", output, "--quiet", *job.options),
+    ]

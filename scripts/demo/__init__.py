@@ -1,0 +1,1 @@
+"""The bundled demo model: its scenes, training, distillation and evaluation."""

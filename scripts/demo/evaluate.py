@@ -1,0 +1,392 @@
+"""Measure the demo model: does an image show what the prompt asked for?
+
+    python -m scripts.demo.evaluate classifier --run runs/demo
+    python -m scripts.demo.evaluate adherence settings edits cost sheet --run runs/demo
+
+A small classifier is trained on scenes of its own and judges images by their four attributes:
+subject, colour, time of day, weather. The parts print Markdown tables:
+
+    classifier  trains the classifier into ``RUN/classifier.pt``, and tests it on fresh scenes
+    adherence   generates images of combinations that were withheld from training and classifies
+                them, beside renders and the autoencoder's reconstructions of the same scenes;
+                the images that failed go to ``RUN/failures.png``
+    settings    does the same with other numbers of steps and guidance scales
+    edits       runs img2img and inpaint: one attribute of a render is to change, no other
+    cost        tells the bytes of the files, and seconds of ``sdpy generate`` as a process
+    sheet       draws prompts by seeds, ``RUN/prompts.png``, to look at
+
+The bundled weights are measured unless ``--files`` names a folder of others, or ``--state`` asks
+for the averages of an unfinished training in ``RUN``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scripts.demo import scenes
+from scripts.demo.adherence import (
+    ATTRIBUTES,
+    Task,
+    attributes,
+    mistakes,
+    score,
+    score_by_value,
+    score_edits,
+    withheld_tasks,
+)
+from scripts.demo.classifier import (
+    CLASSIFIER_FILE,
+    AttributeClassifier,
+    classify,
+    load_classifier,
+    render,
+    train_classifier,
+)
+from scripts.demo.scenes import Scene
+from scripts.demo.sheets import wrap, write_sheet
+from scripts.demo.training.denoiser import SHEET_PROMPTS
+from scripts.demo.training.models import write_models
+from scripts.demo.training.options import TrainingOptions
+from scripts.engine import DemoModel
+from scripts.reports import tell
+from sdpy.benchmark.figures import table
+from sdpy.images.mask import composite
+from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
+
+FRESH_SET, EDIT_SET = 7002, 7004
+"""Numbers of endless sets of scenes (`scripts.demo.scenes.scene_at`) that are not trained on."""
+
+FRESH_SCENES = 2000
+"""Scenes that the trained classifier is tested on."""
+
+Results = Mapping[str, Any]
+"""What a part has measured, for the JSON file."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured, and how much of it; the options of the command line.
+
+    Attributes:
+        run: folder of the classifier and the sheets.
+        files: folder of other weights than the bundled ones; None for these.
+        state: whether to measure the state of an unfinished training in ``run``.
+        renders: scenes that the classifier is trained on.
+        prompts: prompts of the table of adherence.
+        setting_prompts: prompts for each setting.
+        edits: edits of each kind.
+        strength: strength of img2img.
+    """
+
+    run: Path
+    files: Path | None
+    state: bool
+    renders: int
+    prompts: int
+    setting_prompts: int
+    edits: int
+    strength: float
+
+    @cached_property
+    def model(self) -> DemoModel:
+        """The bundled model, that of a folder, or the state of the run's training."""
+        folder = self.files
+        if self.state:
+            folder = self.run / "state"
+            write_models(TrainingOptions(run=self.run), folder, torch.float32)
+        return DemoModel.open(folder)
+
+    @cached_property
+    def classifier(self) -> AttributeClassifier:
+        """The classifier that was trained in the run."""
+        return load_classifier(self.run / CLASSIFIER_FILE)
+
+
+def generate(
+    model: DemoModel, tasks: Sequence[Task], steps: int = 30, guidance_scale: float | None = None
+) -> list[Tensor]:
+    """Generate the image of every task."""
+    started = time.monotonic()
+    images = []
+    for i, task in enumerate(tasks, start=1):
+        settings = {"steps": steps, "guidance_scale": guidance_scale}
+        images.append(model.generate(task.prompt, task.seed, **settings))
+        if i % 20 == 0 or i == len(tasks):
+            seconds = (time.monotonic() - started) / i
+            tell(f"{i} of {len(tasks)} at {steps} steps, {seconds:.2f} s per image")
+    return images
+
+
+def print_scores(first: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print rows of percentages as a Markdown table, the first column headed ``first``."""
+    columns = list(next(iter(scores.values())))
+    rows = [[name, *(f"{row[column]:.1f}" for column in columns)] for name, row in scores.items()]
+    print(f"\n{table([first, *columns], rows)}", flush=True)
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def evaluate_classifier(evaluation: Evaluation) -> Results:
+    """Train the classifier, and test it on scenes that it has not seen."""
+    classifier = train_classifier(evaluation.run / CLASSIFIER_FILE, evaluation.renders)
+    fresh = [scenes.scene_at(i, FRESH_SET, None) for i in range(FRESH_SCENES)]
+    seen = classify(classifier, [render(scene) for scene in fresh])
+    scores = {f"fresh renders ({len(fresh)})": score(fresh, seen)}
+    print_scores("images, % classified as they are", scores)
+    return scores
+
+
+def evaluate_adherence(evaluation: Evaluation) -> Results:
+    """Generate withheld combinations at the defaults and classify them."""
+    classifier, model = evaluation.classifier, evaluation.model
+    tasks = withheld_tasks(evaluation.prompts)
+    asked = [task.scene for task in tasks]
+    drawn = [render(scene, model.size) for scene in asked]
+    reconstructed = [model.reconstruct(image) for image in drawn]
+    generated = generate(model, tasks)
+    seen = classify(classifier, generated)
+    scores = {
+        "renders": score(asked, classify(classifier, drawn)),
+        "reconstructions": score(asked, classify(classifier, reconstructed)),
+        "generated": score(asked, seen),
+    }
+    print_scores(f"images ({len(tasks)}), % as asked", scores)
+
+    counts: collections.Counter[str] = collections.Counter()
+    failures: list[tuple[Tensor, Task, list[str]]] = []
+    for task, image, got in zip(tasks, generated, seen, strict=True):
+        want = attributes(task.scene)
+        wrong = [f"{want[name]} seen as {got[name]}" for name in mistakes(want, got)]
+        counts.update(wrong)
+        if wrong:
+            failures.append((image, task, wrong))
+    if failures:
+        labels = ["\n".join([*wrap(task.prompt), *wrong]) for _, task, wrong in failures]
+        images = [image for image, _, _ in failures]
+        write_sheet(evaluation.run / "failures.png", images, columns=8, labels=labels)
+    print("\nMost frequent: " + "; ".join(f"{what} ({n})" for what, n in counts.most_common(8)))
+    return {
+        "rows": scores,
+        "by value": score_by_value(asked, seen),
+        "failures": [
+            {"prompt": task.prompt, "seed": task.seed, "wrong": wrong}
+            for _, task, wrong in failures
+        ],
+    }
+
+
+def evaluate_settings(evaluation: Evaluation) -> Results:
+    """Adherence at other numbers of steps and guidance scales."""
+    classifier, model = evaluation.classifier, evaluation.model
+    tasks = withheld_tasks(evaluation.setting_prompts)
+    asked = [task.scene for task in tasks]
+    default = model.variant.guidance_scale
+    scales = (1.0, 2.0, default, 6.0, 8.0)
+    scores: dict[str, Mapping[str, float]] = {}
+    for steps, scale in [(n, default) for n in (10, 20, 30, 50)] + [(30, g) for g in scales]:
+        name = f"{steps} steps, guidance {scale:g}"
+        if name not in scores:
+            seen = classify(classifier, generate(model, tasks, steps, scale))
+            scores[name] = score(asked, seen)
+    print_scores(f"generated ({len(tasks)}), % as asked", scores)
+    return scores
+
+
+def evaluate_cost(evaluation: Evaluation) -> Results:
+    """Size of the files, and the time of a whole process."""
+    files = evaluation.model.files
+    megabytes = sum(path.stat().st_size for path in files.values()) / 1e6
+    options = {
+        "--unet-weights": files["unet"],
+        "--vae-weights": files["vae"],
+        "--clip-weights": files["text_encoder"],
+        "--vocab-file": files["vocabulary"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "sdpy", "generate", "lighthouse at dark"]
+        command += ["--model", "demo", "--quiet", "--output", f"{folder}/image.png"]
+        command += [str(word) for option in options.items() for word in option]
+        started = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - started
+    print(f"\nFiles: {megabytes:.1f} MB. One image, process start included: {seconds:.1f} s.")
+    return {"megabytes": megabytes, "seconds": seconds}
+
+
+def write_prompt_sheet(evaluation: Evaluation, seeds: int = 6) -> Results:
+    """The training's sample prompts by seeds, to look at."""
+    prompts = [prompt for prompt in SHEET_PROMPTS for _ in range(seeds)]
+    anything = next(scenes.combinations())
+    tasks = [Task(anything, prompt, seed=32 + i % seeds) for i, prompt in enumerate(prompts)]
+    labels = ["\n".join(wrap(prompt)) for prompt in prompts]
+    path = evaluation.run / "prompts.png"
+    write_sheet(path, generate(evaluation.model, tasks), columns=2 * seeds, labels=labels)
+    print(f"\nSheet: {path}")
+    return {"sheet": str(path)}
+
+
+# --- edits ----------------------------------------------------------------------------------------
+
+GROUNDS = (("lighthouse", "boat"), ("house", "castle", "windmill", "robot"))
+"""Subjects that can stand in each other's place: those by the sea, and those on land that leave
+nothing of themselves in the rest of the image, as a far row of trees would."""
+
+
+def edited(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
+    """The scene with another value of one attribute, possible in the same place."""
+
+    def another(values: Sequence[str], than: str | None) -> str:
+        others = [value for value in values if value != than]
+        return others[int(rng.integers(len(others)))]
+
+    if attribute != "subject":
+        values = scenes.COLOURS if attribute == "colour" else ATTRIBUTES[attribute]
+        change: dict[str, Any] = {attribute: another(values, getattr(scene, attribute))}
+        return replace(scene, **change)
+    (ground,) = (ground for ground in GROUNDS if scene.subject in ground)
+    subject = another(ground, scene.subject)
+    colour = scene.colour
+    if subject in scenes.PLAIN_SUBJECTS:
+        colour = None
+    elif colour is None:
+        colour = another(scenes.COLOURS, None)
+    return replace(scene, subject=subject, colour=colour)
+
+
+def edit_scenes(attribute: str, count: int, subjects: Sequence[str]) -> list[tuple[Scene, Scene]]:
+    """Pairs of a scene to draw and the scene to make of it."""
+    drawn = (scenes.scene_at(i, EDIT_SET, None) for i in itertools.count())
+    suitable = (
+        scene
+        for scene in drawn
+        if scene.subject in subjects and not (attribute == "colour" and scene.colour is None)
+    )
+    rng = np.random.default_rng([EDIT_SET, len(attribute)])
+    chosen = itertools.islice(suitable, count)
+    return [(scene, edited(scene, attribute, rng)) for scene in chosen]
+
+
+def subject_box(scene: Scene, size: int = 128) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the subject with some room around it, in pixels."""
+    frame = scenes.subject_frame(scene)
+    half = 0.62 * frame.height
+    corners = (frame.x - half, frame.y - 1.1 * frame.height, frame.x + half, frame.y + 0.1)
+    left, top, right, bottom = (round(size * min(max(corner, 0), 1)) for corner in corners)
+    return left, top, right, bottom
+
+
+Change = Callable[[Scene, str, int], Tensor]
+"""Makes an edited image of a drawn scene, a prompt and a seed."""
+
+
+def evaluate_edits(evaluation: Evaluation) -> Results:
+    """Change one attribute of renders and see whether it, and nothing else, changed."""
+    classifier, model = evaluation.classifier, evaluation.model
+    strength = evaluation.strength
+    by_img2img = f"img2img, strength {strength:g}"
+    land_and_sea = [subject for ground in GROUNDS for subject in ground]
+
+    def img2img(scene: Scene, prompt: str, seed: int) -> Tensor:
+        return model.img2img(render(scene, model.size), prompt, seed, strength)
+
+    def inpaint(scene: Scene, prompt: str, seed: int) -> Tensor:
+        image = tensor_to_image(render(scene, model.size))
+        mask = Image.new("L", image.size, 0)
+        mask.paste(255, subject_box(scene, model.size))
+        inside = model.inpaint(image_to_tensor(image), mask_to_tensor(mask), prompt, seed)
+        return image_to_tensor(composite(image, tensor_to_image(inside), mask))
+
+    kinds: list[tuple[str, str, Sequence[str], Change]] = [
+        (by_img2img, "time", scenes.SUBJECTS, img2img),
+        (by_img2img, "weather", scenes.SUBJECTS, img2img),
+        (by_img2img, "colour", scenes.COLOURED_SUBJECTS, img2img),
+        ("inpaint", "subject", land_and_sea, inpaint),
+        ("inpaint", "colour", scenes.COLOURED_SUBJECTS, inpaint),
+    ]
+    scores = {}
+    sheet: list[Tensor] = []
+    labels: list[str] = []
+    for how, attribute, subjects, change in kinds:
+        pairs = edit_scenes(attribute, evaluation.edits, subjects)
+        images = []
+        for i, (scene, target) in enumerate(pairs):
+            prompt = scenes.caption(target, np.random.default_rng([EDIT_SET, i]), complete=True)
+            images.append(change(scene, prompt, i))
+            if i < 8:
+                sheet += [render(scene, model.size), images[-1]]
+                labels += [f"{how}\n{attribute}", "\n".join(wrap(prompt)[:2])]
+        tell(f"{len(images)} edits: {how}, {attribute}")
+        targets = [target for _, target in pairs]
+        seen = classify(classifier, images)
+        scores[f"{how}: {attribute}"] = score_edits(targets, seen, attribute)
+    print_scores(f"edits ({evaluation.edits} each), %", scores)
+    write_sheet(evaluation.run / "edits.png", sheet, columns=8, labels=labels)
+    return scores
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[Evaluation], Results]] = {
+    "classifier": evaluate_classifier,
+    "adherence": evaluate_adherence,
+    "settings": evaluate_settings,
+    "edits": evaluate_edits,
+    "cost": evaluate_cost,
+    "sheet": write_prompt_sheet,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts named on the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("parts", choices=["all", *PARTS], nargs="+")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder of the classifier and sheets"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--files", type=Path, help="folder of other weights than the bundled ones")
+    source.add_argument("--state", action="store_true", help="measure the training state in RUN")
+    parser.add_argument(
+        "--renders", type=int, default=16_000, help="scenes that the classifier is trained on"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=216, help="prompts of the table of adherence"
+    )
+    parser.add_argument("--setting-prompts", type=int, default=54, help="prompts for each setting")
+    parser.add_argument("--edits", type=int, default=40, help="edits of each kind")
+    parser.add_argument("--strength", type=float, default=0.8, help="strength of img2img")
+    parser.add_argument("--json", type=Path, help="file to write everything to")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    options = vars(parser.parse_args(arguments))
+
+    parts, target, threads = options.pop("parts"), options.pop("json"), options.pop("threads")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    evaluation = Evaluation(**options)
+    results = {}
+    for part in PARTS if "all" in parts else parts:
+        results[part] = PARTS[part](evaluation)
+        if target is not None:
+            target.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training the demo model from nothing, and distilling it into faster ones."""

@@ -1,0 +1,70 @@
+"""A guess at what a set of weights is, from telltale names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+# Fragments of names that settle the matter, in this order.
+_TELLTALES: tuple[tuple[str, str], ...] = (
+    ("model.diffusion_model.", "a whole Stable Diffusion checkpoint in one file (original names)"),
+    ("lora_", "a LoRA"),
+    (".lora.", "a LoRA"),
+    ("controlnet_cond_embedding.", "a ControlNet"),
+    ("decoder.layers.2.conv.", "a tiny VAE (TAESD)"),
+    ("down_block_add_embeds.", "an adapter"),
+    ("vision_model.", "a whole CLIP model, text and vision"),
+    ("shared.weight", "a T5 text encoder"),
+)
+_CONTEXT_WIDTHS: dict[int, str] = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "Stable Diffusion XL",
+}
+_TEXT_WIDTHS: dict[int, str] = {
+    768: "as in Stable Diffusion 1.x",
+    1024: "as in Stable Diffusion 2.x",
+    1280: "as in Stable Diffusion XL",
+}
+
+
+def guess_kind(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """What weights of these names and shapes look like, as "a VAE", or None.
+
+    Knows the component, and of a UNet its input channels and, by its context width, its family.
+    """
+    if not shapes:
+        return "an empty file"
+    for fragment, meaning in _TELLTALES:
+        if any(fragment in name for name in shapes):
+            return meaning
+    return _guess_unet(shapes) or _guess_text_encoder(shapes) or _guess_vae(shapes)
+
+
+def _guess_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    if "time_embedding.linear_1.weight" not in shapes or "conv_in.weight" not in shapes:
+        return None
+    conv_in = shapes["conv_in.weight"]
+    channels = f" with {conv_in[1]} input channels" if len(conv_in) == 4 else ""
+    if "time_embedding.cond_proj.weight" in shapes:
+        channels += " and a guidance embedding (LCM)"
+    for name, shape in shapes.items():
+        if name.endswith("attn2.to_k.weight") and len(shape) == 2:
+            family = _CONTEXT_WIDTHS.get(shape[1])
+            owner = f"a {family} UNet" if family else f"a UNet of context width {shape[1]}"
+            return owner + channels
+    return "a UNet" + channels
+
+
+def _guess_text_encoder(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    for name, shape in shapes.items():
+        if name.endswith("embeddings.token_embedding.weight") and len(shape) == 2:
+            like = f", {_TEXT_WIDTHS[shape[1]]}" if shape[1] in _TEXT_WIDTHS else ""
+            return f"a text encoder ({shape[1]} wide{like})"
+    return None
+
+
+def _guess_vae(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    halves = [half for half in ("encoder", "decoder") if f"{half}.conv_in.weight" in shapes]
+    if len(halves) == 2:
+        return "a VAE"
+    return f"the {halves[0]} of a VAE" if halves else None

@@ -1,0 +1,122 @@
+"""What it costs to compute a convolution in each of its forms.
+
+Costs are counted in multiplications and additions at the rate of a large matrix product. The
+constants were fitted to layers of Stable Diffusion 1.5 on two cores with AVX-512, where that rate
+was 320e9 a second. Other processors have other rates, but much the same ratios between them.
+The script ``scripts/bench/fit_cost_model.py`` fits the constants anew.
+"""
+
+from __future__ import annotations
+
+from sdpy.optimizations.exact.convolutions import Convolution
+from sdpy.optimizations.exact.winograd import Keep, Transforms, tiles_together
+
+CACHE_BYTE = 18.0
+"""The cost of moving one byte of weights, or of unfolded patches, through the caches."""
+
+TILE_BYTE = 30.0
+"""The cost of transforming one byte of Winograd tiles, on their way in or out."""
+
+TRANSFORMED_PRODUCT = 0.93
+"""The cost of a matrix product with weights that are kept transformed, relative to a large one."""
+
+TRANSFORMED_BYTE = 7.0
+"""The cost of reading one byte of weights that are kept transformed."""
+
+PIECEWISE = 350e6
+"""The cost of transforming weights piece by piece at each use, however many pieces there are."""
+
+PIECEWISE_PRODUCT = 1.2
+"""The cost of a matrix product with such pieces of weights, relative to a large one."""
+
+TRANSFORMING_BYTE = 10.0
+"""The cost of making one byte of transformed weights from weights that are in order."""
+
+ORDERING_BYTE = 100.0
+"""The cost of putting one byte of stored weights into the order in which they are transformed."""
+
+DIRECT_WEIGHT_BYTE = 84.0
+"""The cost of one byte of weights in torch's own convolution, which reorders them at each call."""
+
+PAIRED_PRODUCT = 0.55
+"""The cost of a matrix product of bfloat16 pairs, relative to one of float32 numbers."""
+
+PAIRED_BYTE = 30.0
+"""The cost of splitting one byte of unfolded patches into bfloat16 pairs."""
+
+CALL = 60e6
+"""The cost of the dozen torch calls that a convolution outside torch's own consists of."""
+
+HALF_RATE_ROWS = 16
+"""The number of rows in the left matrix at which a product reaches half of its full rate."""
+
+CONSTANTS = (
+    "CACHE_BYTE",
+    "TILE_BYTE",
+    "TRANSFORMED_PRODUCT",
+    "TRANSFORMED_BYTE",
+    "PIECEWISE",
+    "PIECEWISE_PRODUCT",
+    "TRANSFORMING_BYTE",
+    "ORDERING_BYTE",
+    "DIRECT_WEIGHT_BYTE",
+    "PAIRED_PRODUCT",
+    "PAIRED_BYTE",
+    "CALL",
+    "HALF_RATE_ROWS",
+)
+"""The names of all constants of the model."""
+
+
+def direct_cost(convolution: Convolution) -> float:
+    """Torch's own convolution."""
+    return _work(convolution) + DIRECT_WEIGHT_BYTE * convolution.weight_bytes
+
+
+def matmul_cost(convolution: Convolution) -> float:
+    """One matrix product with the patches that the kernel falls on, or with the pixels."""
+    product = _product(convolution.positions, _work(convolution))
+    if convolution.kernel == 1:
+        moved_bytes = 4 * convolution.positions * convolution.out_channels
+        return product + CACHE_BYTE * moved_bytes
+    moved_bytes = convolution.weight_bytes + 3 * _patch_bytes(convolution)
+    return product + CACHE_BYTE * moved_bytes + CALL
+
+
+def paired_cost(convolution: Convolution) -> float:
+    """The same product of bfloat16 pairs."""
+    product = PAIRED_PRODUCT * _product(convolution.positions, _work(convolution))
+    moved = CACHE_BYTE * convolution.weight_bytes + PAIRED_BYTE * _patch_bytes(convolution)
+    return product + moved + CALL
+
+
+def winograd_cost(convolution: Convolution, transforms: Transforms, keep: Keep) -> float:
+    """A matrix product at each point of Winograd's tiles, of the map or of the doubled map."""
+    points, side = transforms.points, transforms.m * transforms.scale
+    inner, outer = convolution.in_channels, convolution.out_channels
+    B, _, H, W = convolution.input_shape
+    tiles = B * -(-H // side) * -(-W // side)
+    work = 2.0 * points * tiles * inner * outer
+    moved = TILE_BYTE * 4 * points * tiles * (2 * inner + outer)
+    weight_bytes = convolution.weight_bytes
+    transformed_bytes = weight_bytes * points // 9
+    if keep is Keep.TRANSFORMED:
+        product = TRANSFORMED_PRODUCT * _product(tiles, work)
+        return product + TRANSFORMED_BYTE * transformed_bytes + CALL + moved
+    each_part = TRANSFORMING_BYTE * transformed_bytes
+    each_part += ORDERING_BYTE * weight_bytes if keep is Keep.ORIGINAL else 0
+    parts = -(-tiles // tiles_together(inner, outer, points, keep))
+    return PIECEWISE_PRODUCT * _product(tiles, work) + parts * each_part + PIECEWISE + moved
+
+
+def _work(convolution: Convolution) -> float:
+    return 2.0 * convolution.positions * convolution.weight_bytes / 4
+
+
+def _patch_bytes(convolution: Convolution) -> int:
+    return 4 * convolution.positions * convolution.kernel**2 * convolution.in_channels
+
+
+def _product(rows: int, work: float) -> float:
+    """A matrix product, which reaches its full rate with many rows only."""
+    return work * (1 + HALF_RATE_ROWS / rows)

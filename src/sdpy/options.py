@@ -1,0 +1,127 @@
+"""Options, each declared in one place.
+
+A dataclass of options declares each of its fields by `option`: default, flags of the command line,
+help text, range, and the name that image metadata has for it. The command line makes its flags of
+these, the Python API takes the same names as keywords, and metadata is written from them. This
+module knows neither Typer nor torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdpy.errors import UsageError
+
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of a field beside its type and default.
+
+    Attributes:
+        flags: on the command line, the first one first.
+        help: a sentence or two for people.
+        panel: heading in ``--help`` under which it stands.
+        metavar: what ``--help`` calls the value; None for the type's name.
+        shown_default: what ``--help`` says of the default; None for the default itself.
+        minimum, maximum: range of a number, both included; None for no limit.
+        cli_type: type on the command line where it is another than the field's.
+        parse: makes the field's value of what the command line, or a caller who passes text, gives.
+        label: name in image metadata; None where it is not written.
+        always: whether metadata has it even where it is the default.
+        show: makes metadata's text of the value.
+    """
+
+    flags: tuple[str, ...]
+    help: str
+    panel: str | None = None
+    metavar: str | None = None
+    shown_default: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    cli_type: Any = None
+    parse: Callable[[Any], Any] | None = None
+    label: str | None = None
+    always: bool = False
+    show: Callable[[Any], str] = str
+
+
+def option(default: Any, *flags: str, help: str, **more: Any) -> Any:
+    """Declare a field of a dataclass as an option; ``more`` are attributes of `Option`."""
+    return dataclasses.field(default=default, metadata={_KEY: Option(flags, help, **more)})
+
+
+def options_of(group: Any) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
+    """The fields of a dataclass, or of an instance of one, that are options."""
+    for field in dataclasses.fields(group):
+        if _KEY in field.metadata:
+            yield field, field.metadata[_KEY]
+
+
+def check_ranges(group: Any) -> None:
+    """Refuse numbers that are not finite, or outside the range that their option declares.
+
+    Raises:
+        UsageError: names the option, its value and its range.
+    """
+    for field, one in options_of(group):
+        value = getattr(group, field.name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        low, high = one.minimum, one.maximum
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+        ):
+            raise UsageError(f"{one.flags[0]} {value}: use {_range(low, high)}")
+
+
+def parse(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass's fields, from what the command line or a caller gives.
+
+    Raises:
+        UsageError: an option that there is not, or text that makes no value.
+    """
+    fields = {field.name: field for field in dataclasses.fields(group)}
+    unknown = [name for name in values if name not in fields]
+    if unknown:
+        known = ", ".join(sorted(fields))
+        raise UsageError(f"unknown option '{unknown[0]}': use one of {known}")
+    parsed = {}
+    for name, value in values.items():
+        one = fields[name].metadata.get(_KEY)
+        if one is None or one.parse is None or value is None:
+            parsed[name] = value
+        else:
+            parsed[name] = one.parse(value)
+    return parsed
+
+
+def facts_of(group: Any) -> dict[str, str]:
+    """What metadata says of the options, by their labels, in the order of their declaration."""
+    facts = {}
+    for field, one in options_of(group):
+        value = getattr(group, field.name)
+        if one.label is not None and value is not None and (one.always or value != field.default):
+            facts[one.label] = one.show(value)
+    return facts
+
+
+def either(words: Iterable[str]) -> str:
+    """Words as a choice: "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "a finite number"
+    if high is None:
+        return f"{low:g} or more"
+    return f"{low:g} to {high:g}" if low is not None else f"at most {high:g}"

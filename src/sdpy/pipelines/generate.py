@@ -1,0 +1,237 @@
+"""From requests to images, a batch at a time: the way through the whole program, top to bottom."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from sdpy.errors import ShortageError
+from sdpy.models import UNet2DConditionModel
+from sdpy.optimizations.approximate import approximate
+from sdpy.optimizations.exact.sliced_attention import slice_attention
+from sdpy.pipelines.controlnet import LoadedControl, loaded_controls
+from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
+from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
+from sdpy.pipelines.plan import PlannedRequest, describe_plan, plan_request, resolved
+from sdpy.pipelines.request import AUTO, Request
+from sdpy.pipelines.task import Begin
+from sdpy.pipelines.vae import decode
+from sdpy.runtime.devices import seeded_generator
+from sdpy.runtime.fallbacks import Fallback, release_cached_memory
+from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory
+from sdpy.runtime.session import RequestModels, Session
+from sdpy.text.conditioning import PromptConditioning, encode_prompts
+
+
+@dataclass(frozen=True, eq=False)
+class ImageJob:
+    """One image to be generated.
+
+    Attributes:
+        number: counted from 1 over all requests.
+        request: index of its request.
+        sample: its number within the request, from 0.
+        plan: of its request.
+        begin: makes its first latents.
+        prompt: what it is guided by, of batch 1.
+    """
+
+    number: int
+    request: int
+    sample: int
+    plan: PlannedRequest
+    begin: Begin
+    prompt: PromptConditioning
+
+    @property
+    def seed(self) -> int:
+        """Of its noise: image k of a request uses the request's seed + k."""
+        return self.plan.request.seed + self.sample
+
+
+def generate(session: Session, requests: Sequence[Request]) -> Iterator[Event]:
+    """Generate the images of some requests, telling what happens.
+
+    The iterator does the work while it is asked for events. Everything is checked before a model is
+    loaded. Consecutive requests that agree in all but prompt, seed, guidance scale and images are
+    computed together.
+
+    Args:
+        session: that loads the models.
+        requests: what is asked for; at least one.
+
+    Raises:
+        UsageError, ImageError, WeightsError: a request that cannot work.
+        ShortageError: there is not enough memory.
+        GenerationError: numbers went wrong.
+    """
+    with session.lock:
+        plans = [plan_request(session, request) for request in requests]
+        images = sum(plan.request.num_samples for plan in plans)
+        number = 1
+        for _, group in groupby(enumerate(plans), key=lambda item: item[1].batch_key):
+            members = list(group)
+            yield from _generate_group(session, members, number, images)
+            number += sum(plan.request.num_samples for _, plan in members)
+
+
+def _generate_group(
+    session: Session, members: Sequence[tuple[int, PlannedRequest]], number: int, images: int
+) -> Iterator[Event]:
+    """The images of requests that can be computed together."""
+    plans = [plan for _, plan in members]
+    request = plans[0].request
+    models = session.models(loras=request.lora)
+    batch_size = None if request.batch_size == AUTO else int(request.batch_size)
+    workload = Workload.of(
+        models,
+        plans[0].shape,
+        contexts=2 if plans[0].guided else 1,
+        images=sum(plan.request.num_samples for plan in plans),
+        controlnets=[control.weights for control in request.controls],
+        encodes=request.image is not None,
+    )
+    memory = plan_memory(models, workload, batch_size)
+    models = models.changed(execution=memory.execution, keep=memory.keep)
+    yield from session.take_notices()
+    yield from memory.notices
+    yield from describe_compiling(models)
+    yield Detail(f"images computed together: {memory.batch}")
+    kept = sorted(memory.keep & {model.component for model in workload.models})
+    yield Detail(f"models that stay in memory: {', '.join(kept) or 'none'}")
+    # Encoders first, so that they can be gone when the UNet comes.
+    begins: list[Begin] = []
+    for plan in plans:
+        begins.append((yield from plan.task.prepare(models, plan.request, plan.skip)))
+    for plan in plans:
+        yield from describe_plan(session, plan)
+    prompts = _encode(models, plans)
+    jobs: deque[ImageJob] = deque()
+    for (index, plan), begin, prompt in zip(members, begins, prompts, strict=True):
+        for sample in range(plan.request.num_samples):
+            place = number + len(jobs)
+            jobs.append(ImageJob(place, index, sample, plan, begin, prompt))
+
+    size = memory.batch
+    while jobs:
+        batch = [jobs.popleft() for _ in range(min(size, len(jobs)))]
+        last = not jobs and not session.keep_models
+        # Of a session for this request alone, nothing is needed after its last batch.
+        here = models.releasing("unet", "vae", "controlnet") if last else models
+        try:
+            yield from _generate_batch(here, batch, images)
+        except ShortageError:
+            if len(batch) == 1:
+                raise
+            size = len(batch) // 2
+            jobs.extendleft(reversed(batch))
+        else:
+            continue
+        # Out here the error is gone, and with it the tensors that its traceback held.
+        release_cached_memory()
+        yield Notice(
+            f"not enough memory for {len(batch)} images at a time: going on with {size} at a time"
+        )
+
+
+def _generate_batch(
+    models: RequestModels, batch: Sequence[ImageJob], images: int
+) -> Iterator[Event]:
+    """Latents, denoising loop and decoder for the images of one batch."""
+    plan = batch[0].plan
+    generators = [seeded_generator(job.seed) for job in batch]
+    scheduler = plan.fresh_scheduler()
+    start = InitialLatents.cat(
+        [job.begin(scheduler, generator) for job, generator in zip(batch, generators, strict=True)]
+    )
+    latents = start.latents
+    first, last, steps = batch[0].number, batch[-1].number, len(scheduler.timesteps)
+    yield Progress(first, last, images, 0, steps)
+    with (
+        models.unet() as unet,
+        loaded_controls(models, [job.plan.request.controls for job in batch]) as controls,
+        approximate(unet, plan.approximations, [job.seed for job in batch]) as approximated,
+    ):
+        for step in denoise(
+            approximated,
+            scheduler,
+            start,
+            PromptConditioning.cat([job.prompt for job in batch]),
+            Guidance(
+                tuple(job.plan.guidance_scale for job in batch),
+                plan.request.guidance_rescale,
+                plan.request.guidance_interval,
+            ),
+            generators=generators,
+            controls=controls,
+            fallbacks=_fallbacks(models, unet, controls),
+        ):
+            latents = step.latents
+            yield from step.notices
+            yield Progress(first, last, images, step.index, steps)
+    pixels = yield from decode(models, latents)
+    for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
+        request = resolved(job.plan, job.seed)
+        yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
+
+
+def _encode(models: RequestModels, plans: Sequence[PlannedRequest]) -> list[PromptConditioning]:
+    """What the images of each request are guided by; a prompt that repeats is encoded once."""
+    session = models.session
+    keys = [_prompt_key(models, plan) for plan in plans]
+    by_key = dict(zip(keys, plans, strict=True))
+    missing = {key: plan for key, plan in by_key.items() if not session.has_prompt(key)}
+    encoded = {key: session.cached_prompt(key) for key in by_key if key not in missing}
+    if missing:
+        with models.text_encoder() as text_encoder:
+            for key, plan in missing.items():
+                (encoded[key],) = encode_prompts(
+                    [(plan.prompt, plan.negative)],
+                    session.tokenizer,
+                    text_encoder,
+                    pad_id=session.variant.pad_id,
+                    skip_layers=plan.request.clip_skip - 1,
+                    textual_inversions=plan.request.embedding,
+                )
+                session.counters.encoded_prompts += 1
+    for key in missing:
+        session.cache_prompt(key, encoded[key])
+    return [encoded[key] for key in keys]
+
+
+def _prompt_key(models: RequestModels, plan: PlannedRequest) -> Hashable:
+    """What an encoded prompt depends on."""
+    tokens = tuple(
+        tuple(tuple((token.ids, token.weight) for token in chunk) for chunk in prompt.chunks)
+        for prompt in (plan.prompt, plan.negative)
+    )
+    words = tuple(one.vectors.numpy().tobytes() for one in plan.request.embedding)
+    return (models.key("text_encoder"), tokens, plan.request.clip_skip, words)
+
+
+def _fallbacks(
+    models: RequestModels, unet: UNet2DConditionModel, controls: Sequence[LoadedControl]
+) -> list[Fallback]:
+    """What can be done when memory runs out during the denoising loop."""
+
+    def slice_all() -> None:
+        for model in (unet, *(control.model for control in controls)):
+            slice_attention(model, AUTOMATIC_SLICES)
+
+    if models.execution.sliced_attention_size is not None:
+        return []
+    return [Fallback("computing its attention in slices from here on", slice_all)]
+
+
+def describe_compiling(models: RequestModels) -> Iterator[Event]:
+    """What is to be said where the models are to be compiled."""
+    execution = models.execution
+    if any(execution.compiles_on(device) for device in models.placement.gpus):
+        yield Notice(
+            "compiling for the GPU: the first steps and the first decoding of each size take up to "
+            "some minutes"
+        )
+    elif execution.compile:
+        yield Notice("nothing is compiled: that takes a GPU on which the weights stay")

@@ -1,0 +1,238 @@
+"""Planning a request: everything is checked, tokenised and scheduled before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+from sdpy.errors import UsageError, WeightsError
+from sdpy.optimizations.approximate import Approximation
+from sdpy.pipelines.controlnet import check_controls
+from sdpy.pipelines.events import Event, Notice, PromptTokenized
+from sdpy.pipelines.img2img import ImageToImage
+from sdpy.pipelines.inpaint import Inpainting
+from sdpy.pipelines.request import Request
+from sdpy.pipelines.task import Task, skipped_steps
+from sdpy.pipelines.text2img import TextToImage
+from sdpy.runtime.session import Session
+from sdpy.schedulers.base import Scheduler
+from sdpy.schedulers.registry import find_scheduler, make_scheduler
+from sdpy.text.prompts import TokenizedPrompt, tokenize_prompt
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRequest:
+    """A request that has been checked, with what it needs but the models.
+
+    Attributes:
+        request: what is asked for.
+        task: which of the three it is.
+        shape: (1, C, h, w) of an image's latents.
+        skip: number of steps that are left out at the start.
+        scheduler: with its timesteps set, and never used itself: see `fresh_scheduler`.
+        guidance_scale: the request's or the model's.
+        guided: whether the UNet sees the negative prompt: not at guidance scale 1, nor where it
+            takes the scale as an embedding.
+        prompt, negative: their tokens; the negative prompt is empty where it is not looked at.
+        approximations: of the UNet.
+    """
+
+    request: Request
+    task: Task
+    shape: tuple[int, int, int, int]
+    skip: int
+    scheduler: Scheduler
+    guidance_scale: float
+    guided: bool
+    prompt: TokenizedPrompt
+    negative: TokenizedPrompt
+    approximations: tuple[Approximation, ...]
+
+    def fresh_scheduler(self) -> Scheduler:
+        """A scheduler for one batch, which has seen no step yet."""
+        return deepcopy(self.scheduler)
+
+    @property
+    def batch_key(self) -> Hashable:
+        """What requests have to have in common for their images to be computed together."""
+        request = self.request
+        return (
+            *(self.task, self.shape, self.skip, self.guided, self.approximations),
+            *(request.steps, request.scheduler, request.sigmas, request.timestep_spacing),
+            *(request.eta, request.guidance_rescale, request.guidance_interval),
+            *(request.lora, tuple(control.network for control in request.controls)),
+        )
+
+
+TASKS: dict[str, Task] = {
+    "text2img": TextToImage(),
+    "img2img": ImageToImage(),
+    "inpaint": Inpainting(),
+}
+
+
+def find_task(request: Request) -> Task:
+    """The task that a request asks for by what it gives.
+
+    Raises:
+        UsageError: a mask without an image.
+    """
+    if request.mask is not None:
+        if request.image is None:
+            raise UsageError("a mask needs the image that it is for")
+        return TASKS["inpaint"]
+    return TASKS["text2img" if request.image is None else "img2img"]
+
+
+def plan_request(session: Session, request: Request) -> PlannedRequest:
+    """Find out whether a request can work, and all that follows from it; reads no weights.
+
+    Raises:
+        UsageError: an option that cannot work.
+        ImageError: a mask that vanishes at the latents' resolution.
+        WeightsError: a file that is broken, of the wrong kind, or a UNet for another task.
+    """
+    task = find_task(request)
+    shape = task.latent_shape(session, request)
+    task.check(session, request)
+    strength = task.DEFAULT_STRENGTH if request.strength is None else request.strength
+    skip = skipped_steps(request.steps, strength)
+    _check_options(request)
+    scheduler = plan_schedule(session, request, skip)
+    session.check(request.lora)
+    unet = session.config("unet")
+    scale = request.guidance_scale
+    scale = session.variant.guidance_scale if scale is None else scale
+    guided = unet.time_cond_proj_dim is None and scale != 1
+    prompt, negative = _tokenize(session, request, guided)
+    if unet.in_channels not in task.unet_in_channels(session.variant):
+        needed = " or ".join(map(str, task.unet_in_channels(session.variant)))
+        raise WeightsError(
+            f"{session.source.files.weights['unet']}: a UNet with {unet.in_channels} input "
+            f"channels cannot do this, {needed} are needed; 9 are for inpainting alone"
+        )
+    approximations = request.approximations
+    for approximation in approximations:
+        approximation.check(unet)
+    if approximations and session.execution.compile:
+        raise UsageError(
+            "a compiled UNet does all of its work at every step: leave out --compile, or "
+            "--deepcache and --token-merging"
+        )
+    factor = session.variant.vae.downsample_factor
+    width, height = factor * shape[-1], factor * shape[-2]
+    check_controls(session, request.controls, width=width, height=height)
+    return PlannedRequest(
+        request, task, shape, skip, scheduler, scale, guided, prompt, negative, approximations
+    )
+
+
+def plan_schedule(session: Session, request: Request, skip: int = 0) -> Scheduler:
+    """The scheduler that a request asks for, its timesteps set, without the first ``skip`` steps.
+
+    Raises:
+        UsageError: an unknown scheduler or option, one that does not apply, or a number of steps
+            that does not suit them.
+    """
+    scheduler = make_scheduler(
+        request.scheduler,
+        session.variant.noise,
+        timestep_spacing=request.timestep_spacing,
+        preferred_spacing=session.variant.timestep_spacing,
+        sigmas=request.sigmas,
+        eta=request.eta,
+    )
+    scheduler.set_timesteps(request.steps, skip)
+    return scheduler
+
+
+def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
+    """What is to be said of a request before the work: its prompts, and what has no effect."""
+    request = plan.request
+    yield PromptTokenized("prompt", plan.prompt)
+    if request.negative_prompt and plan.guided:
+        yield PromptTokenized("negative prompt", plan.negative)
+    elif request.negative_prompt:
+        yield Notice(
+            "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
+            "scale itself"
+        )
+    if request.guidance_interval != (0.0, 1.0) and not plan.guided:
+        yield Notice(
+            "the guidance interval changes nothing: the guidance scale is 1, or this UNet takes "
+            "the scale itself"
+        )
+    for what, one in (("prompt", plan.prompt), ("negative prompt", plan.negative)):
+        if one.dropped:
+            yield Notice(f"the {what} is too long, its end was left out: '{one.dropped}'")
+    for inversion in request.embedding:
+        if not (plan.prompt.uses(inversion) or plan.negative.uses(inversion)):
+            names = " or ".join(f"'{name}'" for name in inversion.names)
+            yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
+
+
+def resolved(plan: PlannedRequest, seed: int) -> Request:
+    """The request of one image with what was left to the model or the scheduler filled in."""
+    scheduler, named = find_scheduler(plan.request.scheduler)
+    sigmas = named if plan.request.sigmas is None else plan.request.sigmas
+    strength = plan.request.strength
+    if strength is None and plan.request.image is not None:
+        strength = plan.task.DEFAULT_STRENGTH
+    return replace(
+        plan.request,
+        strength=strength,
+        scheduler=scheduler,
+        sigmas=sigmas,
+        guidance_scale=plan.guidance_scale,
+        seed=seed,
+        num_samples=1,
+    )
+
+
+def _check_options(request: Request) -> None:
+    for name, text in (
+        ("prompt", request.prompt),
+        ("negative prompt", request.negative_prompt),
+    ):
+        # Bytes of the command line that are no text arrive as lone surrogates.
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(f"the {name} is not Unicode text: type it in the terminal's encoding")
+    if not 0.0 <= request.guidance_rescale <= 1.0:
+        raise UsageError(f"guidance rescale {request.guidance_rescale:g}: use 0 (off) to 1")
+    low, high = request.guidance_interval
+    if not 0.0 <= low < high <= 1.0:
+        raise UsageError(
+            f"guidance from {low:g} to {high:g} of the steps: begin at 0 or later, end later than "
+            "that and at 1 at the latest"
+        )
+    if request.guidance_scale is not None and not math.isfinite(request.guidance_scale):
+        raise UsageError(f"--guidance-scale {request.guidance_scale}: use a finite number")
+
+
+def _tokenize(
+    session: Session, request: Request, guided: bool
+) -> tuple[TokenizedPrompt, TokenizedPrompt]:
+    config = session.variant.text_encoder
+    if not 1 <= request.clip_skip <= config.num_hidden_layers:
+        raise UsageError(
+            f"--clip-skip {request.clip_skip}: this text encoder has {config.num_hidden_layers} "
+            f"layers, use 1 (all of them) to {config.num_hidden_layers}"
+        )
+    prompt, negative = (
+        tokenize_prompt(
+            text,
+            session.tokenizer,
+            config,
+            syntax=request.prompt_syntax,
+            long_prompt=request.long_prompt,
+            textual_inversions=request.embedding,
+            what=what,
+        )
+        for what, text in (
+            ("prompt", request.prompt),
+            ("negative prompt", request.negative_prompt if guided else ""),
+        )
+    )
+    return prompt, negative

@@ -1,0 +1,379 @@
+"""A request: which images to generate, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdpy.errors import UsageError
+from sdpy.options import option
+
+if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
+    from torch import Tensor
+
+    from sdpy.checkpoints import Lora, TextualInversion
+    from sdpy.optimizations.approximate import Approximation
+    from sdpy.pipelines.controlnet import Control
+
+_GENERATION = "Generation"
+_PROMPT = "Prompts"
+_FASTER = "Faster, approximately"
+_ADDED = "LoRA and textual inversion"
+
+AUTO = "auto"
+
+
+def read_batch_size(value: int | str) -> int | str:
+    """``auto``, or a number of images.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    text = str(value).strip().lower()
+    if text == AUTO:
+        return AUTO
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise UsageError(f"--batch-size {value}: use auto, or 1 to 1024")
+    return int(text)
+
+
+def read_interval(value: str | tuple[float, float]) -> tuple[float, float]:
+    """The two shares that ``LO,HI`` names.
+
+    Raises:
+        UsageError: they are not two numbers.
+    """
+    try:
+        low, high = map(float, value.split(",") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"--guidance-interval {value}: give two numbers with a comma, such as 0.2,0.8"
+        ) from None
+    return (low, high)
+
+
+def read_loras(values: str | Iterable[str | Lora]) -> tuple[Lora, ...]:
+    """The LoRAs that ``PATH`` or ``PATH:WEIGHT`` name; a file may have a colon in its name.
+
+    Raises:
+        UsageError: a weight that is not a finite number, or no path.
+    """
+    return tuple(_read_lora(value) for value in _listed(values))
+
+
+def _read_lora(value: str | Path | Lora) -> Lora:
+    import math
+
+    from sdpy.checkpoints import Lora
+
+    if isinstance(value, Lora):
+        return value
+    text = os.fspath(value)
+    path, colon, weight = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        return Lora(Path(text))
+    try:
+        share = float(weight)
+    except ValueError:
+        return Lora(Path(text))
+    if not path or not math.isfinite(share):
+        raise UsageError(f"--lora {text}: give a path, or a path, a colon and a finite number")
+    return Lora(Path(path), share)
+
+
+def read_embeddings(
+    values: str | Iterable[str | TextualInversion],
+) -> tuple[TextualInversion, ...]:
+    """The textual inversions that ``PATH`` or ``NAME=PATH`` name.
+
+    Raises:
+        UsageError: no name before the equals sign.
+        WeightsError: a file that holds no textual inversion.
+    """
+    return tuple(_read_embedding(value) for value in _listed(values))
+
+
+def _read_embedding(value: str | Path | TextualInversion) -> TextualInversion:
+    from sdpy.checkpoints import TextualInversion, read_textual_inversion
+
+    if isinstance(value, TextualInversion):
+        return value
+    text = os.fspath(value)
+    name, equals, path = text.partition("=")
+    if not equals or os.path.exists(text):
+        return read_textual_inversion(Path(text))
+    if not name.strip():
+        raise UsageError(f"--embedding {text}: no name before the =; use NAME=PATH or PATH")
+    return read_textual_inversion(Path(path), name.strip())
+
+
+def _listed(values: Any) -> list[Any]:
+    """A single value as a list of one."""
+    single = isinstance(values, str | os.PathLike) or not isinstance(values, Iterable)
+    return [values] if single else list(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """The options of a request that every task has.
+
+    An image is exact unless one of the panel "Faster, approximately" is used.
+    """
+
+    negative_prompt: str = option(
+        "", "--negative-prompt", "-n", help="What to avoid.", panel=_GENERATION
+    )
+    steps: int = option(
+        30,
+        "--steps",
+        "--n-steps",
+        help="Denoising steps.",
+        panel=_GENERATION,
+        minimum=1,
+        label="Steps",
+        always=True,
+    )
+    scheduler: str = option(
+        "ddim",
+        "--scheduler",
+        help="Sampler; 'sdpy schedulers' lists them.",
+        panel=_GENERATION,
+        label="Sampler",
+        always=True,
+    )
+    sigmas: str | None = option(
+        None,
+        "--sigmas",
+        help="Noise schedule: karras, exponential, beta, sgm-uniform, simple or ays.",
+        panel=_GENERATION,
+        shown_default="that of the timesteps",
+        label="Schedule type",
+    )
+    timestep_spacing: str | None = option(
+        None,
+        "--timestep-spacing",
+        help="Timesteps to visit: leading, linspace or trailing; original for ddim.",
+        panel=_GENERATION,
+        shown_default="the model's own",
+        label="Timestep spacing",
+    )
+    eta: float | None = option(
+        None,
+        "--eta",
+        help="Noise that ddim and tcd add at each step: 0 for none; with 1, ddim adds as much as "
+        "ddpm.",
+        panel=_GENERATION,
+        shown_default="ddim 0, tcd 0.3",
+        minimum=0.0,
+        maximum=1.0,
+        label="Eta",
+    )
+    guidance_rescale: float = option(
+        0.0,
+        "--guidance-rescale",
+        help="How much of the contrast that guidance adds is taken back.",
+        panel=_GENERATION,
+        minimum=0.0,
+        maximum=1.0,
+        label="CFG Rescale",
+    )
+    guidance_scale: float | None = option(
+        None,
+        "--guidance-scale",
+        help="How strongly to follow the prompt; 1 is without guidance and twice as fast.",
+        panel=_GENERATION,
+        shown_default="7.5; 4 for the demo model",
+        label="CFG scale",
+        always=True,
+    )
+    seed: int = option(
+        32,
+        "--seed",
+        help="Seed of the noise. Image k, counted from 0, uses SEED + k.",
+        panel=_GENERATION,
+        metavar="INTEGER",
+        minimum=0,
+        maximum=2**63 - 1,
+        label="Seed",
+        always=True,
+    )
+    num_samples: int = option(
+        1,
+        "--num-samples",
+        help="Images to generate.",
+        panel=_GENERATION,
+        minimum=1,
+        maximum=100_000,
+    )
+    batch_size: int | str = option(
+        AUTO,
+        "--batch-size",
+        help="Images to compute together. auto: as many as is fastest and as memory allows.",
+        panel=_GENERATION,
+        metavar="N|auto",
+        cli_type=str,
+        parse=read_batch_size,
+    )
+    width: int | None = option(
+        None,
+        "--width",
+        help="Width in pixels.",
+        panel=_GENERATION,
+        shown_default="the model's, or the image's",
+        minimum=1,
+        maximum=8192,
+    )
+    height: int | None = option(
+        None,
+        "--height",
+        help="Height in pixels.",
+        panel=_GENERATION,
+        shown_default="the model's, or the image's",
+        minimum=1,
+        maximum=8192,
+    )
+    clip_skip: int = option(
+        1,
+        "--clip-skip",
+        help="Layer of the text encoder to use: 1 is the last, 2 the last but one (as in "
+        "A1111's web UI; diffusers calls these 0 and 1).",
+        panel=_PROMPT,
+        minimum=1,
+        label="Clip skip",
+    )
+    prompt_syntax: str = option(
+        "weighted",
+        "--prompt-syntax",
+        help="weighted: as in A1111's web UI, (word), (word:1.3) and \\[word] weigh a word by "
+        "1.1, 1.3 and 1/1.1, \\( is a bracket, BREAK starts a new chunk. plain: all is text.",
+        panel=_PROMPT,
+        label="Emphasis",
+        show=lambda syntax: "None" if syntax == "plain" else syntax,  # as A1111's web UI has it
+    )
+    long_prompt: str = option(
+        "chunk",
+        "--long-prompt",
+        help="What to do with more than 75 tokens: chunk reads 75 at a time, truncate leaves "
+        "out the rest and says what that is, error refuses.",
+        panel=_PROMPT,
+        label="Long prompt",
+    )
+    embedding: tuple[TextualInversion, ...] = option(
+        (),
+        "--embedding",
+        help="Textual inversion, for use in prompts by its file's name or by NAME. Repeat for "
+        "more.",
+        panel=_ADDED,
+        metavar="[NAME=]PATH",
+        shown_default="none",
+        cli_type=list[str],
+        parse=read_embeddings,
+    )
+    lora: tuple[Lora, ...] = option(
+        (),
+        "--lora",
+        help="LoRA to merge, and its weight, 1 unless given. Repeat for several.",
+        panel=_ADDED,
+        metavar="PATH[:WEIGHT]",
+        shown_default="none",
+        cli_type=list[str],
+        parse=read_loras,
+    )
+    guidance_interval: tuple[float, float] = option(
+        (0.0, 1.0),
+        "--guidance-interval",
+        help="Shares of the steps between which there is guidance; the other steps take half "
+        "the work. 0.2,0.8 leaves out the first and the last fifth.",
+        panel=_FASTER,
+        metavar="LO,HI",
+        shown_default="0,1",
+        cli_type=str,
+        parse=read_interval,
+        label="Guidance interval",
+        show=lambda interval: "{:g}-{:g}".format(*interval),
+    )
+    deepcache: int | None = option(
+        None,
+        "--deepcache",
+        help="DeepCache: evaluate the whole UNet every N-th time, and only its outermost "
+        "layers in between; 2 to 5.",
+        panel=_FASTER,
+        metavar="N",
+        shown_default="off",
+        minimum=1,
+    )
+    deepcache_branch: int | None = option(
+        None,
+        "--deepcache-branch",
+        help="How many layers of the way down count as outermost; more are slower and nearer "
+        "to exact.",
+        panel=_FASTER,
+        shown_default="0",
+        minimum=0,
+    )
+    token_merging: float | None = option(
+        None,
+        "--token-merging",
+        help="Share of the tokens that self-attention merges, at the highest resolution.",
+        panel=_FASTER,
+        metavar="RATIO",
+        shown_default="off",
+        minimum=0.0,
+        maximum=0.75,
+    )
+
+    @property
+    def approximations(self) -> tuple[Approximation, ...]:
+        """What the options of the panel "Faster, approximately" ask of the UNet.
+
+        Raises:
+            UsageError: an option that says nothing without another.
+        """
+        from sdpy.optimizations.approximate import DeepCache, TokenMerging
+
+        chosen: list[Approximation] = []
+        if self.deepcache is not None:
+            branch = 0 if self.deepcache_branch is None else self.deepcache_branch
+            chosen.append(DeepCache(self.deepcache, branch))
+        elif self.deepcache_branch is not None:
+            raise UsageError("--deepcache-branch says nothing without --deepcache")
+        if self.token_merging is not None:
+            chosen.append(TokenMerging(self.token_merging))
+        return tuple(chosen)
+
+
+STRENGTH = option(
+    None,
+    "--strength",
+    help="How much to change the image: the share of the steps that is done.",
+    panel=_GENERATION,
+    minimum=0.0,
+    maximum=1.0,
+    label="Denoising strength",
+)
+
+
+@dataclass(frozen=True)
+class Request(GenerationOptions):
+    """One or more images of one prompt.
+
+    What the request gives decides its task: a mask is inpainting, an image alone image-to-image,
+    neither text-to-image.
+
+    Attributes:
+        prompt: what to generate.
+        image: (1, 3, H, W) in [-1, 1], H and W multiples of what one latent covers; None for none.
+        mask: (1, 1, H, W), 1 where the image is repainted and 0 where it is kept; None for none.
+        strength: share of the steps that is done, in [0, 1]; None for the task's own, 0.8 for
+            image-to-image and 1 for inpainting.
+        controls: ControlNets and what they are shown.
+    """
+
+    prompt: str
+    image: Tensor | None = None
+    mask: Tensor | None = None
+    strength: float | None = STRENGTH
+    controls: tuple[Control, ...] = ()

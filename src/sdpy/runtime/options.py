@@ -1,0 +1,213 @@
+"""Which model to load and how it computes: options, and the session that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdpy.components import cpu_words
+from sdpy.errors import UsageError
+from sdpy.options import check_ranges, either, option
+
+if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
+    from sdpy.runtime.devices import Placement
+    from sdpy.runtime.execution import Execution
+    from sdpy.runtime.session import Session
+
+_MODEL = "Model and weights"
+_PLACE = "Where to compute"
+
+DEFAULT_MODEL = "sd15"
+
+
+def read_words(value: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """One or several words, each entry one of them or several separated by commas."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """Where and how the models compute."""
+
+    cpu: tuple[str, ...] = option(
+        (),
+        "--cpu",
+        help=f"Models to run on the CPU: {either(cpu_words())}. Repeat, or separate by commas.",
+        panel=_PLACE,
+        shown_default="none",
+        cli_type=list[str],
+        parse=read_words,
+    )
+    device: str | None = option(
+        None,
+        "--device",
+        help="Device of the other models: cuda, cuda:1, mps, cpu.",
+        panel=_PLACE,
+        shown_default="the GPU if there is one",
+    )
+    dtype: str = option(
+        "fp32",
+        "--dtype",
+        help="Precision that the models compute in. fp16 is for GPUs, bf16 for processors and "
+        "GPUs that have it; both take half of the memory and change the image a little. "
+        "auto: fp16 on a GPU.",
+        panel=_PLACE,
+        metavar="fp32|fp16|bf16|auto",
+    )
+    threads: int | None = option(
+        None,
+        "--threads",
+        help="Threads to compute with on the CPU.",
+        panel=_PLACE,
+        shown_default="one a core",
+        minimum=1,
+        maximum=1024,
+    )
+    memory: str = option(
+        "auto",
+        "--memory",
+        help="Memory to take. auto: what is free, of the machine, of a container, of the GPU; "
+        "where that is too little, the decoder works in tiles and weights are read anew at "
+        "each step, and a line says so. low: as little as possible. SIZE: so much, such as 4G.",
+        panel=_PLACE,
+        metavar="auto|low|SIZE",
+    )
+    sliced_attention_size: int | None = option(
+        None,
+        "--sliced-attention-size",
+        help="Compute attention in slices of so many heads, in less memory; 0 is automatic.",
+        panel=_PLACE,
+        shown_default="off",
+        minimum=0,
+    )
+    offload: bool = option(
+        False,
+        "--offload",
+        help="Keep models in main memory, and on the GPU only while they run.",
+        panel=_PLACE,
+    )
+    compile: bool = option(
+        False,
+        "--compile",
+        help="Compile UNet and autoencoder for the GPU with torch.compile, which takes minutes "
+        "once: for many images of one size.",
+        panel=_PLACE,
+    )
+    fast_kernels: bool = option(
+        True,
+        "--fast-kernels/--plain-kernels",
+        help="Compute convolutions and others in faster ways on the CPU; the numbers are the "
+        "same but for rounding.",
+        panel=_PLACE,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(ComputeOptions):
+    """Which model, and where and how it computes."""
+
+    model: str | None = option(
+        None,
+        "--model",
+        "-m",
+        help="A variant (sd15, sd15-inpaint, sd21, sd21-base, sd2-inpaint, sd-turbo; or demo, "
+        "which is small and comes with sdpy), or the path of a diffusers folder or of a single "
+        "file, .safetensors or .ckpt.",
+        panel=_MODEL,
+        shown_default=DEFAULT_MODEL,
+    )
+    data: Path = option(Path("data"), "--data", help="Folder of the weights.", panel=_MODEL)
+    weights: Mapping[str, Path] = option(
+        None, help="Files of single components, by their names in the table.", panel=_MODEL
+    )
+    vocab_file: Path | None = option(
+        None,
+        "--vocab-file",
+        help="CLIP's byte-pair merges, plain or .gz.",
+        panel=_MODEL,
+        shown_default="bpe_simple_vocab_16e6.txt in DATA",
+    )
+    prediction_type: str | None = option(
+        None,
+        "--prediction-type",
+        "--prediction",
+        help="What the UNet predicts: epsilon, v_prediction or sample.",
+        panel=_MODEL,
+        shown_default="the model's own",
+    )
+
+
+def open_session(
+    options: ModelOptions, *, default_model: str = DEFAULT_MODEL, keep_models: bool = True
+) -> Session:
+    """The session that some options ask for. Reads headers of files, but no weights.
+
+    Sets the number of threads, and how freed memory is kept, which hold for the whole process.
+
+    Args:
+        options: of the model and how it computes.
+        default_model: where the options name none.
+        keep_models: see `Session`.
+
+    Raises:
+        UsageError: an option that cannot work here.
+        WeightsError: a file that is missing, broken or of the wrong kind.
+    """
+    import torch
+
+    from sdpy.runtime.allocator import keep_freed_memory
+    from sdpy.runtime.devices import place
+    from sdpy.runtime.session import Session
+    from sdpy.zoo.recognise import find_source
+
+    check_ranges(options)
+    placement = place(options.cpu, options.device)
+    execution = make_execution(options, placement)
+    given: dict[str, Path | None] = dict(options.weights or {})
+    given["vocabulary"] = options.vocab_file
+    model = default_model if options.model is None else options.model
+    source = find_source(model, options.data, given, options.prediction_type)
+    if options.prediction_type is not None:
+        noise = replace(source.variant.noise, prediction_type=options.prediction_type)
+        source = replace(source, variant=replace(source.variant, noise=noise))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.fast_kernels and execution.memory == "auto":
+        keep_freed_memory()
+    return Session(source, placement, execution, keep_models=keep_models)
+
+
+def make_execution(options: ComputeOptions, placement: Placement) -> Execution:
+    """How the options say to compute, on these devices.
+
+    Raises:
+        UsageError: an option that cannot work on them, or with another.
+    """
+    from sdpy.runtime.devices import find_dtype
+    from sdpy.runtime.execution import Execution
+    from sdpy.runtime.memory import parse_size
+
+    memory = options.memory.strip().lower()
+    execution = Execution(
+        dtype=find_dtype(options.dtype, placement),
+        memory=memory if memory in ("auto", "low") else parse_size(memory),
+        fast_kernels=options.fast_kernels,
+        sliced_attention_size=options.sliced_attention_size,
+        offload=options.offload,
+        compile=options.compile,
+    )
+    if options.offload and not placement.gpus:
+        raise UsageError("--offload is for GPUs, but all models run on the CPU: leave it out")
+    if options.compile and not placement.gpus:
+        raise UsageError(
+            "--compile is for GPUs, but all models run on the CPU, where --fast-kernels are "
+            "faster: leave it out"
+        )
+    if options.compile and (options.offload or execution.memory == "low"):
+        raise UsageError(
+            "--compile needs weights that stay on the GPU: leave it out, or --offload and "
+            "--memory low"
+        )
+    return execution

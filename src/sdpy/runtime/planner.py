@@ -1,0 +1,423 @@
+"""The memory planner: how much memory a request takes, and how to take no more than there is.
+
+An estimate is the sum of the weights, which are known to the byte, and of what a network computes
+with, which grows with the image and was measured at Stable Diffusion's sizes. It is meant to be a
+little too high rather than too low.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add, or_
+from pathlib import Path
+
+import torch
+
+from sdpy.checkpoints import fingerprint
+from sdpy.components import components_with_role
+from sdpy.errors import ShortageError
+from sdpy.models import AutoencoderTinyConfig
+from sdpy.optimizations.exact.streaming import PIECE_BYTES
+from sdpy.runtime.execution import Execution
+from sdpy.runtime.fallbacks import Notice
+from sdpy.runtime.memory import free_memory, resident_memory, show_size
+from sdpy.runtime.session import RequestModels
+
+AUTOMATIC_SLICES = 0
+"""The ``sliced_attention_size`` that takes half of the heads at a time."""
+
+STEADY = 150 * 10**6
+"""Bytes that any network takes: buffers of libraries, and memory that is not given back at once."""
+
+# How many feature maps of its first level's size and channels a network has together at most, as
+# if all that it computes with were such.
+UNET_MAPS = 36
+CONTROL_MAPS = 12
+DECODER_MAPS = 8
+ENCODER_MAPS = 7
+TILED_DECODER_MAPS = 4
+TILED_ENCODER_MAPS = 3
+
+GPU_BATCH_POSITIONS = 8 * 64 * 64
+"""Latent positions that a GPU computes together by ``--batch-size auto``: eight images of 512x512
+pixels. A further image takes less time in a batch than alone up to about here."""
+CPU_BATCH_POSITIONS = 4 * 32 * 32
+"""The same on a CPU, and only for UNets whose channels are few."""
+SMALL_UNET_CHANNELS = 64
+"""Channels of the first level up to which a UNet counts as small: a larger one keeps all cores of a
+CPU busy with a single image."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of main memory, and of a GPU's, beyond those that the process already has."""
+
+    main: float = 0
+    gpu: float = 0
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.main + other.main, self.gpu + other.gpu)
+
+    def __or__(self, other: Memory) -> Memory:
+        """Enough for either, if not for both together."""
+        return Memory(max(self.main, other.main), max(self.gpu, other.gpu))
+
+    def fits(self, room: Memory) -> bool:
+        """Whether there is so much."""
+        return self.main <= room.main and self.gpu <= room.gpu
+
+
+@dataclass(frozen=True)
+class WeightsSize:
+    """How large the weights of a model are.
+
+    Attributes:
+        component: its name.
+        device: where it is to run.
+        numbers: how many its weights are.
+        unmapped: bytes of its file that cannot be mapped.
+        is_loaded: whether it is in memory already.
+    """
+
+    component: str
+    device: torch.device
+    numbers: int
+    unmapped: int
+    is_loaded: bool
+
+    @classmethod
+    def of(cls, models: RequestModels, component: str, path: Path | None = None) -> WeightsSize:
+        """Those of one of a request's models. Reads the file's header."""
+        size = models.session.file_size(component, path)
+        return cls(
+            component,
+            models.placement[component],
+            numbers=size.numbers,
+            unmapped=size.unmapped,
+            is_loaded=models.session.is_loaded(models.key(component, path)),
+        )
+
+    def while_running(self, execution: Execution) -> Memory:
+        """What the weights take while the model runs, or stays loaded."""
+        if self.is_loaded:
+            return Memory()
+        bytes_ = self.numbers * execution.dtype_on(self.device).itemsize
+        piece = min(bytes_, 2 * PIECE_BYTES)
+        on_cpu = self.device.type == "cpu"
+        if execution.streamed:
+            return Memory(self.unmapped + piece, 0 if on_cpu else piece)
+        if on_cpu:
+            return Memory(bytes_)
+        return Memory(bytes_ if execution.offload else piece, bytes_)
+
+    def computing(self, execution: Execution, values: float) -> Memory:
+        """What the model computes with, if that is so many numbers."""
+        if self.device.type == "cpu":
+            return Memory(main=STEADY + values * execution.dtype_on(self.device).itemsize)
+        return Memory(gpu=STEADY + values * execution.dtype_on(self.device).itemsize)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A way to need less memory: what a notice says of it, and what it is."""
+
+    description: str
+    tiled: bool = False
+    streamed: bool = False
+    slices: bool = False
+
+    def applied(self, execution: Execution) -> Execution:
+        """With this saving, too."""
+        size = execution.sliced_attention_size
+        return replace(
+            execution,
+            tiled=execution.tiled or self.tiled,
+            streamed=execution.streamed or self.streamed,
+            sliced_attention_size=AUTOMATIC_SLICES if self.slices and size is None else size,
+        )
+
+
+TILES = Saving("running the autoencoder in tiles", tiled=True)
+SLICES = Saving("computing attention in slices", slices=True)
+STREAMING = Saving("reading the weights anew at each step", streamed=True)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be computed, as far as it matters for memory.
+
+    Attributes:
+        width, height: of an image, in pixels.
+        positions: of an image's latents.
+        contexts: for how many contexts the UNet evaluates each image: 2 with guidance.
+        images: how many there are to be, all in all.
+        text_encoders, unet, vae, controlnets: the models that are to run.
+        unet_width, vae_width: channels of their first level.
+        encodes: whether it begins with an image.
+        tiny_vae: whether the autoencoder is a tiny one, which is not tiled.
+        lora_bytes: of these files.
+    """
+
+    width: int
+    height: int
+    positions: int
+    contexts: int
+    images: int
+    text_encoders: tuple[WeightsSize, ...]
+    unet: WeightsSize
+    vae: WeightsSize
+    controlnets: tuple[WeightsSize, ...]
+    unet_width: int
+    vae_width: int
+    encodes: bool
+    tiny_vae: bool
+    lora_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        models: RequestModels,
+        latent_shape: tuple[int, int, int, int],
+        *,
+        contexts: int = 2,
+        images: int = 1,
+        controlnets: Sequence[Path] = (),
+        encodes: bool = False,
+    ) -> Workload:
+        """The workload of some images, of latents (1, C, h, w). Reads headers of files.
+
+        Args:
+            models: of the request.
+            latent_shape: of an image.
+            contexts, images, encodes: see the attributes.
+            controlnets: their files.
+        """
+        variant, vae = models.variant, models.session.config("vae")
+        factor = variant.vae.downsample_factor
+        tiny = isinstance(vae, AutoencoderTinyConfig)
+        return cls(
+            width=factor * latent_shape[-1],
+            height=factor * latent_shape[-2],
+            positions=latent_shape[-1] * latent_shape[-2],
+            contexts=contexts,
+            images=images,
+            text_encoders=tuple(
+                WeightsSize.of(models, one.name)
+                for one in components_with_role("text_encoder")
+                if one.name in models.session.source.files.weights
+            ),
+            unet=WeightsSize.of(models, "unet"),
+            vae=WeightsSize.of(models, "vae"),
+            controlnets=tuple(WeightsSize.of(models, "controlnet", path) for path in controlnets),
+            unet_width=variant.unet.block_out_channels[0],
+            vae_width=vae.channels if tiny else vae.block_out_channels[0],
+            encodes=encodes,
+            tiny_vae=tiny,
+            lora_bytes=sum(file.size for lora in models.loras for file in fingerprint(lora.path)),
+        )
+
+    @property
+    def size(self) -> str:
+        """For people."""
+        return f"{self.width}x{self.height} pixels"
+
+    @property
+    def models(self) -> tuple[WeightsSize, ...]:
+        """All models that are to run."""
+        return (*self.text_encoders, self.unet, self.vae, *self.controlnets)
+
+    @property
+    def gpus(self) -> set[torch.device]:
+        """Devices of models that do not run on the CPU."""
+        return {model.device for model in self.models if model.device.type != "cpu"}
+
+    @property
+    def savings(self) -> tuple[Saving, ...]:
+        """What there is to save memory with, the cheapest first.
+
+        Slices save nothing on the CPU, where attention never makes all scores at a time.
+        """
+        return (TILES, SLICES, STREAMING) if self.gpus else (TILES, STREAMING)
+
+    def need(
+        self, execution: Execution, keep: frozenset[str] = frozenset(), batch: int = 1
+    ) -> Memory:
+        """What the largest of the phases takes.
+
+        Args:
+            execution: how the models compute.
+            keep: components that stay loaded after their use.
+            batch: images that are computed together.
+        """
+        return reduce(or_, self._phases(execution, keep, batch))
+
+    def _phases(self, execution: Execution, keep: frozenset[str], batch: int) -> Iterator[Memory]:
+        files = Memory(main=self.lora_bytes)
+
+        def phase(runs: tuple[WeightsSize, ...], values: float) -> Memory:
+            there = [model for model in self.models if model.component in keep or model in runs]
+            weights = [model.while_running(execution) for model in there]
+            return reduce(add, weights, runs[0].computing(execution, values))
+
+        for text_encoder in self.text_encoders:
+            yield phase((text_encoder,), 0) + files
+        maps = UNET_MAPS + CONTROL_MAPS * len(self.controlnets)
+        positions = self.contexts * batch * self.positions
+        yield phase((self.unet, *self.controlnets), maps * positions * self.unet_width) + files
+        tiled = execution.is_tiled_on(self.vae.device) and not self.tiny_vae
+        pixels = batch * self.width * self.height
+        maps = TILED_DECODER_MAPS if tiled else DECODER_MAPS
+        yield phase((self.vae,), maps * pixels * self.vae_width)
+        if self.encodes:
+            maps = TILED_ENCODER_MAPS if tiled else ENCODER_MAPS
+            yield phase((self.vae,), maps * self.width * self.height * self.vae_width)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a request is computed within the memory that there is.
+
+    Attributes:
+        execution: how the models compute.
+        keep: components that stay loaded after their use.
+        batch: images that are computed together.
+        notices: what the user should know of it.
+    """
+
+    execution: Execution
+    keep: frozenset[str]
+    batch: int
+    notices: tuple[Notice, ...] = ()
+
+
+def plan_memory(models: RequestModels, workload: Workload, batch_size: int | None) -> MemoryPlan:
+    """See to it that a request needs no more memory than there is, before anything is loaded.
+
+    Models of other requests are released first, the least recently used before the others. Then
+    fewer models stay after their use and fewer images are computed together: a batch that the user
+    asked for is halved only where it does not fit even if nothing stays, any other before fewer
+    models stay, since loading costs more than a batch gains. The savings come last, the cheapest
+    first.
+
+    Args:
+        models: of the request; their files have been checked.
+        workload: what is to be computed.
+        batch_size: images that the user wants to be computed together; None for as many as is
+            fastest.
+
+    Raises:
+        ShortageError: nothing suffices.
+    """
+    execution = models.execution
+    wanted = fastest_batch(workload) if batch_size is None else batch_size
+    wanted = max(1, min(wanted, workload.images))
+    keeps = _choices_of_keep(models, workload, wanted)
+    needed = frozenset(models.key(name) for name in models.session.source.files.weights)
+    if execution.memory == "low":
+        for saving in workload.savings:
+            execution = saving.applied(execution)
+        keeps = [frozenset()]
+        wanted = 1 if batch_size is None else wanted
+    room = find_room(models.execution, workload.gpus)
+    while not workload.need(execution, keeps[0], wanted).fits(room):
+        if not models.session.release_least_recently_used(needed):
+            break
+        room = find_room(models.execution, workload.gpus)
+
+    batches = [wanted >> halvings for halvings in range(wanted.bit_length())]
+    if batch_size is None:
+        choices = [(keep, batch) for keep in keeps for batch in batches]
+    else:
+        choices = [(keep, batch) for batch in batches for keep in keeps]
+    keep, batch = next(
+        (choice for choice in choices if workload.need(execution, *choice).fits(room)), choices[-1]
+    )
+    at_first = workload.need(execution, keep, batch)
+    taken: list[Saving] = []
+    if not at_first.fits(room):
+        execution, taken = _save(execution, workload, room)
+    need = workload.need(execution, keep, batch)
+    if not need.fits(room):
+        raise ShortageError(
+            f"{workload.size} would take {_compared(need, room)}, even with every saving: use "
+            "a smaller --width and --height, or --memory with a larger size if you know better"
+        )
+    notices = []
+    if taken:
+        done = " and ".join(saving.description for saving in taken)
+        notices.append(Notice(f"{workload.size} would take {_compared(at_first, room)}: {done}"))
+    if batch_size is not None and batch < wanted:
+        notices.append(
+            Notice(f"not enough memory for {wanted} images at a time: computing {batch} at a time")
+        )
+    budget = 0 if execution.streamed else room.main - need.main
+    return MemoryPlan(execution.within(budget), keep, batch, tuple(notices))
+
+
+def fastest_batch(workload: Workload) -> int:
+    """How many images are computed together by ``--batch-size auto``, if memory allows."""
+    if workload.unet.device.type != "cpu":
+        return max(1, GPU_BATCH_POSITIONS // workload.positions)
+    if workload.unet_width > SMALL_UNET_CHANNELS:
+        return 1
+    return max(1, CPU_BATCH_POSITIONS // workload.positions)
+
+
+def find_room(execution: Execution, gpus: Iterable[torch.device]) -> Memory:
+    """What the process may take; infinite where nobody says."""
+    if isinstance(execution.memory, int):
+        main: float = execution.memory - resident_memory()
+    else:
+        free = free_memory()
+        main = math.inf if free is None else free
+    if not torch.cuda.is_available():
+        return Memory(main, math.inf)
+    cuda = [_free_on(device) for device in gpus if device.type == "cuda"]
+    return Memory(main, min(cuda, default=math.inf))
+
+
+def _free_on(device: torch.device) -> float:
+    """Bytes that are free on a GPU, those that torch holds for its next tensors included."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + max(held, 0)
+
+
+def _choices_of_keep(models: RequestModels, workload: Workload, batch: int) -> list[frozenset[str]]:
+    """What might stay loaded after its use, the most first."""
+    useful = models.keep
+    if not models.session.keep_models:
+        # Only what this very request needs again.
+        again = workload.images > batch
+        useful = frozenset({"unet", "vae", "controlnet"}) if again else frozenset()
+    choices = [useful, useful & {"unet", "controlnet"}, frozenset()]
+    return list(dict.fromkeys(choices))
+
+
+def _save(execution: Execution, workload: Workload, room: Memory) -> tuple[Execution, list[Saving]]:
+    """An execution that fits, if there is any, and which of the savings it took."""
+    taken: list[Saving] = []
+    while not workload.need(execution).fits(room):
+        need = workload.need(execution)
+        for saving in workload.savings:
+            better = saving.applied(execution)
+            if better != execution and workload.need(better) != need:
+                execution = better
+                taken.append(saving)
+                break
+        else:
+            break
+    return execution, taken
+
+
+def _compared(need: Memory, room: Memory) -> str:
+    """What is needed and what there is, of whichever memory is lacking."""
+    if need.main > room.main:
+        # Of the whole process, as people see it.
+        here = resident_memory()
+        wanted, had = show_size(int(need.main + here)), show_size(int(room.main + here))
+        return f"about {wanted} of memory, of {had} that are to be had"
+    wanted, had = show_size(int(need.gpu)), show_size(int(room.gpu))
+    return f"about {wanted} of the GPU's memory, of {had} that are free"

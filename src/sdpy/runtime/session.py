@@ -1,0 +1,539 @@
+"""The session: the one object that loads models, keeps them, and releases them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from sdpy.checkpoints import (
+    Checkpoint,
+    FileState,
+    Lora,
+    Weights,
+    check_loras,
+    check_weights,
+    fingerprint,
+    load_weights,
+    lora_changes,
+    merge_loras,
+    outline_of,
+    read_checkpoint,
+)
+from sdpy.errors import UsageError, WeightsError
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CLIPTextModel,
+    ControlNetModel,
+    UNet2DConditionModel,
+)
+from sdpy.optimizations.base import PassContext, Preparations
+from sdpy.optimizations.exact import apply_passes
+from sdpy.optimizations.weights import ModelWeights
+from sdpy.runtime.allocator import give_back_freed_memory
+from sdpy.runtime.devices import CPU, Placement
+from sdpy.runtime.execution import Execution
+from sdpy.runtime.fallbacks import Notice
+from sdpy.runtime.offloading import moved
+from sdpy.text.conditioning import PromptConditioning
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.source import ModelSource
+from sdpy.zoo.variants import ModelVariant
+
+TAKES_LORAS = ("text_encoder", "unet")
+"""Components into which LoRAs are merged."""
+
+PROMPTS_CACHED = 256
+"""Encoded prompts that a session caches; each takes a quarter of a megabyte a chunk."""
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """What identifies a loaded model: two that differ in any of these are not the same.
+
+    Attributes:
+        component: its name in the table of components.
+        files: path, size and time of change of each file that its weights are in.
+        config: its sizes.
+        device: on which it runs.
+        execution: how it computes.
+        loras: files, and weight, of each LoRA that is merged into it.
+    """
+
+    component: str
+    files: tuple[FileState, ...]
+    config: Any
+    device: torch.device
+    execution: Execution
+    loras: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """How large the weights of a component are.
+
+    Attributes:
+        numbers: how many the weights are.
+        unmapped: bytes of the file that cannot be mapped.
+    """
+
+    numbers: int
+    unmapped: int
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        key: what it is.
+        model: ready to run.
+        file: where its weights lie on disk.
+        users: how many blocks use it now.
+    """
+
+    key: ModelKey
+    model: nn.Module
+    file: Weights
+    users: int = 0
+
+    def release(self) -> None:
+        """Give back its memory, even where somebody still holds the model."""
+        self.model.to("meta")
+        self.file.forget()
+        give_back_freed_memory()
+
+
+@dataclass
+class Counters:
+    """What a session has done so far.
+
+    Attributes:
+        loads: models that were loaded.
+        encoded_prompts: prompts that the text encoder has read.
+        preparations: kernels that were planned, and weights that were put into faster forms.
+    """
+
+    loads: int = 0
+    encoded_prompts: int = 0
+    preparations: Preparations = field(default_factory=Preparations)
+
+
+class Session:
+    """The models of one source, loaded when a request needs them and kept for the next.
+
+    Nothing else in the program loads a model. Requests use the models through `models`, one request
+    at a time; ``close``, or the end of a ``with`` block, releases everything.
+
+    Args:
+        source: variant and files.
+        placement: device of each component; None for the CPU.
+        execution: how the models compute, unless a request has to do with less memory.
+        keep_models: whether models stay for further requests. Where there are none, as in a
+            command for a single image, they only stay while the request still needs them.
+
+    Attributes:
+        counters: what was done so far.
+        lock: held by whoever runs a request.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        placement: Placement | None = None,
+        execution: Execution | None = None,
+        *,
+        keep_models: bool = True,
+    ) -> None:
+        self.source = source
+        self.placement = Placement() if placement is None else placement
+        self.execution = Execution() if execution is None else execution
+        self.keep_models = keep_models
+        self.counters = Counters()
+        self.lock = RLock()
+        # The least recently used first.
+        self._loaded: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
+        self._prompts: OrderedDict[Hashable, PromptConditioning] = OrderedDict()
+        self._configs: dict[Hashable, Any] = {}
+        self._sizes: dict[Hashable, FileSize] = {}
+        self._checked: set[Hashable] = set()
+        self._lora_files: tuple[Checkpoint, ...] = ()
+        self._has_told = False
+        self._is_closed = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def variant(self) -> ModelVariant:
+        """Sizes, noise and defaults of the models."""
+        return self.source.variant
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer.
+
+        Raises:
+            WeightsError: the vocabulary cannot be read.
+        """
+        return CLIPTokenizer.from_file(
+            self.source.files.vocabulary,
+            vocab_size=self.variant.text_encoder.vocab_size,
+        )
+
+    def config(self, component: str, path: Path | None = None) -> Any:
+        """The sizes of a component; see `ModelSource.config`. Read once for each state of a file.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        known = (component, self.source.fingerprint(component, path))
+        if known not in self._configs:
+            self._configs[known] = self.source.config(component, path)
+        return self._configs[known]
+
+    def file_size(self, component: str, path: Path | None = None) -> FileSize:
+        """How large the weights of a component are. Read once for each state of a file.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        known = (component, self.source.fingerprint(component, path))
+        if known not in self._sizes:
+            checkpoint = self.source.checkpoint(component, path)
+            outline = outline_of(checkpoint, component).values()
+            self._sizes[known] = FileSize(
+                numbers=sum(tensor.numel() for tensor in outline),
+                unmapped=0 if checkpoint.is_mapped else sum(tensor.nbytes for tensor in outline),
+            )
+        return self._sizes[known]
+
+    def check(self, loras: tuple[Lora, ...] = ()) -> None:
+        """Read the vocabulary and the names and shapes of all weights but ControlNets', no numbers.
+
+        What has been checked is not checked again until a file changes.
+
+        Raises:
+            WeightsError: a file is broken or of the wrong kind.
+        """
+        _ = self.tokenizer
+        names = tuple(self.source.files.weights)
+        states = tuple(self.source.fingerprint(name) for name in names)
+        checked = (states, _states_of(loras))
+        if checked in self._checked:
+            return
+        # As long as they are held here, whoever asks for these files gets the same open ones.
+        self._lora_files = tuple(read_checkpoint(lora.path) for lora in loras)
+        models = {}
+        for name in names:
+            models[name] = self.source.make(name)
+            check_weights(models[name], self.source.checkpoint(name), component=name)
+        self._check_latents()
+        check_loras(loras, {name: models[name] for name in TAKES_LORAS})
+        self._checked.add(checked)
+
+    def _check_latents(self) -> None:
+        ours, theirs = self.variant.vae, self.config("vae")
+        if (ours.downsample_factor, ours.latent_channels) != (
+            theirs.downsample_factor,
+            theirs.latent_channels,
+        ):
+            raise WeightsError(
+                f"{self.source.files.weights['vae']} is a tiny autoencoder for other latents than "
+                f"those of {self.variant.name}; leave --vae-weights out"
+            )
+
+    def check_controlnet(self, path: Path) -> None:
+        """Read the names and shapes of a ControlNet's weights, unless that was done before.
+
+        Raises:
+            WeightsError: the file is broken or of the wrong kind.
+        """
+        checked = self.source.fingerprint("controlnet", path)
+        if checked not in self._checked:
+            made = self.source.make("controlnet", path)
+            opened = self.source.checkpoint("controlnet", path)
+            check_weights(made, opened, component="controlnet")
+            self._checked.add(checked)
+
+    def models(
+        self,
+        execution: Execution | None = None,
+        loras: tuple[Lora, ...] = (),
+        keep: frozenset[str] | None = None,
+    ) -> RequestModels:
+        """The models as a request uses them.
+
+        Args:
+            execution: how they compute; None for the session's own way.
+            loras: merged into text encoder and UNet, in this order.
+            keep: components that stay loaded after their use; None for all that may.
+
+        Raises:
+            UsageError: the session is closed.
+        """
+        if self._is_closed:
+            raise UsageError("this session is closed: load the model again")
+        execution = self.execution if execution is None else execution
+        names = frozenset((*self.source.files.weights, "controlnet"))
+        chosen = (names if self.keep_models else frozenset()) if keep is None else keep
+        return RequestModels(self, execution, self.placement, loras, chosen)
+
+    def take_notices(self) -> Iterator[Notice]:
+        """What the user should know about the files; told once in a session."""
+        if not self._has_told:
+            self._has_told = True
+            yield from (Notice(text) for text in self.source.assumptions)
+
+    def has_prompt(self, key: Hashable) -> bool:
+        """Whether an encoded prompt is there."""
+        return key in self._prompts
+
+    def cached_prompt(self, key: Hashable) -> PromptConditioning:
+        """An encoded prompt that is there."""
+        self._prompts.move_to_end(key)
+        return self._prompts[key]
+
+    def cache_prompt(self, key: Hashable, conditioning: PromptConditioning) -> None:
+        """Cache an encoded prompt in place of the least recently used of too many."""
+        self._prompts[key] = conditioning
+        while len(self._prompts) > PROMPTS_CACHED:
+            self._prompts.popitem(last=False)
+
+    @contextmanager
+    def use(
+        self,
+        key: ModelKey,
+        path: Path,
+        *,
+        loras: tuple[Lora, ...],
+        keep: bool,
+        weight_budget: int | None = None,
+    ) -> Iterator[nn.Module]:
+        """A model, loaded if it is not there, for the duration of the block.
+
+        Args:
+            key: which model.
+            path: of its weights.
+            loras: merged into it.
+            keep: whether it stays after the block.
+            weight_budget: bytes that faster forms of its weights may take, if it is loaded now.
+        """
+        self._release_outdated(key)
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            loaded = self._load(key, path, loras, weight_budget)
+            self._loaded[key] = loaded
+        self._loaded.move_to_end(key)
+        loaded.users += 1
+        offload = key.execution.offloads_on(key.device)
+        try:
+            with moved(loaded.model, key.device) if offload else nullcontext():
+                yield loaded.model
+        finally:
+            loaded.users -= 1
+            if not (keep or offload) and not loaded.users:
+                self._drop(key)
+
+    def key(
+        self,
+        component: str,
+        path: Path,
+        device: torch.device,
+        execution: Execution,
+        loras: tuple[Lora, ...] = (),
+    ) -> ModelKey:
+        """What identifies a model; see `ModelKey`. Reads the time of change of its files."""
+        merged = loras if component in TAKES_LORAS else ()
+        return ModelKey(
+            component,
+            self.source.fingerprint(component, path),
+            self.config(component, path),
+            device,
+            # These two say how much memory there is, not how the model computes.
+            replace(execution, weight_budget=None, memory="auto"),
+            _states_of(merged),
+        )
+
+    def is_loaded(self, key: ModelKey) -> bool:
+        """Whether a model is in memory."""
+        return key in self._loaded
+
+    def loaded_components(self) -> tuple[str, ...]:
+        """Names of the models in memory, that which was not used for longest first."""
+        return tuple(key.component for key in self._loaded)
+
+    def release(self, *components: str, except_for: frozenset[ModelKey] = frozenset()) -> None:
+        """Release models that nobody uses at present.
+
+        Args:
+            components: of these names; none: all.
+            except_for: models that stay.
+        """
+        for key, loaded in list(self._loaded.items()):
+            wanted = not components or key.component in components
+            if wanted and not loaded.users and key not in except_for:
+                self._drop(key)
+
+    def release_least_recently_used(self, except_for: frozenset[ModelKey]) -> bool:
+        """Release the model that was not used for longest; whether there was any to release."""
+        for key, loaded in self._loaded.items():
+            if not loaded.users and key not in except_for:
+                self._drop(key)
+                return True
+        return False
+
+    def close(self) -> None:
+        """Release everything; a closed session serves no further request."""
+        self.release()
+        self._prompts.clear()
+        self._is_closed = True
+
+    def _release_outdated(self, key: ModelKey) -> None:
+        """Release models made of files that have been replaced since."""
+        paths = {file.path for file in key.files}
+        for other, loaded in list(self._loaded.items()):
+            same_files = {file.path for file in other.files} == paths
+            if same_files and other.files != key.files and not loaded.users:
+                self._drop(other)
+
+    def _drop(self, key: ModelKey) -> None:
+        self._loaded.pop(key).release()
+
+    def _load(
+        self, key: ModelKey, path: Path, loras: tuple[Lora, ...], weight_budget: int | None
+    ) -> LoadedModel:
+        """Give a new model its weights, or the means to get them when it runs."""
+        self.counters.loads += 1
+        execution, device, component = key.execution, key.device, key.component
+        model = self.source.make(component, path).eval()
+        opened = self.source.checkpoint(component, path)
+        dtype = execution.dtype_on(device)
+        in_memory = CPU if execution.offloads_on(device) else device
+        merged = loras if component in TAKES_LORAS else ()
+        if execution.streamed:
+            file = load_weights(model, opened, component=component, dtype=None)
+        else:
+            file = load_weights(model, opened, component=component, dtype=dtype, device=in_memory)
+        changes = lora_changes(merged, component, model)
+        if not execution.streamed:
+            merge_loras(merged, component, model)
+            file.forget()  # what was read of it to merge something
+        weights = ModelWeights(model, file, dtype=dtype, device=in_memory, changes=changes)
+        apply_passes(
+            model,
+            PassContext(
+                device=device,
+                dtype=dtype,
+                fast_kernels=execution.is_fast_on(device),
+                tiled=execution.is_tiled_on(device),
+                sliced_attention_size=execution.sliced_attention_size,
+                compiled=execution.compiles_on(device),
+                streamed=execution.streamed,
+                weight_budget=weight_budget,
+                weights=weights,
+                preparations=self.counters.preparations,
+            ),
+        )
+        return LoadedModel(key, model, file)
+
+
+def _states_of(loras: tuple[Lora, ...]) -> tuple[Any, ...]:
+    """The files and the weight of each LoRA."""
+    return tuple((fingerprint(lora.path), lora.weight) for lora in loras)
+
+
+@dataclass(frozen=True)
+class RequestModels:
+    """A session's models as one request uses them.
+
+    Attributes:
+        session: that loads and keeps them.
+        execution: how they compute.
+        placement: on which devices.
+        loras: merged into text encoder and UNet.
+        keep: components that stay loaded after their use.
+    """
+
+    session: Session
+    execution: Execution
+    placement: Placement
+    loras: tuple[Lora, ...] = ()
+    keep: frozenset[str] = frozenset()
+
+    def changed(self, **changes: Any) -> RequestModels:
+        """The same with some attributes changed."""
+        return replace(self, **changes)
+
+    def computing(self, **changes: Any) -> RequestModels:
+        """The same, `changed` in some fields of the execution."""
+        return replace(self, execution=replace(self.execution, **changes))
+
+    def releasing(self, *components: str) -> RequestModels:
+        """The same, with these components released after their next use."""
+        return replace(self, keep=self.keep - set(components))
+
+    @property
+    def variant(self) -> ModelVariant:
+        """Sizes, noise and defaults of the models."""
+        return self.session.variant
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """In what the autoencoder computes."""
+        return self.execution.dtype_on(self.placement["vae"])
+
+    @contextmanager
+    def text_encoder(self) -> Iterator[CLIPTextModel]:
+        """The text encoder, for the duration of the block."""
+        with self._use("text_encoder") as model:
+            yield cast(CLIPTextModel, model)
+
+    @contextmanager
+    def unet(self) -> Iterator[UNet2DConditionModel]:
+        """The UNet, for the duration of the block."""
+        with self._use("unet") as model:
+            yield cast(UNet2DConditionModel, model)
+
+    @contextmanager
+    def vae(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
+        """The autoencoder, for the duration of the block."""
+        with self._use("vae") as model:
+            yield cast(AutoencoderKL, model)
+
+    @contextmanager
+    def controlnet(self, path: Path) -> Iterator[ControlNetModel]:
+        """The ControlNet in a file, for the duration of the block."""
+        with self._use("controlnet", path) as model:
+            yield cast(ControlNetModel, model)
+
+    def key(self, component: str, path: Path | None = None) -> ModelKey:
+        """What identifies one of these models."""
+        path = self.session.source.files.weights[component] if path is None else path
+        device = self.placement[component]
+        return self.session.key(component, path, device, self.execution, self.loras)
+
+    @contextmanager
+    def _use(self, component: str, path: Path | None = None) -> Iterator[nn.Module]:
+        path = self.session.source.files.weights[component] if path is None else path
+        key, keep = self.key(component, path), component in self.keep
+        with self.session.use(
+            key,
+            path,
+            loras=self.loras,
+            keep=keep,
+            weight_budget=self.execution.weight_budget,
+        ) as model:
+            yield model

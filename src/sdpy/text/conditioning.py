@@ -1,0 +1,200 @@
+"""What a UNet is conditioned on, and how the text encoder makes it of prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sdpy.checkpoints import TextualInversion
+from sdpy.errors import UsageError
+from sdpy.models import CLIPTextModel
+from sdpy.text.prompts import Chunk, TokenizedPrompt, token_ids
+from sdpy.text.tokenizer import CLIPTokenizer
+
+CHUNKS_AT_ONCE = 16
+"""The text encoder reads at most so many chunks together, which bounds the memory it takes."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A batch of what a UNet is conditioned on. The denoising loop passes it on without looking.
+
+    Attributes:
+        encoder_hidden_states: (B, S, D), the prompts' embeddings that cross-attention looks at.
+        text_embeds: (B, P), pooled embeddings, for UNets that take them (Stable Diffusion XL).
+        time_ids: (B, 6), original size, crop and target size, for UNets that take them.
+    """
+
+    encoder_hidden_states: Tensor
+    text_embeds: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoder_hidden_states)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several.
+
+        Embeddings of different lengths are repeated to their least common multiple. Attention to a
+        sequence and to that sequence repeated is the same, since the softmax gives each repeated
+        token its share.
+        """
+        length = math.lcm(*(part.encoder_hidden_states.shape[1] for part in parts))
+        states = [
+            part.encoder_hidden_states.repeat(1, length // part.encoder_hidden_states.shape[1], 1)
+            if part.encoder_hidden_states.shape[1] != length
+            else part.encoder_hidden_states
+            for part in parts
+        ]
+        return cls(
+            torch.cat(states),
+            _cat([part.text_embeds for part in parts]),
+            _cat([part.time_ids for part in parts]),
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        """The same on another device and in another dtype."""
+        return Conditioning(**{name: x.to(device, dtype) for name, x in self.inputs().items()})
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What there is of it, by the names of the UNet's arguments."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    assert len(given) in (0, len(tensors)), "some of a batch lack what others have"
+    return torch.cat(given) if given else None
+
+
+@dataclass(frozen=True)
+class PromptConditioning:
+    """What a batch of images is guided by.
+
+    Attributes:
+        prompt: of B images.
+        negative: likewise, what they are guided away from; of the prompts' length.
+    """
+
+    prompt: Conditioning
+    negative: Conditioning
+
+    @classmethod
+    def cat(cls, parts: Sequence[PromptConditioning]) -> PromptConditioning:
+        """One batch of several."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            Conditioning.cat([part.prompt for part in parts]),
+            Conditioning.cat([part.negative for part in parts]),
+        )
+
+
+def encode_prompts(
+    prompts: Sequence[tuple[TokenizedPrompt, TokenizedPrompt]],
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    *,
+    pad_id: int | None = None,
+    skip_layers: int = 0,
+    textual_inversions: Sequence[TextualInversion] = (),
+) -> list[PromptConditioning]:
+    """Encode prompts and their negative prompts; chunks that repeat are encoded once.
+
+    Of a pair, the shorter is lengthened by empty chunks, as in A1111's web UI.
+
+    Args:
+        prompts: pairs of a prompt and a negative prompt.
+        tokenizer: that made them.
+        text_encoder: on any device; its length is ``room`` and two more.
+        pad_id: fills up short chunks; None for the end token.
+        skip_layers: last layers of the text encoder that are left out.
+        textual_inversions: the same as when the prompts were tokenised.
+
+    Returns:
+        One conditioning of batch 1 a pair, float32 on the text encoder's device.
+
+    Raises:
+        UsageError: weights that make the embeddings infinite.
+    """
+    pairs = [_of_equal_length(prompt, negative) for prompt, negative in prompts]
+    framed = [
+        [frame(chunk, tokenizer, pad_id, prompt.room) for chunk in (*chunks, *negative)]
+        for (chunks, negative), (prompt, _) in zip(pairs, prompts, strict=True)
+    ]
+    distinct = {_hashable(one): one for pair in framed for one in pair}
+    added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
+    encoded: dict[tuple[tuple[float, ...], ...], Tensor] = {}
+    items = list(distinct.items())
+    for start in range(0, len(items), CHUNKS_AT_ONCE):
+        some = items[start : start + CHUNKS_AT_ONCE]
+        input_ids = torch.tensor([ids for _, (ids, _) in some], device=text_encoder.device)
+        weights = torch.tensor([weights for _, (_, weights) in some], device=text_encoder.device)
+        with torch.inference_mode():
+            embeddings = text_encoder(input_ids, skip_layers=skip_layers, added_embeddings=added)
+            rows = weigh(embeddings.float(), weights)  # (chunks, T, D)
+        encoded |= {key: row for (key, _), row in zip(some, rows, strict=True)}
+
+    def joined(chunks: Iterable[tuple[list[int], list[float]]]) -> Conditioning:
+        return Conditioning(torch.cat([encoded[_hashable(chunk)] for chunk in chunks])[None])
+
+    return [
+        PromptConditioning(joined(pair[: len(pair) // 2]), joined(pair[len(pair) // 2 :]))
+        for pair in framed
+    ]
+
+
+def _hashable(framed: tuple[list[int], list[float]]) -> tuple[tuple[float, ...], ...]:
+    ids, weights = framed
+    return tuple(ids), tuple(weights)
+
+
+def _of_equal_length(
+    prompt: TokenizedPrompt, negative: TokenizedPrompt
+) -> tuple[list[Chunk], list[Chunk]]:
+    count = max(len(prompt.chunks), len(negative.chunks))
+    first, second = ([*one.chunks, *[()] * (count - len(one.chunks))] for one in (prompt, negative))
+    return first, second
+
+
+def frame(
+    chunk: Chunk, tokenizer: CLIPTokenizer, pad_id: int | None, room: int
+) -> tuple[list[int], list[float]]:
+    """A chunk as the text encoder takes it: ids between start and end, padded, and their weights.
+
+    ``pad_id`` None stands for the end token. Start, end and padding have the weight 1.
+    """
+    weights = [token.weight for token in chunk for _ in token.ids]
+    padding = room - len(weights)
+    pad_id = tokenizer.end_id if pad_id is None else pad_id
+    ids = [tokenizer.start_id, *token_ids(chunk), tokenizer.end_id, *[pad_id] * padding]
+    return ids, [1.0, *weights, 1.0, *[1.0] * padding]
+
+
+def weigh(embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Multiply tokens by their weights, then the whole so that its mean is what it was.
+
+    Args:
+        embeddings: (B, T, D).
+        weights: (B, T). Where a row of them is 1 throughout, nothing changes.
+
+    Raises:
+        UsageError: the result is infinite.
+
+    Source: A1111's web UI, whose documentation calls this emphasis "original".
+    """
+    is_weighted = (weights != 1).any(dim=1)
+    if not is_weighted.any():
+        return embeddings
+    weighted = embeddings * weights[..., None]
+    mean, weighted_mean = (x.mean(dim=(1, 2), keepdim=True) for x in (embeddings, weighted))
+    weighted = weighted * (mean / weighted_mean)
+    if not weighted[is_weighted].isfinite().all():
+        raise UsageError("the prompt's weights are too large or cancel out; use some nearer to 1")
+    return torch.where(is_weighted[:, None, None], weighted, embeddings)

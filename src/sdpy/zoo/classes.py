@@ -1,0 +1,162 @@
+"""The classes that components may be of: how their sizes are read and written, how they are made.
+
+Keyed by the classes' names in diffusers and transformers, as the rows of `sdpy.components` give
+them. Several components may be of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from sdpy.components import COMPONENTS
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    ControlNetConfig,
+    ControlNetModel,
+    UNet2DConditionConfig,
+    UNet2DConditionModel,
+)
+from sdpy.models.meta import init_empty_weights
+from sdpy.zoo.configs import (
+    Json,
+    Outline,
+    controlnet_beside,
+    controlnet_config,
+    controlnet_json,
+    is_tiny_vae,
+    text_config,
+    text_encoder_json,
+    tiny_vae_json,
+    unet_config,
+    unet_inputs,
+    unet_json,
+    vae_config,
+    vae_json,
+)
+from sdpy.zoo.variants import Config, ModelVariant
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """A class of networks.
+
+    Attributes:
+        config: class of its sizes.
+        model: makes a network of these sizes.
+        read: the sizes that weights of this outline have, given what their ``config.json`` says
+            (empty if there is none). Raises ``WeightsError`` where they have no such names.
+        write: what ``config.json`` says of these sizes in a folder of that variant.
+        fit: the sizes with which weights of this outline are loaded for a variant; they are the
+            variant's own but for what files of one variant differ in.
+        matches: whether weights are of this class, of those that their component may be of.
+    """
+
+    config: type
+    model: Callable[[Any], nn.Module]
+    read: Callable[[Outline, Json], Config]
+    write: Callable[[Any, ModelVariant], dict[str, Any]]
+    fit: Callable[[Config, ModelVariant, Outline], Config] = lambda own, variant, outline: own
+    matches: Callable[[Outline], bool] = lambda outline: True
+
+
+MODEL_CLASSES: dict[str, ModelClass] = {
+    "CLIPTextModel": ModelClass(
+        config=CLIPTextConfig,
+        model=CLIPTextModel,
+        read=text_config,
+        write=lambda config, variant: text_encoder_json(config, variant.pad_id),
+    ),
+    "UNet2DConditionModel": ModelClass(
+        config=UNet2DConditionConfig,
+        model=UNet2DConditionModel,
+        read=unet_config,
+        write=lambda config, variant: unet_json(
+            config, variant.sample_size // variant.vae.downsample_factor
+        ),
+        fit=lambda own, variant, outline: replace(own, **unet_inputs(outline)),
+    ),
+    "AutoencoderKL": ModelClass(
+        config=AutoencoderKLConfig,
+        model=AutoencoderKL,
+        read=vae_config,
+        write=lambda config, variant: vae_json(config, variant.sample_size),
+        matches=lambda outline: not is_tiny_vae(outline),
+    ),
+    "AutoencoderTiny": ModelClass(
+        config=AutoencoderTinyConfig,
+        model=AutoencoderTiny,
+        read=lambda outline, config: AutoencoderTinyConfig(),
+        write=lambda config, variant: tiny_vae_json(config),
+        fit=lambda own, variant, outline: variant.tiny_vae,
+        matches=is_tiny_vae,
+    ),
+    "ControlNetModel": ModelClass(
+        config=ControlNetConfig,
+        model=ControlNetModel,
+        read=controlnet_config,
+        write=lambda config, variant: controlnet_json(config),
+        fit=lambda own, variant, outline: controlnet_beside(variant, outline),
+    ),
+}
+
+
+def class_of(component: str, outline: Outline) -> ModelClass:
+    """The class of which a component's weights are; where none matches, its usual one."""
+    classes = [MODEL_CLASSES[name] for name in COMPONENTS[component].classes]
+    return next((one for one in classes if one.matches(outline)), classes[0])
+
+
+def read_config(component: str, outline: Outline, config: Json) -> Config:
+    """The sizes of a component's weights, given what their ``config.json`` says.
+
+    Raises:
+        WeightsError: the weights have no such names and shapes as a network of this class.
+    """
+    return class_of(component, outline).read(outline, config)
+
+
+def fit_config(component: str, outline: Outline, variant: ModelVariant) -> Config:
+    """The sizes with which a component's weights are loaded for a variant.
+
+    Raises:
+        WeightsError: the variant does not know the component, and its weights do not tell.
+    """
+    found = class_of(component, outline)
+    own = variant.configs.get(component)
+    if own is None and not COMPONENTS[component].is_companion:
+        own = found.read(outline, {})
+    return found.fit(own, variant, outline)
+
+
+def class_name(component: str, config: Config) -> str:
+    """What diffusers or transformers call the class of a component of these sizes."""
+    names = COMPONENTS[component].classes
+    return next(name for name in names if type(config) is MODEL_CLASSES[name].config)
+
+
+def config_json(component: str, config: Config, variant: ModelVariant) -> dict[str, Any]:
+    """``config.json`` of a component of these sizes, in a folder of that variant."""
+    return MODEL_CLASSES[class_name(component, config)].write(config, variant)
+
+
+def make_model(component: str, config: Config) -> nn.Module:
+    """A network of these sizes without weights, on the meta device."""
+    with init_empty_weights():
+        return MODEL_CLASSES[class_name(component, config)].model(config)
+
+
+def class_names(configs: Mapping[str, Config]) -> dict[str, tuple[str, str]]:
+    """Library and class of each component of these sizes, as ``model_index.json`` names them."""
+    return {
+        name: (COMPONENTS[name].library, class_name(name, config))
+        for name, config in configs.items()
+    }

@@ -1,0 +1,78 @@
+"""A model on disk, ready to be loaded: its variant, its files, and those of them that are open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from sdpy.checkpoints import Checkpoint, FileState, fingerprint, outline_of, read_checkpoint
+from sdpy.zoo.classes import fit_config, make_model
+from sdpy.zoo.files import ModelFiles
+from sdpy.zoo.variants import Config, ModelVariant
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk.
+
+    Components are named by their keys in `sdpy.components.COMPONENTS`. One that is no part of a
+    model, such as a ControlNet, needs the ``path`` of its file; for the others it is the model's.
+
+    Attributes:
+        variant: its sizes, noise and defaults.
+        files: where its components are.
+        assumptions: what could not be told and was assumed, a line each for the user.
+        checkpoints: the files that were opened, which stay open as long as this object, so that
+            nobody reads their headers again.
+    """
+
+    variant: ModelVariant
+    files: ModelFiles
+    assumptions: tuple[str, ...] = ()
+    checkpoints: dict[Path, Checkpoint] = field(
+        default_factory=dict, compare=False, repr=False, hash=False
+    )
+
+    def path(self, name: str, path: Path | None = None) -> Path:
+        """The file of a component."""
+        return self.files.weights[name] if path is None else path
+
+    def checkpoint(self, name: str, path: Path | None = None) -> Checkpoint:
+        """The open file of a component. It is opened again only if it has changed on disk.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        path = self.path(name, path)
+        checkpoint = self.checkpoints[path] = read_checkpoint(path)
+        return checkpoint
+
+    def fingerprint(self, name: str, path: Path | None = None) -> tuple[FileState, ...]:
+        """What identifies the weights of a component; see `sdpy.checkpoints.fingerprint`.
+
+        Raises:
+            WeightsError: a file is missing.
+        """
+        return fingerprint(self.path(name, path))
+
+    def config(self, name: str, path: Path | None = None) -> Config:
+        """The sizes of a component: the variant's, but for what its file decides.
+
+        That is the number of a UNet's input channels, 9 for inpainting, and the width of its
+        guidance embedding; that an autoencoder is a tiny one; a ControlNet's embedding.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        outline = outline_of(self.checkpoint(name, path), name)
+        return fit_config(name, outline, self.variant)
+
+    def make(self, name: str, path: Path | None = None) -> nn.Module:
+        """The network of a component without weights, on the meta device.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        return make_model(name, self.config(name, path))

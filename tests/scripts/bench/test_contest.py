@@ -1,0 +1,375 @@
+"""The benchmark, at tiny sizes: that it measures, compares and tells, not how long it takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.bench import contest, run
+from scripts.bench.contest import BenchError, Contest
+from scripts.bench.goals import GOALS
+from scripts.bench.jobs import Job, now
+from scripts.bench.outcomes import (
+    COMPILED,
+    DIFFUSERS,
+    LOW,
+    PHASES,
+    PLAIN,
+    SDPY,
+    Outcome,
+    PhaseResult,
+)
+from scripts.bench.report import summary
+from scripts.bench.workers import TASKS
+from sdpy.benchmark.figures import TITLES, Spread
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "tiny"
+    result = TASKS["prepare"](job("prepare", folder))
+    assert set(result["flops"]) == set(TITLES)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick_matrix_product(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A matrix product that costs nothing, in this process."""
+    monkeypatch.setattr(
+        "sdpy.benchmark.arithmetic.matrix_product_rate", lambda dtype, device, size: 7e9
+    )
+    yield
+
+
+def job(task: str, folder: Path, **changes: object) -> Job:
+    plain = Job(
+        task=task,
+        size="tiny",
+        folder=str(folder),
+        width=64,
+        height=96,
+        steps=2,
+        result=str(folder.parent / "result.json"),
+    )
+    return replace(plain, **changes)
+
+
+# -- the contestants -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", TITLES)
+def test_both_programs_compute_the_same_in_every_phase(
+    phase: str, weights: Path, tmp_path: Path
+) -> None:
+    outputs = {}
+    for program in (SDPY, DIFFUSERS):
+        path = tmp_path / f"{program}.npy"
+        formats = dict.fromkeys(("unet", "vae"), "channels_last")
+        one = job(f"{program} phase", weights, phase=phase, evaluations=2, output=str(path))
+        result = TASKS[one.task](replace(one, formats=formats))
+        json.dumps(result)
+        assert len(result["times"]) == 2
+        assert min(result["load"], result["first"], *result["times"]) > 0
+        assert result["rate"] == 7e9
+        outputs[program] = contest.read_output(path.with_suffix(""))
+    ours, theirs = outputs[SDPY], outputs[DIFFUSERS]
+    assert ours is not None and theirs is not None
+    assert ours.std() > 0
+    assert contest.relative_error(ours, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("program", [SDPY, DIFFUSERS])
+def test_loading_ends_when_the_first_step_begins(program: str, weights: Path) -> None:
+    one = job(f"{program} load", weights, started=now())
+    (seconds,) = TASKS[one.task](one)["times"]
+    assert 0 < seconds <= now() - one.started
+    assert not list(weights.parent.glob("*.png"))
+    # Others may call a UNet again.
+    torch.nn.Module.__call__(type("UNet2DConditionModel", (torch.nn.Identity,), {})(), 1)
+
+
+def test_a_run_without_a_step_is_an_error(weights: Path) -> None:
+    with pytest.raises(RuntimeError, match="no step"):
+        TASKS["sdpy load"](job("sdpy load", weights, options=["--no-such-option"]))
+
+
+def test_memory_formats_are_timed_in_turn(weights: Path) -> None:
+    seconds = TASKS["diffusers formats"](job("diffusers formats", weights))["seconds"]
+    assert {model: set(times) for model, times in seconds.items()} == {
+        "unet": {"contiguous", "channels_last"},
+        "vae": {"contiguous", "channels_last"},
+    }
+    assert min(time for times in seconds.values() for time in times.values()) > 0
+
+
+def test_sdpy_reads_ot_files_with_the_same_result(weights: Path, tmp_path: Path) -> None:
+    target = weights / "ot"
+    TASKS["prepare"](job("prepare", weights, sdpy_model=str(target)))
+    outputs = []
+    for model in (None, str(target)):
+        path = tmp_path / f"{len(outputs)}.npy"
+        one = job("sdpy phase", weights, phase="unet", sdpy_model=model, output=str(path))
+        TASKS[one.task](one)
+        outputs.append(np.load(path))
+    assert np.array_equal(*outputs)
+
+
+# -- the whole benchmark -------------------------------------------------------------------------
+
+
+def test_the_benchmark_at_tiny_sizes(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes, in turn; two phases and two programs."""
+    file = tmp_path / "bench.json"
+    code = run.main(
+        [
+            *("--size", "tiny", "--steps", "2", "--repeats", "1", "--evaluations", "1"),
+            *("--phases", "help,unet,generate", "--threads", "1", "--format", "contiguous"),
+            *("--weights", str(weights), "--json", str(file)),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["threads"] == 1
+    assert found["matrix_product"]["count"] == 2
+    assert found["help_imports_torch"] is False
+    assert set(found["phases"]) == {"help", "unet", "generate"}
+    for name, phase in found["phases"].items():
+        for contestant, one in phase["contestants"].items():
+            assert one["seconds"]["median"] > 0
+            if sys.platform == "linux" and name != "help":
+                assert one["peak_bytes"]["median"] > 10e6
+            assert (one["seconds_ratio"] is None) == (contestant == phase["ratio_to"])
+            assert (one["share_of_matrix_product"] is None) == (name == "help")
+    assert set(found["phases"]["help"]["contestants"]) == {SDPY, PLAIN}
+    assert {SDPY, DIFFUSERS} <= set(found["phases"]["generate"]["contestants"])
+    assert found["phases"]["unet"]["contestants"][SDPY]["relative_error"] <= TOLERANCE
+    # Of 8-bit images: a few may be rounded to the other side.
+    assert found["phases"]["generate"]["contestants"][SDPY]["relative_error"] <= 0.01
+
+    lines = printed.out.splitlines()
+    assert "1 threads, cpu, float32" in lines[0]
+    assert "tiny, 64x64 pixels, 2 steps; matrix product" in lines[1]
+    assert lines[2] == "diffusers' memory formats: unet contiguous, vae contiguous"
+    (header,) = [line for line in lines if line.startswith("| phase")]
+    for heading in ("median", "range", "ratio", "GFLOP/s", "peak memory", "relative error"):
+        assert heading in header
+    first_cells = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert [cell for cell in first_cells[1:] if cell] == ["--help", "UNet step", "generate"]
+    verdicts = [line for line in lines if line.startswith(("met ", "NOT MET ", "not measured "))]
+    assert len(verdicts) == len(GOALS)
+    assert sum(line.startswith("not measured") for line in verdicts) >= 3
+    assert "sdpy --help imports no torch" in lines
+    turns = [line for line in printed.err.splitlines() if line.startswith("generate")]
+    assert [line.split(":")[0] for line in turns][:2] == [
+        "generate 1/1, sdpy",
+        "generate 1/1, diffusers",
+    ]
+
+
+# -- its parts -----------------------------------------------------------------------------------
+
+
+def test_repeats() -> None:
+    assert set(run.repeats_of("2").values()) == {2}
+    assert set(run.repeats_of("2")) == set(PHASES)
+    found = run.repeats_of("2,load=5,generate=1")
+    assert (found["load"], found["generate"], found["unet"]) == (5, 1, 2)
+    assert run.repeats_of("load=5")["unet"] == 3
+    for wrong in ("", "0", "x", "load", "load=0", "lunch=2", "-1"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            run.repeats_of(wrong)
+
+
+def test_phases_keep_their_order() -> None:
+    assert run.phases_of("generate,unet,help") == ["help", "unet", "generate"]
+    with pytest.raises(argparse.ArgumentTypeError, match="no phase 'lunch'"):
+        run.phases_of("unet,lunch")
+
+
+def test_defaults_follow_the_size() -> None:
+    assert (run.arguments([]).width, run.arguments([]).steps) == (512, 30)
+    tiny = run.arguments(["--size", "tiny", "--width", "128"])
+    assert (tiny.width, tiny.height) == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "compiled"),
+    [
+        (["--compile", "--device", "cuda"], [True, False]),
+        (["--device", "cuda"], [False, False]),
+        (["--compile"], [False, False]),
+    ],
+)
+def test_sdpy_is_compiled_where_diffusers_is_if_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], compiled: list[bool]
+) -> None:
+    """But not where its weights come and go."""
+    commands: list[Sequence[str]] = []
+
+    def note(command: Sequence[str], environment: dict[str, str]) -> tuple[float, int | None]:
+        commands.append(command)
+        return 1.0, None
+
+    monkeypatch.setattr(contest, "run_process", note)
+    contestants = Contest(run.arguments(words), tmp_path, tmp_path).contestants("generate")
+    for name in (SDPY, LOW):
+        contestants[name](None)
+    assert ["--compile" in command for command in commands] == compiled
+    assert ["low" in command for command in commands] == [False, True]
+
+
+def test_the_faster_format_of_each_model() -> None:
+    seconds = {
+        "unet": {"contiguous": 2.0, "channels_last": 1.0},
+        "vae": {"contiguous": 3.0, "channels_last": 3.5},
+    }
+    assert run.faster_formats(seconds) == {"unet": "channels_last", "vae": "contiguous"}
+
+
+def test_relative_errors() -> None:
+    theirs = np.array([3.0, 4.0])
+    assert contest.relative_error(theirs, theirs) == 0
+    assert contest.relative_error(theirs + [0.0, 0.5], theirs) == pytest.approx(0.1)
+    assert contest.relative_error(np.array([np.nan, 4.0]), theirs) == float("inf")
+    assert contest.relative_error(np.zeros(3), theirs) == float("inf")
+
+
+def test_a_process_that_fails_is_told_with_its_last_line() -> None:
+    command = [sys.executable, "-c", "import sys; print('first'); sys.exit('too bad')"]
+    with pytest.raises(BenchError, match=r"failed \(1\): too bad"):
+        contest.run_process(command, {})
+
+
+def test_the_process_that_starts_the_others_imports_no_torch() -> None:
+    code = "import sys, scripts.bench.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=contest.ROOT, check=True, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others count in other units")
+def test_the_peak_of_a_process_is_its_own() -> None:
+    code = (
+        "import sys; from scripts.bench import contest; "
+        "code = 'x = bytearray(200_000_000); del x'; "
+        "print(*(contest.run_process([sys.executable, '-c', c], {})[1] for c in ('x = 1', code)))"
+    )
+    # Started by a small process; this one is large.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=contest.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    small, large = map(int, done.stdout.split())
+    assert 5e6 < small < 120e6
+    assert 200e6 < large < 230e6
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--compile"], "--compile needs a C++ compiler, and there is no no-such-compiler"),
+        (["--json", "/nowhere/at/all.json"], "there is no such folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert run.main([*words, "--weights", str(tmp_path / "weights")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not (tmp_path / "weights").exists()
+
+
+# -- goals, on made-up figures -------------------------------------------------------------------
+
+
+def phase(
+    errors: dict[str, float] | None = None, **contestants: list[tuple[float, int]]
+) -> PhaseResult:
+    names = {"sdpy": SDPY, "diffusers": DIFFUSERS, "low": LOW, "plain": PLAIN, "comp": COMPILED}
+    outcomes = {
+        names[name]: [Outcome([seconds], peak) for seconds, peak in measured]
+        for name, measured in contestants.items()
+    }
+    return PhaseResult(outcomes, errors or {})
+
+
+def verdicts(phases: dict[str, PhaseResult]) -> dict[str, bool | None]:
+    return {goal.text: goal.verdict(phases)["met"] for goal in GOALS}
+
+
+def test_without_measurements_no_goal_is_decided() -> None:
+    assert set(verdicts({}).values()) == {None}
+    only_ours = {name: phase(sdpy=[(1.0, 1)]) for name in PHASES}
+    assert set(verdicts(only_ours).values()) == {None}
+
+
+def measured(factor: float) -> dict[str, PhaseResult]:
+    """All phases, each at ``factor`` times what its goal allows."""
+
+    def seconds(limit: float) -> PhaseResult:
+        pairs = [(2.0, 1), (3.0, 1)]
+        return phase(sdpy=[(limit * factor * s, p) for s, p in pairs], diffusers=pairs)
+
+    generate = phase(
+        sdpy=[(6.0 * factor, 1)], diffusers=[(10.0, 1)], low=[(7.8 * factor**2, int(2e9 * factor))]
+    )
+    return {
+        "help": phase(sdpy=[(1.5 * factor, 1)], plain=[(1.0, 1)]),
+        "load": seconds(0.40),
+        "unet": replace(
+            phase(sdpy=[(0.6 * factor, 1)], diffusers=[(1.0, 1)], comp=[(0.6, 1)]),
+            errors={SDPY: 1e-4 * factor},
+        ),
+        "decode": seconds(0.40),
+        "memory": phase(sdpy=[(1.0, int(850_000 * factor))], diffusers=[(1.0, 1_000_000)]),
+        "generate": generate,
+    }
+
+
+def test_goals_are_met_just_below_their_limits_and_not_just_above() -> None:
+    assert set(verdicts(measured(0.999)).values()) == {True}
+    assert set(verdicts(measured(1.001)).values()) == {False}
+
+
+def test_ratios_are_of_turns_that_followed_each_other() -> None:
+    """The machine halved its speed in between: no ratio changes."""
+    slowing = phase(sdpy=[(1.0, 1), (2.0, 1)], diffusers=[(2.0, 1), (4.0, 1)])
+    assert slowing.ratio("seconds", SDPY, DIFFUSERS) == Spread(0.5, 0.5, 0.5, 2)
+
+
+def test_a_goal_in_words() -> None:
+    lines = [goal.verdict(measured(0.5))["line"] for goal in GOALS]
+    assert lines[0] == "met           UNet step, of diffusers' time: 0.30, goal at most 0.60"
+    assert "met           relative error of a UNet step: 5.0e-05, goal at most 1.0e-04" in lines
+    assert any(line.endswith("--memory low: 1,000 MB, goal at most 2,000 MB") for line in lines)
+
+
+def test_the_time_of_compiling_is_told_apart() -> None:
+    slow = replace(Outcome([2.0], 1), first=130.0)
+    found = summary({"unet": PhaseResult({DIFFUSERS: [Outcome([3.0], 1)], COMPILED: [slow]})}, 1e9)
+    compiled = found["unet"]["contestants"][COMPILED]
+    assert compiled["compile_seconds"]["median"] == 128.0
+    assert compiled["seconds_ratio"]["median"] == pytest.approx(2 / 3)

