@@ -22,7 +22,7 @@ class Component:
             text encoder has the role of the first.
         classes: that its weights may be of, by the names of diffusers or transformers; the first
             is the usual one.
-        library: which of these two.
+        package: which of these two has them.
         is_required: whether every model has one.
         is_companion: whether it is given as a file of its own beside a model, as a ControlNet is,
             instead of being a part of the model.
@@ -45,7 +45,7 @@ class Component:
     label: str
     role: str
     classes: tuple[str, ...]
-    library: str = "diffusers"
+    package: str = "diffusers"
     is_required: bool = False
     is_companion: bool = False
     cpu_word: str | None = None
@@ -73,7 +73,7 @@ COMPONENTS: dict[str, Component] = {
             label="text encoder",
             role="text_encoder",
             classes=("CLIPTextModel",),
-            library="transformers",
+            package="transformers",
             is_required=True,
             cpu_word="clip",
             option="--clip-weights",

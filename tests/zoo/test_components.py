@@ -148,7 +148,7 @@ def test_it_is_found_in_a_folder_of_files(data: Path, made_up: MadeUp) -> None:
 def test_it_is_found_in_a_diffusers_folder(data: Path, tmp_path: Path, made_up: MadeUp) -> None:
     folder = converted(data, tmp_path / "folder", vocabulary=data / "bpe_simple_vocab_16e6.txt")
     index = json.loads((folder / "model_index.json").read_text())
-    assert index[made_up.row.name] == [made_up.row.library, made_up.row.classes[0]]
+    assert index[made_up.row.name] == [made_up.row.package, made_up.row.classes[0]]
     config = json.loads((folder / made_up.row.name / "config.json").read_text())
     assert config.get("width", config.get("hidden_size")) in (5, 48)
     check_source(find_source(str(folder), tmp_path), made_up)

@@ -155,8 +155,8 @@ def make_model(component: str, config: Config) -> nn.Module:
 
 
 def class_names(configs: Mapping[str, Config]) -> dict[str, tuple[str, str]]:
-    """Library and class of each component of these sizes, as ``model_index.json`` names them."""
+    """Package and class of each component of these sizes, as ``model_index.json`` names them."""
     return {
-        name: (COMPONENTS[name].library, class_name(name, config))
+        name: (COMPONENTS[name].package, class_name(name, config))
         for name, config in configs.items()
     }
