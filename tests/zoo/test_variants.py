@@ -8,21 +8,21 @@ import pytest
 import sdpy
 from sdpy.errors import UsageError
 from sdpy.schedulers import make_scheduler
-from sdpy.zoo.variants import DEMO, SD15, SD15_INPAINT, VARIANTS, ModelVariant, find_variant
+from sdpy.zoo.recognise import find_source
+from sdpy.zoo.variants import DEMO, SD15, SD15_INPAINT, VARIANTS, ModelVariant
 
 ALL = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
-def test_variants_are_found_by_name() -> None:
+def test_variants_have_the_names_of_the_table() -> None:
     for name, variant in VARIANTS.items():
-        assert find_variant(name) is variant
         assert variant.name == name
 
 
 @pytest.mark.parametrize("name", ["", "SD15", "sd15 ", "sd3"])
-def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
+def test_an_unknown_name_lists_the_known_ones(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        find_variant(name)
+        find_source(name, tmp_path)
     for known in VARIANTS:
         assert known in str(caught.value)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sdpy.components import COMPONENTS, model_components
-from sdpy.errors import UsageError
 from sdpy.models import (
     AutoencoderKLConfig,
     AutoencoderTinyConfig,
@@ -221,14 +220,3 @@ VARIANTS: dict[str, ModelVariant] = {
     variant.name: variant
     for variant in (SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO, DEMO)
 }
-
-
-def find_variant(name: str) -> ModelVariant:
-    """The variant called ``name``.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in VARIANTS:
-        raise UsageError(f"unknown model '{name}': use one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]

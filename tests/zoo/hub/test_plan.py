@@ -41,14 +41,14 @@ def test_sd15_gets_the_names_that_generate_looks_for(hub: LoopbackHub) -> None:
 
 
 def test_sd15_lands_where_its_variant_looks(hub: LoopbackHub) -> None:
-    from sdpy.zoo.variants import find_variant
+    from sdpy.zoo.variants import VARIANTS
 
     hub.repositories[SD15] = pipeline("sd15")
     hub.repositories[INPAINTING] = pipeline("inpaint")
 
     for name in ("sd15", "sd15-inpaint"):
         found = set(targets(plan(hub, name)))
-        for candidates in find_variant(name).files.all.values():
+        for candidates in VARIANTS[name].files.all.values():
             assert found & set(candidates), (name, candidates)
 
 
