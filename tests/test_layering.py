@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("optimizations",),
     ("runtime",),
     ("pipelines",),
-    ("benchmark",),
+    ("benchmark", "jobs"),
     ("cli",),
     ("__main__",),
 )

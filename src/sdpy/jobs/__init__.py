@@ -1,0 +1,1 @@
+"""Work for many images: what their files are called."""
