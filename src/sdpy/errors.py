@@ -9,7 +9,8 @@
     ├── OutputError      5   a result could not be written after the work had started
     ├── HubError         6   a model hub cannot be reached, or does not give what was asked for
     ├── ShortageError    7   there is not enough memory
-    └── GenerationError  8   what was generated is no image
+    ├── GenerationError  8   what was generated is no image
+    └── JobsError        9   some jobs of a batch failed; the others are done
 
 Every message is one line: what is wrong, where, and what to do next.
 """
@@ -63,3 +64,9 @@ class GenerationError(SdpyError):
     """What was generated is no image: not numbers, or one colour."""
 
     exit_code = 8
+
+
+class JobsError(SdpyError):
+    """Some jobs of a batch failed; the others are done."""
+
+    exit_code = 9

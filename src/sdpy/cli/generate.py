@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from sdpy.cli.control import ControlOptions, control_images
 from sdpy.cli.images import make_images
 from sdpy.cli.options import OutputOptions
+from sdpy.pipelines.control_options import ControlOptions, control_images
 from sdpy.pipelines.inputs import ImageRequest
 from sdpy.pipelines.request import GenerationOptions
 from sdpy.runtime.options import ModelOptions
