@@ -93,7 +93,7 @@ COMPONENTS: dict[str, Component] = {
             cpu_word="unet",
             option="--unet-weights",
             option_help="UNet, likewise.",
-            prefixes=("model.diffusion_model.",),
+            prefixes=("model.diffusion_model.", "diffusion_model."),
             telltales=("time_embedding.", "up_blocks.", "down_blocks."),
             original_telltales=("input_blocks.",),
         ),

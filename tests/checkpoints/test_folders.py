@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints import read_checkpoint, read_model_folder, write_checkpoint
-from sdpy.errors import WeightsError
+from sdpy.checkpoints import find_weights, read_checkpoint, read_model_folder, write_checkpoint
+from sdpy.errors import UsageError, WeightsError
 
 
 def small_unet() -> diffusers.UNet2DConditionModel:
@@ -109,3 +109,56 @@ def test_a_broken_index_and_missing_weights(tmp_path: Path) -> None:
         (folder / "model_index.json").write_text(text)
         with pytest.raises(WeightsError, match="model_index.json"):
             read_model_folder(folder)
+
+
+# ------------------------------------------------------------------------------------- variants
+
+
+def variants(folder: Path, **states: dict[str, Tensor]) -> Path:
+    """The folder of a UNet with these variants; ``plain`` stands for none."""
+    for variant, state in states.items():
+        name = "" if variant == "plain" else f".{variant}"
+        folder.mkdir(exist_ok=True, parents=True)
+        write_checkpoint(folder / f"diffusion_pytorch_model{name}.safetensors", state)
+    return folder
+
+
+def state_of(number: float) -> dict[str, Tensor]:
+    return {"conv_in.weight": torch.full((2,), number)}
+
+
+@pytest.mark.parametrize("only", ["fp16", "bf16", "non_ema", "my-own"])
+def test_the_only_variant_is_found_by_itself(tmp_path: Path, only: str) -> None:
+    assert_holds(variants(tmp_path, **{only: state_of(1)}), state_of(1))
+
+
+def test_which_of_several_variants_is_taken(tmp_path: Path) -> None:
+    some = variants(tmp_path / "a", plain=state_of(0), fp16=state_of(1), non_ema=state_of(2))
+    assert_holds(some, state_of(0))
+    assert_holds(find_weights(some, "non_ema"), state_of(2))
+    assert_holds(variants(tmp_path / "b", non_ema=state_of(2), bf16=state_of(1)), state_of(1))
+    many = variants(tmp_path / "c", non_ema=state_of(2), other=state_of(1))
+    assert refusal(many) == f"{many} holds the variants non_ema, other; choose one with --variant"
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors.index.fp16.json", None])
+def test_a_variant_in_shards(tmp_path: Path, name: str | None) -> None:
+    """Under both names that diffusers gave to such an index; shards are no variants."""
+    unet = small_unet()
+    unet.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
+    (index,) = tmp_path.glob("*.index*.json")
+    index = index.rename(tmp_path / name) if name is not None else index
+    assert find_weights(tmp_path) == find_weights(tmp_path, "fp16") == index
+    assert_holds(tmp_path, unet.state_dict())
+
+
+def test_the_variant_of_a_models_folder(tmp_path: Path) -> None:
+    folder = write_index(tmp_path / "x", unet=["diffusers", "UNet2DConditionModel"])
+    variants(folder / "unet", plain=state_of(0), non_ema=state_of(2))
+    variants(folder / "vae", plain=state_of(0))
+    assert_holds(read_model_folder(folder).weights["unet"], state_of(0))
+    found = read_model_folder(folder, "non_ema").weights
+    assert_holds(found["unet"], state_of(2))
+    assert_holds(found["vae"], state_of(0))
+    with pytest.raises(UsageError, match=r"no weights of the variant 'fp32': use one of non_ema"):
+        read_model_folder(folder, "fp32")

@@ -18,9 +18,11 @@ from sdpy.checkpoints.dialects import (
     Part,
     find_parts,
 )
+from sdpy.checkpoints.ema import holds_averages, holds_only_averages, without_plain
 from sdpy.checkpoints.folders import (
     ModelFolder,
     config_beside,
+    find_weights,
     is_model_folder,
     read_model_folder,
 )
@@ -65,8 +67,11 @@ __all__ = [
     "check_weights",
     "config_beside",
     "find_parts",
+    "find_weights",
     "fingerprint",
     "guess_kind",
+    "holds_averages",
+    "holds_only_averages",
     "is_model_folder",
     "load_weights",
     "lora_changes",
@@ -78,6 +83,7 @@ __all__ = [
     "read_checkpoint",
     "read_model_folder",
     "read_textual_inversion",
+    "without_plain",
     "write_checkpoint",
     "write_output",
 ]

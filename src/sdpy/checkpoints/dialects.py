@@ -9,12 +9,12 @@ which need more than a table, are in ``ldm``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints import ldm
+from sdpy.checkpoints import ema, ldm
 from sdpy.components import COMPONENTS
 
 DIFFUSERS = "diffusers"
@@ -24,14 +24,36 @@ ORIGINAL = "original"
 
 _VAE_ATTENTIONS = ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0")
 _VAE_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# The original's names, which some programs mixed with diffusers', and others in use for a while.
+_OTHER_VAE_PROJECTIONS = {
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+    "to_out": "to_out.0",
+    "norm": "group_norm",
+}
+
+
+def _vae_attention(renamed: Mapping[str, str]) -> dict[str, str]:
+    """Tensors of the VAE's attentions, given what their modules are renamed to."""
+    return {
+        f"{attention}.{old}.{kind}": f"{attention}.{new}.{kind}"
+        for attention in _VAE_ATTENTIONS
+        for old, new in renamed.items()
+        for kind in ("weight", "bias")
+    }
+
 
 # diffusers until 0.17, hence all .ot files: other names for the projections of the VAE's attention.
-OLD_VAE_ATTENTION: dict[str, str] = {
-    f"{attention}.{old}.{kind}": f"{attention}.{new}.{kind}"
-    for attention in _VAE_ATTENTIONS
-    for old, new in _VAE_PROJECTIONS.items()
-    for kind in ("weight", "bias")
-}
+OLD_VAE_ATTENTION: dict[str, str] = _vae_attention(_VAE_PROJECTIONS)
+VAE_ATTENTION: dict[str, str] = OLD_VAE_ATTENTION | _vae_attention(_OTHER_VAE_PROJECTIONS)
+"""All names of the tensors in the VAE's attentions but today's, to these."""
+
+# What programs put before names: torch's wrappers for several GPUs and for compiled modules, and
+# training programs whose checkpoints have the weights under such a key.
+WRAPPERS: tuple[str, ...] = ("module.", "_orig_mod.", "state_dict.", "model.", "params.")
+_COMPILED = "._orig_mod."
 
 # What text encoders and whole CLIP models hold beside the weights of the text model.
 TEXT_ENCODER_EXTRAS: frozenset[str] = frozenset(
@@ -53,7 +75,7 @@ TEXT_ENCODER_PREFIXES: dict[str, str | None] = {
     "final_layer_norm.": "text_model.final_layer_norm.",
 }
 
-# Linear layers that some files hold as 1x1 convolutions: (C, D, 1, 1) instead of (C, D).
+# Linear layers that some files hold as 1x1 convolutions: (C, D, 1, 1) or (C, D, 1) for (C, D).
 LINEAR_FROM_CONVOLUTION: frozenset[str] = frozenset(
     f"{attention}.{new}.weight"
     for attention in _VAE_ATTENTIONS
@@ -76,8 +98,10 @@ class Origin:
         tensor = tensors[self.name]
         if self.third is not None and tensor.ndim and tensor.shape[0] % 3 == 0:
             tensor = tensor.chunk(3)[self.third]
-        if ours in LINEAR_FROM_CONVOLUTION and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
-            return tensor[:, :, 0, 0]
+        # No network of ours has parameters of three dimensions; some files have vectors as such.
+        kept = 2 if ours in LINEAR_FROM_CONVOLUTION else 1 if tensor.ndim == 3 else tensor.ndim
+        if tensor.ndim > kept and set(tensor.shape[kept:]) == {1}:
+            return tensor.reshape(tensor.shape[:kept])
         return tensor
 
 
@@ -91,6 +115,7 @@ class Part:
         origins: our names, and names that no table knows, with where they are in the file.
         dropped: names in the file of what is not needed.
         twice: names in the file for something that it has under another name, too.
+        is_averaged: whether these are averaged weights (EMA) instead of those that were trained.
     """
 
     component: str | None
@@ -98,6 +123,7 @@ class Part:
     origins: Mapping[str, Origin]
     dropped: tuple[str, ...] = ()
     twice: tuple[str, ...] = ()
+    is_averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +135,50 @@ class Parts:
 
 
 def find_parts(names: Collection[str]) -> Parts:
-    """Sort the names in a file by component, and translate them."""
+    """Sort the names in a file by component, and translate them.
+
+    Averaged weights of a UNet are taken where there are no others.
+    """
+    plain = _without_wrappers(names)
+    averaged = ema.averaged_names(plain) if ema.holds_only_averages(plain) else {}
+    plain |= {name: plain[average] for name, average in averaged.items()}
+    for average in averaged.values():
+        del plain[average]
+    found = _find_parts(plain)
+    if all(name == wrapped for name, wrapped in plain.items()):
+        return found
+    parts = {component: _renamed(part, plain) for component, part in found.by_component.items()}
+    if averaged and "unet" in parts:
+        parts["unet"] = replace(parts["unet"], is_averaged=True)
+    return Parts(parts, tuple(plain[name] for name in found.unexpected))
+
+
+def _without_wrappers(names: Collection[str]) -> dict[str, str]:
+    """The names in a file by what is left of them without `WRAPPERS`, where all have the same."""
+    plain = {name: name for name in names}
+    while plain and (wrapper := _common_wrapper(plain)) is not None:
+        plain = {name.removeprefix(wrapper): origin for name, origin in plain.items()}
+    unwrapped = {name.replace(_COMPILED, "."): origin for name, origin in plain.items()}
+    return unwrapped if len(unwrapped) == len(plain) else plain
+
+
+def _common_wrapper(names: Collection[str]) -> str | None:
+    return next((one for one in WRAPPERS if all(name.startswith(one) for name in names)), None)
+
+
+def _renamed(part: Part, names: Mapping[str, str]) -> Part:
+    """The part with these names in the file instead of their keys."""
+    return replace(
+        part,
+        origins={
+            ours: replace(origin, name=names[origin.name]) for ours, origin in part.origins.items()
+        },
+        dropped=tuple(names[name] for name in part.dropped),
+        twice=tuple(names[name] for name in part.twice),
+    )
+
+
+def _find_parts(names: Collection[str]) -> Parts:
     prefixes = {
         prefix: component.name for component in COMPONENTS.values() for prefix in component.prefixes
     }
@@ -192,7 +261,7 @@ def _part(component: str | None, dialect: str, ours: Mapping[str, tuple[str, ...
 def _our_name(component: str | None, name: str) -> str | None:
     role = None if component is None else COMPONENTS[component].role
     if role == "vae":
-        return OLD_VAE_ATTENTION.get(name, name)
+        return VAE_ATTENTION.get(name, name)
     if role == "text_encoder":
         if name in TEXT_ENCODER_EXTRAS:
             return None

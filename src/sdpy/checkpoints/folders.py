@@ -4,7 +4,8 @@
 
     model_index.json                         which components there are, and their classes
     unet/config.json                         sizes
-    unet/diffusion_pytorch_model.safetensors or .fp16.safetensors, .bin, in shards with an index
+    unet/diffusion_pytorch_model.safetensors or .bin, of a variant .fp16.safetensors, in shards
+                                             with an index
     text_encoder/config.json, model.safetensors; vae/...
     tokenizer/merges.txt                     CLIP's vocabulary
     scheduler/scheduler_config.json          noise, and what the UNet predicts
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -25,27 +27,25 @@ from torch import Tensor
 from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable, reading
 from sdpy.checkpoints.probe import Probe
 from sdpy.components import COMPONENTS, unknown_components
-from sdpy.errors import WeightsError
+from sdpy.errors import UsageError, WeightsError
 
 MODEL_INDEX = "model_index.json"
 SHARD_MARK = ".index."
 """In the name of an index of weights that are in several files."""
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".fp16.safetensors",
-    ".safetensors.index.fp16.json",
-    ".fp16.safetensors.index.json",
-    ".fp16.bin",
-    ".bin.index.fp16.json",
-    ".ot",
-    ".npz",
-)
+ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".ot", ".npz")
 """How the names of weights end; the first that exists is taken."""
+
+VARIANTS = ("fp16", "bf16", "fp32")
+"""Variants in the order in which they are taken where there are no weights without one."""
+
+_VARIANT = re.compile(
+    rf"(?:{'|'.join(STEMS)})"
+    r"\.(?:(V)\.(?:safetensors|bin)(?:\.index\.json)?|(?:safetensors|bin)\.index\.(V)\.json)".replace(
+        "V", r"(?:(?!-\d{5}-of-)[\w-])+"
+    )  # no shard's number
+)
 
 UNFINISHED = (".part", ".incomplete", ".crdownload", ".aria2", ".tmp", ".download")
 """What programs append to the name of a file while they fetch it."""
@@ -76,10 +76,16 @@ def is_model_folder(path: Path) -> bool:
     return os.path.isfile(path / MODEL_INDEX)  # False also for a name that cannot be
 
 
-def read_model_folder(path: Path) -> ModelFolder:
+def read_model_folder(path: Path, variant: str | None = None) -> ModelFolder:
     """What a diffusers folder holds. Opens no weights.
 
+    Args:
+        path: of the folder.
+        variant: of the weights, such as "fp16"; components that do not have it have their usual
+            ones. None for those of `find_weights`.
+
     Raises:
+        UsageError: no component has that variant.
         WeightsError: a JSON file is broken, a component lacks its weights, or the folder holds
             something else than Stable Diffusion 1.x or 2.x.
     """
@@ -94,23 +100,52 @@ def read_model_folder(path: Path) -> ModelFolder:
     pad = _read_optional(path / "tokenizer" / "special_tokens_map.json").get("pad_token")
     return ModelFolder(
         path=path,
-        weights={name: find_weights(path / name) for name in present},
+        weights=_find_all(path, present, variant),
         configs=configs,
         vocabulary=merges if os.path.isfile(merges) else None,
         pads_with_zero=(pad.get("content") if isinstance(pad, dict) else pad) == "!",
     )
 
 
-def find_weights(folder: Path) -> Path:
+def _find_all(path: Path, names: list[str], variant: str | None) -> dict[str, Path]:
+    """The weights of these components of a folder."""
+    known = {name: _variants_in(path / name) for name in names}
+    if variant is not None and not any(variant in found for found in known.values()):
+        others = sorted({one for found in known.values() for one in found})
+        advice = f"use one of {', '.join(others)}" if others else "leave --variant out"
+        raise UsageError(f"{path} has no weights of the variant '{printable(variant)}': {advice}")
+    return {
+        name: find_weights(path / name, variant if variant in known[name] else None)
+        for name in names
+    }
+
+
+def find_weights(folder: Path, variant: str | None = None) -> Path:
     """The weights file of one component's folder.
 
+    Args:
+        folder: of the component.
+        variant: such as "fp16"; None for the weights of no variant, or where there are none such,
+            for the first of `VARIANTS`, or for the only one that there is.
+
     Raises:
-        WeightsError: there is none, or only an unfinished download.
+        WeightsError: there is none, or only an unfinished download, or several variants of which
+            none is better than the others.
     """
-    for ending in ENDINGS:
-        for stem in STEMS:
-            if (folder / (stem + ending)).is_file():
-                return folder / (stem + ending)
+    if variant is None:
+        plain = _first_of(folder, None)
+        if plain is not None:
+            return plain
+        found = _variants_in(folder)
+        known = [one for one in VARIANTS if one in found]
+        if not known and len(found) > 1:
+            raise WeightsError(
+                f"{folder} holds the variants {', '.join(found)}; choose one with --variant"
+            )
+        variant = next(iter((*known, *found)), None)
+    chosen = None if variant is None else _first_of(folder, variant)
+    if chosen is not None:
+        return chosen
     for file in sorted(folder.iterdir()):
         if file.name.startswith(STEMS) and file.suffix in UNFINISHED:
             raise WeightsError(f"{file} is an unfinished download; download it again")
@@ -118,6 +153,29 @@ def find_weights(folder: Path) -> Path:
         f"{folder} holds no weights: looked for {STEMS[0]}{ENDINGS[0]}, {STEMS[1]}{ENDINGS[0]} "
         "and the like"
     )
+
+
+def _first_of(folder: Path, variant: str | None) -> Path | None:
+    """The first that exists of the names of a variant's weights."""
+    files = (folder / (stem + end) for end in _endings(variant) for stem in STEMS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _endings(variant: str | None) -> Iterator[str]:
+    for ending in ENDINGS:
+        if variant is None:
+            yield ending
+        else:
+            yield f".{variant}{ending}"
+            if ending.endswith(".json"):  # as diffusers wrote them first
+                yield f"{ending.removesuffix('.json')}.{variant}.json"
+
+
+def _variants_in(folder: Path) -> list[str]:
+    """The variants of which a component's folder holds weights, in alphabetical order."""
+    matches = (_VARIANT.fullmatch(file.name) for file in folder.iterdir())
+    found = {next(filter(None, match.groups())) for match in matches if match}
+    return sorted(found)
 
 
 def config_beside(weights: Path) -> Mapping[str, Any]:

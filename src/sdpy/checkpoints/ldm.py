@@ -69,6 +69,8 @@ _VAE_ENDS = {
     "conv_out": "conv_out",
     "mid.block_1": "mid_block.resnets.0",
     "mid.block_2": "mid_block.resnets.1",
+    # Below it, some programs' files have other names than these.
+    "mid.attn_1": "mid_block.attentions.0",
     "mid.attn_1.norm": "mid_block.attentions.0.group_norm",
     "mid.attn_1.q": "mid_block.attentions.0.to_q",
     "mid.attn_1.k": "mid_block.attentions.0.to_k",
@@ -160,24 +162,24 @@ def is_open_clip(names: Iterable[str]) -> bool:
 # ------------------------------------------------------------------------------------- tables
 
 
-def unet_modules(attends: Sequence[bool], layers: int) -> Modules:
+def unet_modules(attends: Sequence[bool], layers: Sequence[int]) -> Modules:
     """The modules of a UNet or a ControlNet.
 
     Args:
         attends: of each level, from the highest resolution down, whether it attends to the prompt.
-        layers: ResNets of a level going down; going up there is one more.
+        layers: ResNets of each level going down; going up there is one more.
     """
     return dict(_unet_modules(attends, layers))
 
 
-def _unet_modules(attends: Sequence[bool], layers: int) -> Iterator[tuple[str, str]]:
+def _unet_modules(attends: Sequence[bool], layers: Sequence[int]) -> Iterator[tuple[str, str]]:
     yield from _UNET_ENDS.items()
     yield from _CONTROL_ENDS.items()
     last = len(attends) - 1
 
     n = 1
     for i, attend in enumerate(attends):
-        for j in range(layers):
+        for j in range(layers[i]):
             yield from _resnet(f"input_blocks.{n}.0", f"down_blocks.{i}.resnets.{j}")
             if attend:
                 yield f"input_blocks.{n}.1", f"down_blocks.{i}.attentions.{j}"
@@ -194,11 +196,11 @@ def _unet_modules(attends: Sequence[bool], layers: int) -> Iterator[tuple[str, s
 
     n = 0
     for i, attend in enumerate(reversed(attends)):
-        for j in range(layers + 1):
+        for j in range(layers[last - i] + 1):
             yield from _resnet(f"output_blocks.{n}.0", f"up_blocks.{i}.resnets.{j}")
             if attend:
                 yield f"output_blocks.{n}.1", f"up_blocks.{i}.attentions.{j}"
-            if j == layers and i < last:
+            if j == layers[last - i] and i < last:
                 place = 2 if attend else 1  # after the transformer, where there is one
                 yield f"output_blocks.{n}.{place}.conv", f"up_blocks.{i}.upsamplers.0.conv"
             n += 1
@@ -209,7 +211,7 @@ def _resnet(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
         yield f"{theirs}.{a}", f"{ours}.{b}"
 
 
-def _original_unet_structure(names: Collection[str]) -> tuple[list[bool], int]:
+def _original_unet_structure(names: Collection[str]) -> tuple[list[bool], list[int]]:
     """What `unet_modules` takes. Levels end with a change of resolution (``op``)."""
     attends, layers = [False], [0]
     for n in range(1, _count(names, r"input_blocks\.(\d+)\.")):
@@ -219,14 +221,14 @@ def _original_unet_structure(names: Collection[str]) -> tuple[list[bool], int]:
         else:
             attends[-1] |= f"input_blocks.{n}.1.norm.weight" in names
             layers[-1] += 1
-    return attends, layers[0]
+    return attends, layers
 
 
-def _our_unet_structure(names: Collection[str]) -> tuple[list[bool], int]:
+def _our_unet_structure(names: Collection[str]) -> tuple[list[bool], list[int]]:
     """What `unet_modules` takes."""
     levels = range(_count(names, r"down_blocks\.(\d+)\."))
     attends = [f"down_blocks.{i}.attentions.0.norm.weight" in names for i in levels]
-    return attends, _count(names, r"down_blocks\.0\.resnets\.(\d+)\.")
+    return attends, [_count(names, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]
 
 
 def vae_modules(levels: int, layers: int) -> Modules:

@@ -7,8 +7,9 @@ Two layouts, told by their first bytes:
 - before that, five pickles in a row (a magic number, the protocol, facts about the machine, the
   object, the storages' keys), then each storage's length and numbers; read only.
 
-The pickled object is a dict from names to tensors, or has one under ``state_dict``, as the
-checkpoints of training programs do, among many things that are of no use for generating images.
+The pickled object is a dict from names to tensors, or has one under ``state_dict``, ``model`` or
+``params``, as the checkpoints of training programs do, among many things that are of no use for
+generating images.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The first pickle of the old layout: its magic number, in protocol 2."""
 LEGACY_PROTOCOL = 1001
 WRAPPED = "state_dict"
+WRAPPERS = (WRAPPED, "model", "params")
+"""Keys under which files have the weights; the first is the one that is written."""
 
 # Only named, never called or imported.
 ALLOWED_GLOBALS: frozenset[tuple[str, str]] = frozenset(
@@ -173,8 +176,8 @@ def _named_tensors(
     path: Path, root: dict[Any, Any], storages: Storages
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of nested dicts by dotted name, in the file's order."""
-    wrapped = root.get(WRAPPED)
-    waiting: list[tuple[str, Any]] = [("", wrapped if isinstance(wrapped, dict) else root)]
+    wrapped = next((root[key] for key in WRAPPERS if isinstance(root.get(key), dict)), root)
+    waiting: list[tuple[str, Any]] = [("", wrapped)]
     for _ in range(MAX_ENTRIES):
         if not waiting:
             return

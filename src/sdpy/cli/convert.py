@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdpy.cli.options import EmaOption, VariantOption
 from sdpy.components import COMPONENTS
 from sdpy.errors import OutputError, UsageError
 from sdpy.options import either
@@ -68,6 +69,8 @@ def convert(
         ),
     ] = None,
     data: Annotated[Path, typer.Option(help="Folder of the vocabulary.")] = Path("data"),
+    variant: VariantOption = None,
+    ema: EmaOption = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace what is there already.")
     ] = False,
@@ -98,7 +101,7 @@ def convert(
         )
     if os.path.isfile(target) and not force:
         raise OutputError(f"{target} exists; --force replaces it")
-    found = inspect_weights(source)
+    found = inspect_weights(source, variant=variant, ema=ema)
     done = _Done()
     plan = plan_conversion(
         found,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdpy.cli.options import EmaOption, VariantOption
 from sdpy.components import label_of
 
 if TYPE_CHECKING:  # at run time these would import torch
@@ -29,6 +30,8 @@ def inspect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything, for programs.")
     ] = False,
+    variant: VariantOption = None,
+    ema: EmaOption = False,
 ) -> None:
     """Say what a weights file is.
 
@@ -38,7 +41,7 @@ def inspect(
     """
     from sdpy.zoo.inspect import inspect_weights
 
-    found = inspect_weights(path)
+    found = inspect_weights(path, variant=variant, ema=ema)
     if as_json:
         print(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
     else:
@@ -66,6 +69,7 @@ def _lines(found: Inspection) -> list[str]:
 
 
 def _component_rows(one: InspectedComponent, *, within_folder: bool) -> list[tuple[str, str]]:
+    from sdpy.checkpoints import holds_averages
     from sdpy.checkpoints.base import printable
 
     dtypes = ", ".join(
@@ -78,6 +82,10 @@ def _component_rows(one: InspectedComponent, *, within_folder: bool) -> list[tup
         ("", f"{one.parameters:,} parameters in {len(one.tensors):,} tensors, {dtypes or 'none'}"),
         ("", f"{one.weights.part.dialect} names"),
     ]
+    if one.weights.part.is_averaged:
+        rows.append(("", "averaged weights (EMA)"))
+    elif one.name == "unet" and holds_averages(one.weights.checkpoint.outline):
+        rows.append(("", "averaged weights (EMA) beside these; --ema shows them"))
     if within_folder:
         rows.append(("", str(one.weights.checkpoint.path)))
     dropped = one.weights.part.dropped
@@ -119,6 +127,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
                 "path": str(one.weights.checkpoint.path),
                 "format": one.weights.checkpoint.format,
                 "dialect": one.weights.part.dialect,
+                "ema": one.weights.part.is_averaged,
                 "summary": one.summary,
                 "tensors": len(one.tensors),
                 "parameters": one.parameters,

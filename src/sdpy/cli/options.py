@@ -19,6 +19,7 @@ import typer
 
 from sdpy.components import COMPONENTS
 from sdpy.options import Option, option, options_of, parse
+from sdpy.runtime.options import EMA_HELP, VARIANT_HELP
 
 _OUTPUT = "Output"
 
@@ -132,6 +133,12 @@ def _chosen_components(values: dict[str, Any]) -> dict[str, Path]:
 
 Width = Annotated[int | None, typer.Option(min=1, max=8192, help="Width in pixels.")]
 Height = Annotated[int | None, typer.Option(min=1, max=8192, help="Height in pixels.")]
+
+VariantOption = Annotated[
+    str | None,
+    typer.Option("--variant", show_default="those without one", help=VARIANT_HELP),
+]
+EmaOption = Annotated[bool, typer.Option("--ema", help=EMA_HELP)]
 
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")]
 

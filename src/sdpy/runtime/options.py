@@ -21,6 +21,9 @@ _PLACE = "Where to compute"
 
 DEFAULT_MODEL = "sd15"
 
+VARIANT_HELP = "Which weights to take of a diffusers folder that has several: fp16, bf16, non_ema."
+EMA_HELP = "Take the averaged weights (EMA) of the UNet where a checkpoint has both."
+
 
 def read_words(value: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
     """One or several words, each entry one of them or several separated by commas."""
@@ -129,6 +132,19 @@ class ModelOptions(ComputeOptions):
         panel=_MODEL,
         shown_default="bpe_simple_vocab_16e6.txt in DATA",
     )
+    variant: str | None = option(
+        None,
+        "--variant",
+        help=VARIANT_HELP,
+        panel=_MODEL,
+        shown_default="those without one",
+    )
+    ema: bool = option(
+        False,
+        "--ema",
+        help=EMA_HELP,
+        panel=_MODEL,
+    )
     prediction_type: str | None = option(
         None,
         "--prediction-type",
@@ -168,7 +184,14 @@ def open_session(
     given: dict[str, Path | None] = dict(options.weights or {})
     given["vocabulary"] = options.vocab_file
     model = default_model if options.model is None else options.model
-    source = find_source(model, options.data, given, options.prediction_type)
+    source = find_source(
+        model,
+        options.data,
+        given,
+        options.prediction_type,
+        variant=options.variant,
+        ema=options.ema,
+    )
     if options.prediction_type is not None:
         noise = replace(source.variant.noise, prediction_type=options.prediction_type)
         source = replace(source, variant=replace(source.variant, noise=noise))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ from sdpy.checkpoints import (
     Weights,
     config_beside,
     find_parts,
+    find_weights,
     guess_kind,
+    holds_averages,
     is_model_folder,
     misfits,
     open_weights,
     read_checkpoint,
     read_model_folder,
+    without_plain,
 )
 from sdpy.components import COMPONENTS, label_of
-from sdpy.errors import WeightsError
+from sdpy.errors import UsageError, WeightsError
 from sdpy.schedulers import NoiseConfig
 from sdpy.zoo.classes import make_model, read_config
 from sdpy.zoo.configs import is_known, noise_config
@@ -102,28 +105,50 @@ class Inspection:
         return next((one for one in self.components if one.name == name), None)
 
 
-def inspect_weights(path: Path) -> Inspection:
+def inspect_weights(path: Path, *, variant: str | None = None, ema: bool = False) -> Inspection:
     """Look at a weights file, a diffusers folder or a folder of component files.
 
     Reads names, shapes and dtypes only.
 
+    Args:
+        path: of the file or folder.
+        variant: of the weights in a diffusers folder, such as "fp16"; see `read_model_folder`.
+        ema: whether to look at the averaged weights of a UNet instead of the others.
+
     Raises:
+        UsageError: there are no such weights.
         WeightsError: it is missing, broken or holds no weights.
     """
+    seen = _look_at(path, variant, read_checkpoint if not ema else _read_averages)
+    averaged = [holds_averages(one.weights.checkpoint.outline) for one in seen.components]
+    if ema and not any(averaged):
+        raise UsageError(f"{path} holds no averaged weights (EMA); leave --ema out")
+    return seen
+
+
+def _read_averages(path: Path) -> Checkpoint:
+    return without_plain(read_checkpoint(path))
+
+
+def _look_at(path: Path, variant: str | None, read: Callable[[Path], Checkpoint]) -> Inspection:
     if is_model_folder(path):
-        folder = read_model_folder(path)
+        folder = read_model_folder(path, variant)
         found = [
-            _component(read_checkpoint(file), name, folder.configs[name])
+            _component(read(file), name, folder.configs[name])
             for name, file in folder.weights.items()
         ]
         seen = Inspection(path, "diffusers folder", tuple(found), vocabulary=folder.vocabulary)
         return _with_variant(seen, folder.configs["scheduler"])
+    if variant is not None and os.path.isdir(path):
+        return _look_at(find_weights(path, variant), None, read)
+    if variant is not None:
+        raise UsageError(f"{path} is a file, and has no variants; leave --variant out")
     files = component_files(path) if os.path.isdir(path) else {}
     vocabulary = files.pop(VOCABULARY, None)
     if files:
-        found = [_component(read_checkpoint(file), name, {}) for name, file in files.items()]
+        found = [_component(read(file), name, {}) for name, file in files.items()]
         return _with_variant(Inspection(path, "folder", tuple(found), vocabulary=vocabulary), {})
-    checkpoint = read_checkpoint(path)
+    checkpoint = read(path)
     parts = find_parts(checkpoint.outline)
     order = [None, *COMPONENTS]
     names = sorted(parts.by_component, key=order.index)

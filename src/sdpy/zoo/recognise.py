@@ -15,6 +15,8 @@ from sdpy.checkpoints import (
     ModelFolder,
     config_beside,
     find_parts,
+    holds_averages,
+    holds_only_averages,
     is_model_folder,
     open_weights,
     read_checkpoint,
@@ -50,6 +52,9 @@ def find_source(
     data: Path,
     given: Mapping[str, Path | None] | None = None,
     prediction: str | None = None,
+    *,
+    variant: str | None = None,
+    ema: bool = False,
 ) -> ModelSource:
     """The model that ``--model`` names.
 
@@ -59,11 +64,24 @@ def find_source(
         data: the data folder.
         given: files named by the user, by component and `VOCABULARY`; None where none is.
         prediction: what the user says that the UNet predicts, which need not be assumed then.
+        variant: of the weights in a diffusers folder, such as "fp16"; see `read_model_folder`.
+        ema: whether to take the averaged weights of a UNet instead of the others.
 
     Raises:
-        UsageError: neither a variant nor a path.
+        UsageError: neither a variant nor a path, or there are no such weights.
         WeightsError: files are missing or broken, or of another kind of model.
     """
+    found = _find_source(name, data, {} if given is None else given, prediction, variant)
+    return _with_averages(found, ema)
+
+
+def _find_source(
+    name: str,
+    data: Path,
+    given: Mapping[str, Path | None],
+    prediction: str | None,
+    weights_variant: str | None,
+) -> ModelSource:
     if name not in VARIANTS:
         path = Path(name)
         if not name.strip() or not os.path.exists(path):  # False also for a bad name
@@ -71,15 +89,38 @@ def find_source(
                 f"unknown model '{name}': use one of {', '.join(VARIANTS)}, "
                 "or the path of a folder or file"
             )
-        return recognise(path, data, given, prediction)
+        return recognise(path, data, given, prediction, weights_variant)
     variant = VARIANTS[name]
     if variant.bundled is None:
         candidates = [data / name, *(data / (name + suffix) for suffix in SINGLE_FILES)]
         for path in candidates:
             if is_model_folder(path) or os.path.isfile(path):
-                found = recognise(path, data, given)
+                found = recognise(path, data, given, variant=weights_variant)
                 return replace(found, variant=_named(found.variant, variant), assumptions=())
+    if weights_variant is not None:
+        raise UsageError(_NO_VARIANTS.format(path=data if variant.bundled is None else name))
     return ModelSource(variant, find_files(variant, data, given))
+
+
+_NO_VARIANTS = "{path} is no diffusers folder, and has no variants of weights; leave --variant out"
+
+
+def _with_averages(found: ModelSource, ema: bool) -> ModelSource:
+    """The source with the choice of averaged weights, or what is to be said of them.
+
+    Raises:
+        UsageError: ``ema``, and there are no averaged weights.
+    """
+    names = found.checkpoint("unet").outline
+    path = found.files.weights["unet"]
+    if ema and not holds_averages(names):
+        raise UsageError(f"{path} holds no averaged weights (EMA) beside others; leave --ema out")
+    told: tuple[str, ...] = ()
+    if holds_only_averages(names):
+        told = (f"{path} holds the UNet's averaged weights (EMA) only: using them",)
+    elif holds_averages(names) and not ema:
+        told = (f"{path} holds averaged weights (EMA) of its UNet, too; --ema takes them",)
+    return replace(found, ema=ema, assumptions=(*found.assumptions, *told))
 
 
 def _named(found: ModelVariant, variant: ModelVariant) -> ModelVariant:
@@ -92,6 +133,7 @@ def recognise(
     data: Path,
     given: Mapping[str, Path | None] | None = None,
     prediction: str | None = None,
+    variant: str | None = None,
 ) -> ModelSource:
     """What a folder or file is, from its names, shapes and configuration files.
 
@@ -100,12 +142,16 @@ def recognise(
         data: the data folder, where the vocabulary is looked for if ``path`` has none.
         given: files named by the user instead; see `find_source`.
         prediction: what the user says that the UNet predicts.
+        variant: of the weights in a diffusers folder.
 
     Raises:
+        UsageError: there is no such variant.
         WeightsError: a part is missing or broken, or it is another kind of model.
     """
     given = {} if given is None else given
-    folder = read_model_folder(path) if is_model_folder(path) else None
+    folder = read_model_folder(path, variant) if is_model_folder(path) else None
+    if folder is None and variant is not None:
+        raise UsageError(_NO_VARIANTS.format(path=path))
     chosen = {name: file for name, file in given.items() if file is not None}
     opened: dict[Path, Checkpoint] = {}
     files = _files(path, folder, data, chosen, opened)
@@ -115,8 +161,8 @@ def recognise(
         own = folder is not None and name not in chosen
         jsons[name] = config_beside(file) if own else {}
     scheduler = folder.configs["scheduler"] if folder is not None else {}
-    variant, assumptions = _variant_of(files, opened, jsons, scheduler, folder, prediction)
-    return ModelSource(variant, files, assumptions, opened)
+    kind, assumptions = _variant_of(files, opened, jsons, scheduler, folder, prediction)
+    return ModelSource(kind, files, assumptions, checkpoints=opened)
 
 
 def _variant_of(

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
-from sdpy.checkpoints import Checkpoint, FileState, fingerprint, outline_of, read_checkpoint
+from sdpy.checkpoints import (
+    Checkpoint,
+    FileState,
+    fingerprint,
+    outline_of,
+    read_checkpoint,
+    without_plain,
+)
 from sdpy.zoo.classes import fit_config, make_model
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.variants import Config, ModelVariant
@@ -24,6 +31,7 @@ class ModelSource:
         variant: its sizes, noise and defaults.
         files: where its components are.
         assumptions: what could not be told and was assumed, a line each for the user.
+        ema: whether averaged weights of the UNet are taken where a file has both.
         checkpoints: the files that were opened, which stay open as long as this object, so that
             nobody reads their headers again.
     """
@@ -31,6 +39,7 @@ class ModelSource:
     variant: ModelVariant
     files: ModelFiles
     assumptions: tuple[str, ...] = ()
+    ema: bool = False
     checkpoints: dict[Path, Checkpoint] = field(
         default_factory=dict, compare=False, repr=False, hash=False
     )
@@ -47,7 +56,7 @@ class ModelSource:
         """
         path = self.path(name, path)
         checkpoint = self.checkpoints[path] = read_checkpoint(path)
-        return checkpoint
+        return without_plain(checkpoint) if self.ema else checkpoint
 
     def fingerprint(self, name: str, path: Path | None = None) -> tuple[FileState, ...]:
         """What identifies the weights of a component; see `sdpy.checkpoints.fingerprint`.
