@@ -14,6 +14,7 @@ from sdpy.optimizations.exact.sliced_attention import slice_attention
 from sdpy.pipelines.controlnet import LoadedControl, loaded_controls
 from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
+from sdpy.pipelines.mask_conditioning import takes_mask
 from sdpy.pipelines.plan import PlannedRequest, describe_plan, plan_request, resolved
 from sdpy.pipelines.request import AUTO, Request
 from sdpy.pipelines.task import Begin
@@ -91,7 +92,7 @@ def _generate_group(
         contexts=2 if plans[0].guided else 1,
         images=sum(plan.request.num_samples for plan in plans),
         controlnets=[control.weights for control in request.controls],
-        encodes=request.image is not None,
+        encodes=request.image is not None or takes_mask(session),
     )
     memory = plan_memory(models, workload, batch_size)
     models = models.changed(execution=memory.execution, keep=memory.keep)

@@ -10,13 +10,13 @@ from collections.abc import Generator
 import torch
 
 from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.mask_conditioning import mask_everything
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, noisy_latents, sample_latents, shape_of_latents
 from sdpy.pipelines.vae import encode
 from sdpy.runtime.fallbacks import Notice
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.schedulers.base import Scheduler
-from sdpy.zoo.variants import ModelVariant
 
 
 class ImageToImage:
@@ -33,10 +33,6 @@ class ImageToImage:
         assert request.image is not None
         return shape_of_latents(session.variant, request.image.shape[-1], request.image.shape[-2])
 
-    def unet_in_channels(self, variant: ModelVariant) -> tuple[int, ...]:
-        """Those of the latents."""
-        return (variant.vae.latent_channels,)
-
     def check(self, session: Session, request: Request) -> None:
         """There is nothing else that could be wrong."""
 
@@ -45,12 +41,14 @@ class ImageToImage:
     ) -> Generator[Notice, None, Begin]:
         """Encode the image. The posterior's sample is drawn before the noise, as in OCaml."""
         assert request.image is not None
+        shown = yield from mask_everything(models, self.latent_shape(models.session, request))
         encoded = yield from encode(models, request.image)
         scaling_factor = models.session.config("vae").scaling_factor
 
         def begin(scheduler: Scheduler, generator: torch.Generator) -> InitialLatents:
+            conditioning = None if shown is None else shown.sample(generator)
             latents = sample_latents(scaling_factor, encoded, generator)
             noise = torch.randn(latents.shape, generator=generator)
-            return InitialLatents(noisy_latents(scheduler, latents, noise))
+            return InitialLatents(noisy_latents(scheduler, latents, noise), conditioning)
 
         return begin

@@ -11,13 +11,13 @@ from torch import Tensor
 from sdpy.errors import ImageError
 from sdpy.models import DiagonalGaussian
 from sdpy.pipelines.denoise import InitialLatents, KnownRegion
+from sdpy.pipelines.mask_conditioning import MaskConditioning, takes_mask
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, noisy_latents, sample_latents, shape_of_latents
 from sdpy.pipelines.vae import encode
 from sdpy.runtime.fallbacks import Notice
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.schedulers.base import Scheduler
-from sdpy.zoo.variants import ModelVariant
 
 
 class Inpainting:
@@ -35,11 +35,6 @@ class Inpainting:
         """Of the image."""
         assert request.image is not None
         return shape_of_latents(session.variant, request.image.shape[-1], request.image.shape[-2])
-
-    def unet_in_channels(self, variant: ModelVariant) -> tuple[int, ...]:
-        """Those of the latents, and with mask and masked image beside them."""
-        channels = variant.vae.latent_channels
-        return (channels, 2 * channels + 1)
 
     def check(self, session: Session, request: Request) -> None:
         """Refuse a mask of which nothing is left at the latents' resolution.
@@ -61,10 +56,9 @@ class Inpainting:
         session, variant = models.session, models.variant
         assert request.image is not None and request.mask is not None
         latent_mask = self._latent_mask(session, request)
-        latent_channels = variant.vae.latent_channels
         scaling_factor = session.config("vae").scaling_factor
-        if session.config("unet").in_channels == latent_channels:
-            if variant.unet.in_channels != latent_channels:
+        if not takes_mask(session):
+            if variant.unet.in_channels != variant.vae.latent_channels:
                 yield Notice(
                     f"{session.source.files.weights['unet']} is not made for inpainting: blending "
                     "the latents instead"
@@ -74,7 +68,8 @@ class Inpainting:
         masked = yield from encode(models, request.image * (1 - request.mask))
         # From pure noise, the image itself is not needed.
         whole = None if skip == 0 else (yield from encode(models, request.image))
-        return _conditioned(scaling_factor, whole, masked, latent_mask, skip)
+        shown = MaskConditioning(latent_mask, masked, scaling_factor)
+        return _conditioned(shown, whole, skip)
 
     def _latent_mask(self, session: Session, request: Request) -> Tensor:
         """(1, 1, h, w), by nearest neighbours."""
@@ -83,25 +78,17 @@ class Inpainting:
         return F.interpolate(request.mask, size=shape[-2:], mode="nearest")
 
 
-def _conditioned(
-    scaling_factor: float,
-    encoded: DiagonalGaussian | None,
-    masked: DiagonalGaussian,
-    latent_mask: Tensor,
-    skip: int,
-) -> Begin:
+def _conditioned(shown: MaskConditioning, encoded: DiagonalGaussian | None, skip: int) -> Begin:
     """For 9 channels. Draws the masked image's posterior first, as the OCaml program does."""
 
     def begin(scheduler: Scheduler, generator: torch.Generator) -> InitialLatents:
-        masked_latents = sample_latents(scaling_factor, masked, generator)
+        conditioning = shown.sample(generator)
         original = None
         if encoded is not None:
-            original = sample_latents(scaling_factor, encoded, generator)
-        noise = torch.randn(masked_latents.shape, generator=generator)
+            original = sample_latents(shown.scaling_factor, encoded, generator)
+        noise = torch.randn(shown.masked.mean.shape, generator=generator)
         latents = _first_latents(scheduler, original, noise, skip)
-        return InitialLatents(
-            latents, image_conditioning=torch.cat([latent_mask, masked_latents], dim=1)
-        )
+        return InitialLatents(latents, image_conditioning=conditioning)
 
     return begin
 

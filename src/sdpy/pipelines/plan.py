@@ -13,6 +13,7 @@ from sdpy.pipelines.controlnet import check_controls
 from sdpy.pipelines.events import Event, Notice, PromptTokenized
 from sdpy.pipelines.img2img import ImageToImage
 from sdpy.pipelines.inpaint import Inpainting
+from sdpy.pipelines.mask_conditioning import unet_in_channels
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Task, skipped_steps
 from sdpy.pipelines.text2img import TextToImage
@@ -92,7 +93,7 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     Raises:
         UsageError: an option that cannot work.
         ImageError: a mask that vanishes at the latents' resolution.
-        WeightsError: a file that is broken, of the wrong kind, or a UNet for another task.
+        WeightsError: a file that is broken, of the wrong kind, or a UNet that no task can use.
     """
     task = find_task(request)
     shape = task.latent_shape(session, request)
@@ -107,11 +108,11 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     scale = session.variant.guidance_scale if scale is None else scale
     guided = unet.time_cond_proj_dim is None and scale != 1
     prompt, negative = _tokenize(session, request, guided)
-    if unet.in_channels not in task.unet_in_channels(session.variant):
-        needed = " or ".join(map(str, task.unet_in_channels(session.variant)))
+    if unet.in_channels not in unet_in_channels(session.variant):
+        needed, for_inpainting = unet_in_channels(session.variant)
         raise WeightsError(
-            f"{session.source.files.weights['unet']}: a UNet with {unet.in_channels} input "
-            f"channels cannot do this, {needed} are needed; 9 are for inpainting alone"
+            f"{session.source.files.weights['unet']} has a UNet with {unet.in_channels} input "
+            f"channels; sdpy runs those with {needed}, or {for_inpainting} for inpainting"
         )
     approximations = request.approximations
     for approximation in approximations:

@@ -34,9 +34,6 @@ class Task(Protocol):
     def latent_shape(self, session: Session, request: Request) -> tuple[int, int, int, int]:
         """(1, C, h, w). Raises ``UsageError`` for a size that cannot be."""
 
-    def unet_in_channels(self, variant: ModelVariant) -> tuple[int, ...]:
-        """Numbers of input channels of the UNets that can do this task."""
-
     def check(self, session: Session, request: Request) -> None:
         """Refuse what cannot work, reading no weights. Raises ``SdpyError``."""
 

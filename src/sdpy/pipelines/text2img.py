@@ -7,12 +7,12 @@ from collections.abc import Generator
 import torch
 
 from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.mask_conditioning import mask_everything
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, shape_of_latents
 from sdpy.runtime.fallbacks import Notice
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.schedulers.base import Scheduler
-from sdpy.zoo.variants import ModelVariant
 
 
 class TextToImage:
@@ -27,22 +27,19 @@ class TextToImage:
         height = side if request.height is None else request.height
         return shape_of_latents(session.variant, width, height)
 
-    def unet_in_channels(self, variant: ModelVariant) -> tuple[int, ...]:
-        """Those of the latents."""
-        return (variant.vae.latent_channels,)
-
     def check(self, session: Session, request: Request) -> None:
         """There is nothing else that could be wrong."""
 
     def prepare(
         self, models: RequestModels, request: Request, skip: int
     ) -> Generator[Notice, None, Begin]:
-        """Nothing is encoded; every image begins with noise of its own."""
+        """Every image begins with noise of its own; only UNets for inpainting are shown more."""
         shape = self.latent_shape(models.session, request)
+        shown = yield from mask_everything(models, shape)
 
         def begin(scheduler: Scheduler, generator: torch.Generator) -> InitialLatents:
+            conditioning = None if shown is None else shown.sample(generator)
             noise = torch.randn(shape, generator=generator)
-            return InitialLatents(noise * scheduler.init_noise_sigma)
+            return InitialLatents(noise * scheduler.init_noise_sigma, conditioning)
 
-        yield from ()
         return begin
