@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Threads that wait by spinning take the cores from the tests of the other workers. OpenMP reads
+# this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -11,6 +16,13 @@ from support.tiny import write_tiny
 
 # The models of these tests are too small to be worth more than one thread.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests at real size to one worker: two of them at once would not fit into memory."""
+    for item in items:
+        if item.get_closest_marker("full_size"):
+            item.add_marker(pytest.mark.xdist_group("full_size"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -151,7 +151,7 @@ def test_editors_and_help_see_the_options() -> None:
         ({"mask": Image.new("L", (32, 32), 255)}, "a mask needs the image"),
         ({"batch_size": 0}, "--batch-size 0"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_options(model: sdpy.Pipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SdpyError) as caught:
