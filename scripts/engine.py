@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdpy.pipelines.denoise import Guidance, denoise
 from sdpy.pipelines.events import ImageDecoded
-from sdpy.pipelines.generate import generate
+from sdpy.pipelines.generate import encode_plans, generate
 from sdpy.pipelines.plan import plan_request, plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.vae import decode, encode
@@ -25,7 +25,6 @@ from sdpy.runtime.devices import place, seeded_generator
 from sdpy.runtime.fallbacks import finish
 from sdpy.runtime.session import Session
 from sdpy.schedulers import Scheduler
-from sdpy.text.conditioning import encode_prompts
 from sdpy.zoo.files import find_files
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import DEMO, VOCABULARY, ModelVariant
@@ -111,13 +110,7 @@ class DemoModel:
         session, models = self.session, self.session.models()
         plan = plan_request(session, Request(prompt, seed=seed, scheduler=scheduler, steps=steps))
         begin = finish(plan.task.prepare(models, plan.request, plan.skip))
-        with models.text_encoder() as text_encoder:
-            (conditioning,) = encode_prompts(
-                [(plan.prompt, plan.negative)],
-                session.tokenizer,
-                text_encoder,
-                pad_id=self.variant.pad_id,
-            )
+        (conditioning,) = encode_plans(models, [plan])
         planned, generator = plan.fresh_scheduler(), seeded_generator(seed)
         with models.unet() as unet:
             steps_done = denoise(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdpy.checkpoints import TextualInversion
 from sdpy.models import CLIPTextModel
-from sdpy.text.conditioning import PromptConditioning, encode_prompts
+from sdpy.text.conditioning import Conditioning, encode_prompts
 from sdpy.text.prompts import tokenize_prompt
 from sdpy.text.tokenizer import CLIPTokenizer
 from support.compare import MODEL_TOLERANCE, normal, randomise, relative_error
@@ -45,10 +45,11 @@ class Embeddings:
     negative: Tensor
 
     @classmethod
-    def of(cls, pair: PromptConditioning) -> Embeddings:
-        for one in (pair.prompt, pair.negative):
+    def of(cls, pair: tuple[Conditioning, ...]) -> Embeddings:
+        for one in pair:
             assert (one.text_embeds, one.time_ids) == (None, None)
-        return cls(pair.prompt.encoder_hidden_states, pair.negative.encoder_hidden_states)
+        prompt, negative = pair
+        return cls(prompt.encoder_hidden_states, negative.encoder_hidden_states)
 
 
 def encoded(

@@ -21,7 +21,7 @@ from sdpy.pipelines.plan import plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.session import Session
-from sdpy.text.conditioning import Conditioning, PromptConditioning
+from sdpy.text.conditioning import Conditioning, ConditioningSchedule, PromptConditioning
 from support.compare import assert_same_images, randomise, relative_error
 from support.tasks import decoded, one_image
 from support.tiny import TINY, tiny_model, tiny_session, tiny_source
@@ -89,7 +89,9 @@ def test_a_denoising_loop_written_out(session: Session) -> None:
         unet,
         plan_schedule(session, request),
         InitialLatents(noise),
-        PromptConditioning(Conditioning(prompt), Conditioning(negative)),
+        ConditioningSchedule(
+            (PromptConditioning((Conditioning(prompt),), Conditioning(negative)),)
+        ),
         Guidance((3.0,), interval=(0.25, 0.75)),
         generators=[numbers],
     )

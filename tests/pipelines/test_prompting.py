@@ -14,10 +14,11 @@ from sdpy.checkpoints import TextualInversion, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, PromptTokenized
+from sdpy.pipelines.generate import generate
 from sdpy.pipelines.request import Request
 from sdpy.runtime.session import Session
-from support.compare import normal, randomise
-from support.tasks import text2img
+from support.compare import assert_same_images, normal, randomise, relative_error
+from support.tasks import decoded, text2img
 from support.tiny import TINY, tiny_files, tiny_session, tiny_source
 
 IDLE = (
@@ -50,9 +51,9 @@ def run(session: Session, prompt: str, **request: Any) -> tuple[list[Event], Ten
     """The events of a run, and its image."""
     options = Request(prompt, **{"steps": 2, **request})
     events = list(text2img(session, options, width=32, height=32))
-    (decoded,) = [event for event in events if isinstance(event, ImageDecoded)]
-    assert decoded.pixels.isfinite().all()
-    return events, decoded.pixels
+    (one,) = [event for event in events if isinstance(event, ImageDecoded)]
+    assert one.pixels.isfinite().all()
+    return events, one.pixels
 
 
 def told(events: list[Event]) -> list[str]:
@@ -186,3 +187,104 @@ def test_a_long_prompt_without_chunks_is_cut_and_told(
         "the prompt is too long, its end was left out: 'dark house'",
     ]
     assert {tuple(context.shape) for context in contexts} == {(1, 77, 32)}
+
+
+# --- prompts that change, and prompts that are joined ------------------------------------------
+
+
+def embedding(session: Session, prompt: str) -> Tensor:
+    """(1, 77, D) of a prompt in one chunk."""
+    (_, made) = encoded(session, prompt)
+    return made[1:]
+
+
+def encoded(session: Session, prompt: str) -> tuple[list[Event], Tensor]:
+    seen: list[Tensor] = []
+    forward = UNet2DConditionModel.forward
+
+    def noting(self: Any, sample: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
+        seen.append(conditions["encoder_hidden_states"])
+        return forward(self, sample, timestep, **conditions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet2DConditionModel, "forward", noting)
+        events, _ = run(session, prompt, steps=1)
+    return events, seen[0]
+
+
+def test_each_step_has_its_own_prompt(session: Session, contexts: list[Tensor]) -> None:
+    cat, dark = embedding(session, "the cat"), embedding(session, "the dark")
+    contexts.clear()
+    events, _ = run(session, "the [cat:dark:0.5]", negative_prompt="[the|house]", steps=4)
+    the, house = embedding(session, "the"), embedding(session, "house")
+    expected = [(the, cat), (house, cat), (the, dark), (house, dark)]
+    for shown, pair in zip(contexts, expected, strict=False):
+        assert torch.equal(shown, torch.cat(pair))
+    assert told(events) == [
+        "prompt editing, steps 1 to 2, 'the cat': 2 of 75 tokens",
+        "prompt editing, steps 3 to 4, 'the dark': 2 of 75 tokens",
+        "negative prompt editing, steps 1, 3, 'the': 1 of 75 tokens",
+        "negative prompt editing, steps 2, 4, 'house': 1 of 75 tokens",
+    ]
+
+
+def test_a_prompt_that_changes_to_itself_is_the_plain_one(session: Session) -> None:
+    _, image = run(session, "the cat")
+    assert torch.equal(image, run(session, "the [cat:cat:1]")[1])
+    assert not torch.equal(image, run(session, "the [cat:dark:1]")[1])
+    assert not torch.equal(image, run(session, "the [cat:cat:1]", prompt_syntax="plain")[1])
+
+
+def test_texts_are_encoded_once(session: Session) -> None:
+    run(session, "[cat|dark|cat|house]", steps=12)
+    assert session.counters.encoded_prompts == 3
+    run(session, "[house|cat]", steps=2)
+    assert session.counters.encoded_prompts == 3
+
+
+def test_images_whose_prompts_change_at_other_steps_are_as_alone(session: Session) -> None:
+    prompts = ["[cat:dark:1]", "[cat:dark:3]", "[house|cat]", "cat " * 80]
+    requests = [Request(prompt, steps=4, width=32, height=32, batch_size=4) for prompt in prompts]
+    together = decoded(generate(session, requests))
+    alone = [decoded(generate(session, [request]))[0] for request in requests]
+    assert_same_images([one.pixels for one in together], [one.pixels for one in alone])
+
+
+def test_and_of_one_prompt_twice_is_guidance_by_the_sum(session: Session) -> None:
+    _, twice = run(session, "cat :0.75 AND cat :1.25", guidance_scale=3.0)
+    _, strong = run(session, "cat", guidance_scale=6.0)
+    assert relative_error(twice, strong) <= 1e-4
+    _, opposed = run(session, "cat AND dark AND dark :-1", guidance_scale=3.0)
+    assert relative_error(opposed, run(session, "cat", guidance_scale=3.0)[1]) <= 1e-4
+
+
+def test_and_at_scale_one_and_outside_the_interval(session: Session) -> None:
+    """The prediction for the prompt is the negative one and the weighted ways from there."""
+    _, image = run(session, "cat :0.5 AND cat", negative_prompt="dark", guidance_scale=1.0)
+    expected = run(session, "cat", negative_prompt="dark", guidance_scale=1.5)[1]
+    assert relative_error(image, expected) <= 1e-4
+    options = {"negative_prompt": "dark", "guidance_interval": (0.4, 0.6), "steps": 2}
+    _, nowhere = run(session, "cat :0.5 AND cat", guidance_scale=7.0, **options)
+    assert relative_error(nowhere, expected) <= 1e-4
+
+
+def test_and_is_told_with_its_weights_and_is_text_in_the_negative_prompt(
+    session: Session, contexts: list[Tensor]
+) -> None:
+    events, _ = run(session, "cat AND the dark :1.5", negative_prompt="cat AND dark")
+    assert told(events)[:3] == [
+        "prompt 1 of 2 of AND, weight 1, 'cat': 1 of 75 tokens",
+        "prompt 2 of 2 of AND, weight 1.5, 'the dark': 2 of 75 tokens",
+        "negative prompt: 5 of 75 tokens",
+    ]
+    assert {len(context) for context in contexts} == {3}
+
+
+def test_and_needs_a_unet_that_can_be_guided(tiny_data: Path, tmp_path: Path) -> None:
+    unet = randomise(UNet2DConditionModel(replace(TINY.unet, time_cond_proj_dim=12)))
+    write_checkpoint(tmp_path / "unet.ot", unet.state_dict())
+    files = tiny_files(tiny_data).with_weights(unet=tmp_path / "unet.ot")
+    session = Session(replace(tiny_source(tiny_data), files=files))
+    with pytest.raises(UsageError, match="this UNet takes the guidance scale itself"):
+        run(session, "cat AND dark")
+    run(session, "[cat:dark:1]")

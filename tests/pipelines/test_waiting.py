@@ -19,7 +19,7 @@ from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import seeded_generator
 from sdpy.runtime.execution import Execution
 from sdpy.schedulers import SCHEDULERS
-from sdpy.text.conditioning import Conditioning, PromptConditioning
+from sdpy.text.conditioning import Conditioning, ConditioningSchedule, PromptConditioning
 from support.compare import randomise
 from support.tiny import TINY, random_image, tiny_session
 from support.waiting import counting_waits
@@ -44,7 +44,9 @@ def waits_in_loop(
             approximated,
             scheduler,
             InitialLatents(noise, known=region),
-            PromptConditioning(Conditioning(prompt), Conditioning(negative)),
+            ConditioningSchedule(
+                (PromptConditioning((Conditioning(prompt),), Conditioning(negative)),)
+            ),
             Guidance((7.5, 3.0), request.guidance_rescale, request.guidance_interval),
             generators=[seeded_generator(seed) for seed in range(2)],
             controls=loaded,

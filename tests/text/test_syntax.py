@@ -182,3 +182,8 @@ def test_hostile_prompts_take_linear_time(text: str) -> None:
     start = time.monotonic()
     parse(text)
     assert time.monotonic() - start < 10
+
+
+def test_colons_and_bars_can_be_escaped() -> None:
+    assert parse(r"a\:b\|c") == ((Span("a:b|c"),),)
+    assert parse(r"(a\:2)") == ((Span("a:2", 1.1),),)

@@ -24,7 +24,12 @@ from sdpy.runtime.devices import Placement, seeded_generator
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.fallbacks import finish
 from sdpy.runtime.session import Session
-from sdpy.text.conditioning import Conditioning, PromptConditioning, encode_prompts
+from sdpy.text.conditioning import (
+    Conditioning,
+    ConditioningSchedule,
+    PromptConditioning,
+    encode_prompts,
+)
 from sdpy.zoo.source import ModelSource
 
 
@@ -97,16 +102,17 @@ def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluat
     """Prompts to embeddings (2, T, D), the negative prompt's first."""
     with target.session() as session, session.models().text_encoder() as text_encoder:
         plan = plan_request(session, _for_any_unet(target, target.request(1)))
+        (prompts,), _ = plan.prompts.steps()
 
         def evaluate() -> Tensor:
             (made,) = encode_prompts(
-                [(plan.prompt, plan.negative)],
+                [(*prompts.parts, prompts.negative)],
                 session.tokenizer,
                 text_encoder,
                 pad_id=session.variant.pad_id,
             )
-            both = (made.negative.encoder_hidden_states, made.prompt.encoder_hidden_states)
-            return torch.cat(both).cpu()
+            prompt, negative = (one.encoder_hidden_states for one in made)
+            return torch.cat([negative, prompt]).cpu()
 
         yield evaluate
 
@@ -141,7 +147,9 @@ def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
             unet,
             scheduler,
             start,
-            PromptConditioning(Conditioning(prompt), Conditioning(negative)),
+            ConditioningSchedule(
+                (PromptConditioning((Conditioning(prompt),), Conditioning(negative)),)
+            ),
             Guidance((plan.guidance_scale,)),
             generators=[seeded_generator(inputs.SEED)],
         )

@@ -16,7 +16,7 @@ from sdpy.optimizations.approximate import UNet
 from sdpy.pipelines.controlnet import LoadedControl, control_residuals, is_within
 from sdpy.runtime.fallbacks import Fallback, Notice, attempt, finish
 from sdpy.schedulers.base import Scheduler
-from sdpy.text.conditioning import Conditioning, PromptConditioning
+from sdpy.text.conditioning import Conditioning, ConditioningSchedule
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Guidance:
 
     Attributes:
         scales: one an image; 0 for the negative prompt alone, 1 for the prompt alone. Where all
-            are 1, half of the work is left out; so it is at any scale where the UNet takes the
-            scale as an embedding.
+            are 1, half of the work is left out, unless ``AND`` joins several prompts; so it is at
+            any scale where the UNet takes the scale as an embedding.
         rescale: see `classifier_free_guidance`.
         interval: shares of the evaluations between which there is guidance; those before and after
             do without, as at scale 1. In terms of noise, as in the paper, it depends on the
@@ -129,7 +129,7 @@ def denoise(
     unet: UNet,
     scheduler: Scheduler,
     start: InitialLatents,
-    prompts: PromptConditioning,
+    prompts: ConditioningSchedule,
     guidance: Guidance,
     *,
     generators: Sequence[torch.Generator] = (),
@@ -174,37 +174,35 @@ def denoise(
         timestep_cond = torch.cat([guidance_scale_embedding(scale, width) for scale in scales])
         timestep_cond = timestep_cond.to(device, dtype)
         scales = (1.0,) * len(scales)
-    scale = torch.tensor(scales, device=device)[:, None, None, None]
-    unguided = prompts.prompt.to(device, dtype)
-    guided = unguided
-    if any(one != 1 for one in scales):
-        guided = Conditioning.cat([prompts.negative.to(device, dtype), unguided])
+    at_scale = torch.tensor(scales, device=device)[:, None, None, None]
+    weights: Tensor | None = None
+    if prompts.weights is not None:
+        weights = torch.tensor(prompts.weights, device=device).T[:, :, None, None, None]
+    is_guided = [is_within(*guidance.interval, i, total) for i in range(total)]
+    seen = _conditionings(prompts, scales, is_guided, device, dtype)
     on_device = torch.tensor(timesteps, device=device)
-    embeddings = {
-        len(one): _embed_timesteps(unet, on_device, one, timestep_cond)
-        for one in (unguided, guided)
-    }
+    embeddings = _embed_timesteps(unet, on_device, seen, timestep_cond)
     finite = FiniteCheck(device, dtype, total)
 
     @torch.inference_mode()
-    def predict(i: int, sample: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(i: int, sample: Tensor) -> Tensor:
+        conditioning = seen[i]
         residuals = control_residuals(controls, i, total, sample, on_device[i], conditioning)
         if beside is not None:
             sample = torch.cat([sample, beside], dim=1)
         conditions: dict[str, Any] = {**conditioning.inputs(), **residuals}
-        emb = embeddings[len(conditioning)][i]
-        return unet(sample, on_device[i], emb=emb, **conditions).float()
+        return unet(sample, on_device[i], emb=embeddings[i], **conditions).float()
 
     left = list(fallbacks)
     for i, timestep in enumerate(timesteps):
-        conditioning = guided if is_within(*guidance.interval, i, total) else unguided
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(dtype)
         notices: list[Notice] = []
-        work = attempt(partial(predict, i, sample, conditioning), left, "the UNet")
+        work = attempt(partial(predict, i, sample), left, "the UNet")
         noise_pred = finish(work, notices.append)
         with torch.inference_mode():
-            noise_pred = classifier_free_guidance(noise_pred, scale, guidance.rescale)
+            scale = at_scale if is_guided[i] else torch.ones_like(at_scale)
+            noise_pred = classifier_free_guidance(noise_pred, scale, guidance.rescale, weights)
             latents = scheduler.step(noise_pred, timestep, latents, generators)
             if known is not None:
                 upcoming = timesteps[i + 1] if i + 1 < total else None
@@ -214,21 +212,48 @@ def denoise(
     finite.finish()
 
 
+def _conditionings(
+    prompts: ConditioningSchedule,
+    scales: Sequence[float],
+    is_guided: Sequence[bool],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Conditioning]:
+    """What the UNet is conditioned on in each step; equal ones are one and the same.
+
+    Returns:
+        With guidance (1 + k) B rows, those of the negative prompts first; without it B rows. Joined
+        prompts need the negative ones even at scale 1.
+    """
+    always = prompts.weights is not None
+    guides = always or any(one != 1 for one in scales)
+    made: dict[tuple[int, bool], Conditioning] = {}
+    seen = []
+    for i, guided in enumerate(is_guided):
+        key = (prompts.index(i), guides and (guided or always))
+        if key not in made:
+            one = prompts.conditionings[key[0]]
+            parts = [one.negative, *one.prompts] if key[1] else one.prompts
+            made[key] = Conditioning.cat([part.to(device, dtype) for part in parts])
+        seen.append(made[key])
+    return seen
+
+
 def _embed_timesteps(
-    unet: UNet, timesteps: Tensor, conditioning: Conditioning, timestep_cond: Tensor | None
+    unet: UNet, timesteps: Tensor, seen: Sequence[Conditioning], timestep_cond: Tensor | None
 ) -> list[Tensor]:
     """What the UNet makes of each step's time and of what else it is told, before the loop.
 
     Returns:
         One tensor a step, (1, B or k B, time_embed_dim).
     """
-    added = {
-        name: tensor
-        for name, tensor in conditioning.inputs().items()
-        if name != "encoder_hidden_states"
-    }
-    with torch.inference_mode():
-        return [unet.embed(one, timestep_cond, **added) for one in timesteps]
+    embeddings = []
+    for timestep, conditioning in zip(timesteps, seen, strict=True):
+        added = conditioning.inputs()
+        del added["encoder_hidden_states"]
+        with torch.inference_mode():
+            embeddings.append(unet.embed(timestep, timestep_cond, **added))
+    return embeddings
 
 
 class FiniteCheck:
@@ -276,7 +301,10 @@ class FiniteCheck:
 
 
 def classifier_free_guidance(
-    noise_pred: Tensor, guidance_scale: Tensor | float, guidance_rescale: float = 0.0
+    noise_pred: Tensor,
+    guidance_scale: Tensor | float,
+    guidance_rescale: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Move from the prediction for the negative prompt towards, and past, that for the prompt.
 
@@ -287,15 +315,25 @@ def classifier_free_guidance(
             prompt alone.
         guidance_rescale: how far to bring the result's deviation back to that of the prediction
             for the prompt, in [0, 1]; high scales raise it, and with it the image's contrast.
+        weights: (k, B, 1, 1, 1) of k prompts that are joined; ``noise_pred`` is ((1 + k) B, ...)
+            then. The prediction for the prompt is that for the negative prompt, and the weighted
+            ways from there to those of the k prompts.
 
     Source: "Classifier-Free Diffusion Guidance" (Ho and Salimans, 2022), equation 6, with the
     scale of "Imagen" (Saharia et al., 2022), equation 2; "Common Diffusion Noise Schedules and
-    Sample Steps are Flawed" (Lin et al., 2023), equations 14 to 16, for the rescaling.
+    Sample Steps are Flawed" (Lin et al., 2023), equations 14 to 16, for the rescaling;
+    "Compositional Visual Generation with Composable Diffusion Models" (Liu et al., 2022), equation
+    12, for joined prompts.
     """
     batch = len(guidance_scale) if isinstance(guidance_scale, Tensor) else 1
     if len(noise_pred) == batch:
         return noise_pred
-    negative, positive = noise_pred.chunk(2)
+    if weights is None:
+        negative, positive = noise_pred.chunk(2)
+    else:
+        negative, *parts = noise_pred.chunk(1 + len(weights))
+        ways = (weight * (part - negative) for weight, part in zip(weights, parts, strict=True))
+        positive = negative + sum(ways, torch.zeros_like(negative))
     guided = negative + guidance_scale * (positive - negative)
     if guidance_rescale == 0:
         return guided

@@ -23,7 +23,12 @@ from sdpy.runtime.devices import seeded_generator
 from sdpy.runtime.fallbacks import Fallback, release_cached_memory
 from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory
 from sdpy.runtime.session import RequestModels, Session
-from sdpy.text.conditioning import PromptConditioning, encode_prompts
+from sdpy.text.conditioning import (
+    ConditioningSchedule,
+    PromptConditioning,
+    encode_prompts,
+)
+from sdpy.text.schedule import StepPrompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class ImageJob:
         sample: its number within the request, from 0.
         plan: of its request.
         begin: makes its first latents.
-        prompt: what it is guided by, of batch 1.
+        prompts: what it is guided by, of batch 1.
     """
 
     number: int
@@ -44,7 +49,7 @@ class ImageJob:
     sample: int
     plan: PlannedRequest
     begin: Begin
-    prompt: PromptConditioning
+    prompts: ConditioningSchedule
 
     @property
     def seed(self) -> int:
@@ -89,7 +94,7 @@ def _generate_group(
     workload = Workload.of(
         models,
         plans[0].shape,
-        contexts=2 if plans[0].guided else 1,
+        contexts=len(plans[0].prompts.parts) + plans[0].guided,
         images=sum(plan.request.num_samples for plan in plans),
         controlnets=[control.weights for control in request.controls],
         encodes=request.image is not None or takes_mask(session),
@@ -108,7 +113,7 @@ def _generate_group(
         begins.append((yield from plan.task.prepare(models, plan.request, plan.skip)))
     for plan in plans:
         yield from describe_plan(session, plan)
-    prompts = _encode(models, plans)
+    prompts = encode_plans(models, plans)
     jobs: deque[ImageJob] = deque()
     for (index, plan), begin, prompt in zip(members, begins, prompts, strict=True):
         for sample in range(plan.request.num_samples):
@@ -159,7 +164,7 @@ def _generate_batch(
             approximated,
             scheduler,
             start,
-            PromptConditioning.cat([job.prompt for job in batch]),
+            ConditioningSchedule.cat([job.prompts for job in batch]),
             Guidance(
                 tuple(job.plan.guidance_scale for job in batch),
                 plan.request.guidance_rescale,
@@ -178,35 +183,57 @@ def _generate_batch(
         yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
 
 
-def _encode(models: RequestModels, plans: Sequence[PlannedRequest]) -> list[PromptConditioning]:
+def encode_plans(
+    models: RequestModels, plans: Sequence[PlannedRequest]
+) -> list[ConditioningSchedule]:
     """What the images of each request are guided by; a prompt that repeats is encoded once."""
     session = models.session
-    keys = [_prompt_key(models, plan) for plan in plans]
-    by_key = dict(zip(keys, plans, strict=True))
-    missing = {key: plan for key, plan in by_key.items() if not session.has_prompt(key)}
-    encoded = {key: session.cached_prompt(key) for key in by_key if key not in missing}
+    steps = [plan.prompts.steps() for plan in plans]
+    keys = [
+        [_prompt_key(models, plan, prompts) for prompts in distinct]
+        for plan, (distinct, _) in zip(plans, steps, strict=True)
+    ]
+    encoded: dict[Hashable, PromptConditioning] = {}
+    missing: list[tuple[PlannedRequest, dict[Hashable, StepPrompts]]] = []
+    for plan, (distinct, _), some in zip(plans, steps, keys, strict=True):
+        absent: dict[Hashable, StepPrompts] = {}
+        for key, prompts in zip(some, distinct, strict=True):
+            if session.has_prompt(key):
+                encoded[key] = session.cached_prompt(key)
+            elif not any(key in others for _, others in missing):
+                absent[key] = prompts
+        if absent:
+            missing.append((plan, absent))
     if missing:
         with models.text_encoder() as text_encoder:
-            for key, plan in missing.items():
-                (encoded[key],) = encode_prompts(
-                    [(plan.prompt, plan.negative)],
+            for plan, absent in missing:
+                made = encode_prompts(
+                    [(*prompts.parts, prompts.negative) for prompts in absent.values()],
                     session.tokenizer,
                     text_encoder,
                     pad_id=session.variant.pad_id,
                     skip_layers=plan.request.clip_skip - 1,
                     textual_inversions=plan.request.embedding,
                 )
-                session.counters.encoded_prompts += 1
-    for key in missing:
-        session.cache_prompt(key, encoded[key])
-    return [encoded[key] for key in keys]
+                for key, (*parts, negative) in zip(absent, made, strict=True):
+                    encoded[key] = PromptConditioning(tuple(parts), negative)
+                    session.cache_prompt(key, encoded[key])
+                    session.counters.encoded_prompts += 1
+    return [
+        ConditioningSchedule(
+            tuple(encoded[key] for key in some),
+            indices if len(some) > 1 else (),
+            None if plan.prompts.weights is None else (plan.prompts.weights,),
+        )
+        for plan, (_, indices), some in zip(plans, steps, keys, strict=True)
+    ]
 
 
-def _prompt_key(models: RequestModels, plan: PlannedRequest) -> Hashable:
-    """What an encoded prompt depends on."""
+def _prompt_key(models: RequestModels, plan: PlannedRequest, prompts: StepPrompts) -> Hashable:
+    """What encoded prompts depend on."""
     tokens = tuple(
         tuple(tuple((token.ids, token.weight) for token in chunk) for chunk in prompt.chunks)
-        for prompt in (plan.prompt, plan.negative)
+        for prompt in (*prompts.parts, prompts.negative)
     )
     words = tuple(one.vectors.numpy().tobytes() for one in plan.request.embedding)
     return (models.key("text_encoder"), tokens, plan.request.clip_skip, words)

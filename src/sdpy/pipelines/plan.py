@@ -21,6 +21,7 @@ from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
 from sdpy.schedulers.registry import find_scheduler, make_scheduler
 from sdpy.text.prompts import TokenizedPrompt, tokenize_prompt
+from sdpy.text.schedule import PromptSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,10 @@ class PlannedRequest:
         skip: number of steps that are left out at the start.
         scheduler: with its timesteps set, and never used itself: see `fresh_scheduler`.
         guidance_scale: the request's or the model's.
-        guided: whether the UNet sees the negative prompt: not at guidance scale 1, nor where it
-            takes the scale as an embedding.
-        prompt, negative: their tokens; the negative prompt is empty where it is not looked at.
+        guided: whether the UNet sees the negative prompt: not at guidance scale 1, unless ``AND``
+            joins several prompts, nor where it takes the scale as an embedding.
+        prompts: tokens of the prompt and the negative prompt, step by step; the negative prompt is
+            empty where it is not looked at.
         approximations: of the UNet.
     """
 
@@ -47,8 +49,7 @@ class PlannedRequest:
     scheduler: Scheduler
     guidance_scale: float
     guided: bool
-    prompt: TokenizedPrompt
-    negative: TokenizedPrompt
+    prompts: PromptSchedule
     approximations: tuple[Approximation, ...]
 
     def fresh_scheduler(self) -> Scheduler:
@@ -60,7 +61,8 @@ class PlannedRequest:
         """What requests have to have in common for their images to be computed together."""
         request = self.request
         return (
-            *(self.task, self.shape, self.skip, self.guided, self.approximations),
+            *(self.task, self.shape, self.skip, self.guided, len(self.prompts.parts)),
+            self.approximations,
             *(request.steps, request.scheduler, request.sigmas, request.timestep_spacing),
             *(request.eta, request.guidance_rescale, request.guidance_interval),
             *(request.lora, tuple(control.network for control in request.controls)),
@@ -106,8 +108,14 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     unet = session.config("unet")
     scale = request.guidance_scale
     scale = session.variant.guidance_scale if scale is None else scale
-    guided = unet.time_cond_proj_dim is None and scale != 1
-    prompt, negative = _tokenize(session, request, guided)
+    can_guide = unet.time_cond_proj_dim is None
+    prompts = _tokenize(session, request, len(scheduler.timesteps), can_guide and scale != 1)
+    if len(prompts.parts) > 1 and not can_guide:
+        raise UsageError(
+            "AND joins prompts by guidance, but this UNet takes the guidance scale itself: leave "
+            "out AND, or use --prompt-syntax plain"
+        )
+    guided = can_guide and (scale != 1 or len(prompts.parts) > 1)
     if unet.in_channels not in unet_in_channels(session.variant):
         needed, for_inpainting = unet_in_channels(session.variant)
         raise WeightsError(
@@ -126,7 +134,7 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     width, height = factor * shape[-1], factor * shape[-2]
     check_controls(session, request.controls, width=width, height=height)
     return PlannedRequest(
-        request, task, shape, skip, scheduler, scale, guided, prompt, negative, approximations
+        request, task, shape, skip, scheduler, scale, guided, prompts, approximations
     )
 
 
@@ -152,9 +160,11 @@ def plan_schedule(session: Session, request: Request, skip: int = 0) -> Schedule
 def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
     """What is to be said of a request before the work: its prompts, and what has no effect."""
     request = plan.request
-    yield PromptTokenized("prompt", plan.prompt)
+    for what, prompt in plan.prompts.describe_prompt():
+        yield PromptTokenized(what, prompt)
     if request.negative_prompt and plan.guided:
-        yield PromptTokenized("negative prompt", plan.negative)
+        for what, prompt in plan.prompts.negative.describe("negative prompt"):
+            yield PromptTokenized(what, prompt)
     elif request.negative_prompt:
         yield Notice(
             "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
@@ -165,11 +175,11 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             "the guidance interval changes nothing: the guidance scale is 1, or this UNet takes "
             "the scale itself"
         )
-    for what, one in (("prompt", plan.prompt), ("negative prompt", plan.negative)):
+    for what, one in plan.prompts.all_prompts():
         if one.dropped:
             yield Notice(f"the {what} is too long, its end was left out: '{one.dropped}'")
     for inversion in request.embedding:
-        if not (plan.prompt.uses(inversion) or plan.negative.uses(inversion)):
+        if not any(prompt.uses(inversion) for _, prompt in plan.prompts.all_prompts()):
             names = " or ".join(f"'{name}'" for name in inversion.names)
             yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
 
@@ -212,17 +222,17 @@ def _check_options(request: Request) -> None:
         raise UsageError(f"--guidance-scale {request.guidance_scale}: use a finite number")
 
 
-def _tokenize(
-    session: Session, request: Request, guided: bool
-) -> tuple[TokenizedPrompt, TokenizedPrompt]:
+def _tokenize(session: Session, request: Request, steps: int, scaled: bool) -> PromptSchedule:
+    """The prompts in each of ``steps`` steps; ``scaled``: at a guidance scale other than 1."""
     config = session.variant.text_encoder
     if not 1 <= request.clip_skip <= config.num_hidden_layers:
         raise UsageError(
             f"--clip-skip {request.clip_skip}: this text encoder has {config.num_hidden_layers} "
             f"layers, use 1 (all of them) to {config.num_hidden_layers}"
         )
-    prompt, negative = (
-        tokenize_prompt(
+
+    def tokenize(text: str, what: str) -> TokenizedPrompt:
+        return tokenize_prompt(
             text,
             session.tokenizer,
             config,
@@ -231,9 +241,8 @@ def _tokenize(
             textual_inversions=request.embedding,
             what=what,
         )
-        for what, text in (
-            ("prompt", request.prompt),
-            ("negative prompt", request.negative_prompt if guided else ""),
-        )
+
+    plain = request.prompt_syntax == "plain"
+    return PromptSchedule.of(
+        request.prompt, request.negative_prompt, steps, tokenize, plain=plain, scaled=scaled
     )
-    return prompt, negative

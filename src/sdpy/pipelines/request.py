@@ -248,7 +248,8 @@ class GenerationOptions:
         "weighted",
         "--prompt-syntax",
         help="weighted: as in A1111's web UI, (word), (word:1.3) and \\[word] weigh a word by "
-        "1.1, 1.3 and 1/1.1, \\( is a bracket, BREAK starts a new chunk. plain: all is text.",
+        "1.1, 1.3 and 1/1.1, \\( is a bracket, BREAK starts a new chunk, \\[from:to:when] and "
+        "\\[a|b] change from step to step, AND joins prompts. plain: all is text.",
         panel=_PROMPT,
         label="Emphasis",
         show=lambda syntax: "None" if syntax == "plain" else syntax,  # as A1111's web UI has it

@@ -75,42 +75,81 @@ def _cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class PromptConditioning:
-    """What a batch of images is guided by.
+    """What a batch of images is guided by in a step.
 
     Attributes:
-        prompt: of B images.
-        negative: likewise, what they are guided away from; of the prompts' length.
+        prompts: of B images each: one, or those that ``AND`` joins.
+        negative: likewise, what they are guided away from; all are of one length.
     """
 
-    prompt: Conditioning
+    prompts: tuple[Conditioning, ...]
     negative: Conditioning
 
     @classmethod
     def cat(cls, parts: Sequence[PromptConditioning]) -> PromptConditioning:
-        """One batch of several."""
+        """One batch of several with the same number of prompts."""
         if len(parts) == 1:
             return parts[0]
+        together = zip(*(part.prompts for part in parts), strict=True)
         return cls(
-            Conditioning.cat([part.prompt for part in parts]),
+            tuple(Conditioning.cat(same) for same in together),
             Conditioning.cat([part.negative for part in parts]),
         )
 
 
+@dataclass(frozen=True)
+class ConditioningSchedule:
+    """What a batch of images is guided by, step by step.
+
+    Attributes:
+        conditionings: in some steps or others, at least one.
+        indices: which of them each step is guided by; empty where it is the first throughout.
+        weights: (B tuples) of each image's prompts that ``AND`` joins; None where nothing is
+            joined.
+    """
+
+    conditionings: tuple[PromptConditioning, ...]
+    indices: tuple[int, ...] = ()
+    weights: tuple[tuple[float, ...], ...] | None = None
+
+    def index(self, step: int) -> int:
+        """Which of the conditionings step ``step``, from 0, is guided by."""
+        return self.indices[step] if self.indices else 0
+
+    @classmethod
+    def cat(cls, parts: Sequence[ConditioningSchedule]) -> ConditioningSchedule:
+        """One batch of several that are of as many steps, all with joined prompts or none."""
+        steps = max(len(part.indices) for part in parts)
+        each = [tuple(part.index(step) for part in parts) for step in range(max(steps, 1))]
+        distinct = list(dict.fromkeys(each))
+        weights = [one for part in parts if part.weights is not None for one in part.weights]
+        return cls(
+            tuple(
+                PromptConditioning.cat(
+                    [part.conditionings[i] for part, i in zip(parts, chosen, strict=True)]
+                )
+                for chosen in distinct
+            ),
+            tuple(distinct.index(chosen) for chosen in each) if len(distinct) > 1 else (),
+            tuple(weights) if weights else None,
+        )
+
+
 def encode_prompts(
-    prompts: Sequence[tuple[TokenizedPrompt, TokenizedPrompt]],
+    prompts: Sequence[tuple[TokenizedPrompt, ...]],
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     *,
     pad_id: int | None = None,
     skip_layers: int = 0,
     textual_inversions: Sequence[TextualInversion] = (),
-) -> list[PromptConditioning]:
-    """Encode prompts and their negative prompts; chunks that repeat are encoded once.
-
-    Of a pair, the shorter is lengthened by empty chunks, as in A1111's web UI.
+) -> list[tuple[Conditioning, ...]]:
+    """Encode prompts; chunks that repeat are encoded once.
 
     Args:
-        prompts: pairs of a prompt and a negative prompt.
+        prompts: groups of prompts that the UNet sees together, such as a prompt and its negative
+            prompt. Those that are shorter than another of their group are lengthened by empty
+            chunks, as in A1111's web UI.
         tokenizer: that made them.
         text_encoder: on any device; its length is ``room`` and two more.
         pad_id: fills up short chunks; None for the end token.
@@ -118,17 +157,17 @@ def encode_prompts(
         textual_inversions: the same as when the prompts were tokenised.
 
     Returns:
-        One conditioning of batch 1 a pair, float32 on the text encoder's device.
+        One conditioning of batch 1 for each prompt of each group, float32 on the text encoder's
+        device.
 
     Raises:
         UsageError: weights that make the embeddings infinite.
     """
-    pairs = [_of_equal_length(prompt, negative) for prompt, negative in prompts]
     framed = [
-        [frame(chunk, tokenizer, pad_id, prompt.room) for chunk in (*chunks, *negative)]
-        for (chunks, negative), (prompt, _) in zip(pairs, prompts, strict=True)
+        [[frame(chunk, tokenizer, pad_id, one.room) for chunk in chunks] for one, chunks in group]
+        for group in map(_of_equal_length, prompts)
     ]
-    distinct = {_hashable(one): one for pair in framed for one in pair}
+    distinct = {_hashable(one): one for group in framed for chunks in group for one in chunks}
     added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
     encoded: dict[tuple[tuple[float, ...], ...], Tensor] = {}
     items = list(distinct.items())
@@ -144,10 +183,7 @@ def encode_prompts(
     def joined(chunks: Iterable[tuple[list[int], list[float]]]) -> Conditioning:
         return Conditioning(torch.cat([encoded[_hashable(chunk)] for chunk in chunks])[None])
 
-    return [
-        PromptConditioning(joined(pair[: len(pair) // 2]), joined(pair[len(pair) // 2 :]))
-        for pair in framed
-    ]
+    return [tuple(joined(chunks) for chunks in group) for group in framed]
 
 
 def _hashable(framed: tuple[list[int], list[float]]) -> tuple[tuple[float, ...], ...]:
@@ -156,11 +192,10 @@ def _hashable(framed: tuple[list[int], list[float]]) -> tuple[tuple[float, ...],
 
 
 def _of_equal_length(
-    prompt: TokenizedPrompt, negative: TokenizedPrompt
-) -> tuple[list[Chunk], list[Chunk]]:
-    count = max(len(prompt.chunks), len(negative.chunks))
-    first, second = ([*one.chunks, *[()] * (count - len(one.chunks))] for one in (prompt, negative))
-    return first, second
+    prompts: Sequence[TokenizedPrompt],
+) -> list[tuple[TokenizedPrompt, list[Chunk]]]:
+    count = max(len(one.chunks) for one in prompts)
+    return [(one, [*one.chunks, *[()] * (count - len(one.chunks))]) for one in prompts]
 
 
 def frame(

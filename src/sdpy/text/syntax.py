@@ -7,7 +7,7 @@ It is that of AUTOMATIC1111's Stable Diffusion web UI:
 ``(text:1.3)``          weight 1.3
 ``[text]``              weight 1/1.1
 ``((text))``            weights multiply
-``\\( \\) \\[ \\] \\\\``  the character itself
+``\\( \\) \\[ \\]``      the character itself; so for ``: | \\``
 ``BREAK``               starts a new chunk of tokens
 ======================  ==============================
 
@@ -15,7 +15,8 @@ A bracket that is never closed reaches to the end of the prompt, and one that cl
 text. Round and square brackets are matched apart from one another, so ``(a [b) c]`` overlaps.
 
 Unlike there, a ``BREAK`` inside of brackets breaks too, and a backslash before any other character
-is text. Prompt editing (``[from:to:when]``), alternation (``[a|b]``) and ``AND`` are not known.
+is text. What changes from step to step, and ``AND``, is known to `sdpy.text.editing`, which comes
+first.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Section = tuple[Span, ...]
 """What stands between two BREAKs."""
 
 _MARK = re.compile(
-    r"\\(?P<escaped>[\\()\[\]])"
+    r"\\(?P<escaped>[\\()\[\]:|])"
     r"|(?P<open>[(\[])"
     r"|(?::\s*(?P<weight>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*)?(?P<round>\))"
     r"|(?P<square>\])"

@@ -22,9 +22,9 @@ class DeepCache:
     These take what comes up from below from the last whole evaluation. Evaluations are counted,
     not steps: for a sampler that needs two a step (Heun, KDPM2) the same ``interval`` is half as
     many steps. The whole UNet is evaluated out of turn wherever the last result does not fit:
-    where the batch is another one, as guidance begins or ends, and where ControlNets begin or
-    cease to count. ControlNets steer the outermost layers each time, and what comes up from below
-    as they did in the last whole evaluation.
+    where the batch or the prompts are others, as guidance begins or ends, and where ControlNets
+    begin or cease to count. ControlNets steer the outermost layers each time, and what comes up
+    from below as they did in the last whole evaluation.
 
     Attributes:
         interval: at least 1, at which every evaluation is whole.
@@ -68,6 +68,8 @@ class CachedUNet(ModelMixin):
         """(k B, C, h, w), what the first of the outermost layers on the way up was given."""
         self.fits: object = None
         """For which kind of evaluation that is."""
+        self.context: Tensor | None = None
+        """For which prompts."""
         self.reused = 0
 
     def embed(
@@ -100,7 +102,8 @@ class CachedUNet(ModelMixin):
         if emb is None:
             emb = unet.embed(timestep, timestep_cond, text_embeds, time_ids)
         kind = (sample.shape, context.shape, mid_block_additional_residual is not None)
-        if self.deep is None or self.fits != kind or self.reused + 1 >= self.interval:
+        fits = self.fits == kind and self.context is context
+        if self.deep is None or not fits or self.reused + 1 >= self.interval:
             skips = unet.down_blocks(unet.conv_in(sample), emb, context)
             x = unet.go_through_middle(skips[-1], emb, context)
             if down_block_additional_residuals is not None:
@@ -114,7 +117,7 @@ class CachedUNet(ModelMixin):
                 skips = add_residuals(skips, down_block_additional_residuals[:outermost])
             deep, reused = self.deep, self.reused + 1
         prediction = unet.predict(unet.up_blocks(deep, skips[:outermost], emb, context))
-        self.deep, self.fits, self.reused = deep, kind, reused
+        self.deep, self.fits, self.reused, self.context = deep, kind, reused, context
         return prediction
 
 
