@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,14 @@ class Contest:
         folder: folder of the weights.
         scratch: folder for jobs and results.
         formats: memory formats of diffusers' UNet and autoencoder.
+        changes: environment variables of all processes that differ from this process's.
     """
 
     options: argparse.Namespace
     folder: Path
     scratch: Path
     formats: dict[str, str] = field(default_factory=dict)
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -123,7 +125,7 @@ class Contest:
         changes = {"COLUMNS": "200", "PYTHONPATH": os.pathsep.join(paths)}
         if self.options.threads is not None:
             changes["OMP_NUM_THREADS"] = str(self.options.threads)
-        return os.environ | changes
+        return {**os.environ, **changes, **self.changes}
 
     def job(self, task: str, **changes: Any) -> Job:
         """Make a job with the options of the command line."""

@@ -18,6 +18,7 @@ from scripts.bench import with_diffusers, with_sdpy
 from scripts.bench.jobs import Job
 from scripts.bench.measuring import matrix_product
 from scripts.bench.models import prepare
+from sdpy.runtime.threads import wait_passively
 
 TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "prepare": prepare,
@@ -35,6 +36,8 @@ TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
 def main(path: Path) -> None:
     """Do the job in a file."""
     job = Job(**json.loads(path.read_text(encoding="utf-8")))
+    if job.task.startswith("sdpy"):
+        wait_passively()  # as the command does, before torch is imported
     result = TASKS[job.task](job)
     Path(job.result).write_text(json.dumps(result), encoding="utf-8")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sdpy.pipelines.inputs import ImageRequest as ImageRequest
     from sdpy.pipelines.pipeline import Pipeline as Pipeline
     from sdpy.pipelines.pipeline import load as load
+    from sdpy.runtime.threads import wait_passively as wait_passively
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _HOMES = {
     "Progress": "sdpy.pipelines.events",
     "PromptTokenized": "sdpy.pipelines.events",
     "load": "sdpy.pipelines.pipeline",
+    "wait_passively": "sdpy.runtime.threads",
 }
 
 __all__ = ["__version__", "errors", *_HOMES]

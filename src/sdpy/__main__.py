@@ -8,6 +8,9 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    from sdpy.runtime.threads import wait_passively
+
+    wait_passively()  # before anything imports torch
     from sdpy.cli.app import run
 
     if isinstance(sys.stdout, io.TextIOWrapper):

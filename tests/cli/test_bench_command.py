@@ -134,7 +134,7 @@ def test_advice_tells_how_to_ask_for_what_is_faster() -> None:
     )
     assert _advice(usual, {usual: times(2), four: times(1.6)}) == (
         "Fastest here: cpu, 4 threads, 1.25 times as fast as cpu, 8 threads; "
-        "ask for it with OMP_NUM_THREADS=4."
+        "ask for it with --threads 4."
     )
     assert _advice(usual, {usual: times(2), gpu: times(0.1), four: times(1.6)}) == (
         "Fastest here: cuda, 20 times as fast as cpu, 8 threads; ask for it with --device cuda."
@@ -142,5 +142,5 @@ def test_advice_tells_how_to_ask_for_what_is_faster() -> None:
     plain = Setup("cpu", 8, fast_kernels=False)
     assert "--plain-kernels." in _advice(usual, {usual: times(2), plain: times(1.9)})
     assert _advice(usual, {four: times(1.6)}) == (
-        "Fastest here: cpu, 4 threads; ask for it with OMP_NUM_THREADS=4."
+        "Fastest here: cpu, 4 threads; ask for it with --threads 4."
     )

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from parity.test_models import SD21_CLIP, SD21_UNET
-from sdpy.benchmark.survey import available_cores
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -28,6 +27,7 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.optimizations.exact import PassContext, apply_passes
+from sdpy.runtime.threads import usable_cores
 from sdpy.schedulers import NoiseConfig
 from sdpy.schedulers.ddim import DDIMScheduler
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
@@ -56,7 +56,7 @@ def no_grad() -> Iterator[None]:
 def all_cores() -> Iterator[None]:
     """Unlike the models of the other tests, these keep more than one core busy."""
     before = torch.get_num_threads()
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(usable_cores())
     yield
     torch.set_num_threads(before)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from sdpy.benchmark.timing import Measurement, measure
 from sdpy.errors import UsageError
 from sdpy.runtime.devices import CPU, best_device, place
 from sdpy.runtime.execution import Execution
+from sdpy.runtime.threads import usable_cores
 
 SECONDS_A_PHASE = 10.0
 """Once the timed evaluations of a phase took so long, no more are begun; see `measure`."""
@@ -81,15 +81,15 @@ def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup
 
     Args:
         device: as ``--device`` takes it; None compares the best that there is with the CPU.
-        threads: numbers of threads to compare on the CPU; none: those that torch takes by itself,
-            the cores, half of them, and one.
+        threads: numbers of threads to compare on the CPU; none: as many as runs have by themselves,
+            the cores that this process may use, half of them, and one.
 
     Raises:
         UsageError: no such device, or no thread.
     """
     if any(count < 1 for count in threads):
         raise UsageError(f"--threads {','.join(map(str, threads))}: use numbers from 1 on")
-    usual, cores = usual_setup(), available_cores()
+    usual, cores = usual_setup(), usable_cores()
     counts = threads if threads else (usual.threads, cores, max(cores // 2, 1), 1)
     if device is None:
         devices = [usual.device, str(CPU)]
@@ -102,13 +102,6 @@ def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup
         if on_cpu:
             found.append(Setup(name, counts[0], fast_kernels=False))
     return list(dict.fromkeys(found))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def survey(

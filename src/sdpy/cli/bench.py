@@ -83,8 +83,10 @@ def bench(
     """
     from sdpy.benchmark.survey import setups, survey
     from sdpy.runtime.allocator import keep_freed_memory
+    from sdpy.runtime.threads import limit_threads
 
-    keep_freed_memory()  # as the commands that generate images do
+    keep_freed_memory()  # this and the next as the commands that generate images do
+    limit_threads()
     choices = setups(device, _numbers(threads))
     with _target(model, data, width, height, quiet) as target:
         matmul, measured = _follow(survey(target, choices, repeats=repeats), quiet)
@@ -204,7 +206,7 @@ def _advice(usual: Setup, step_times: Mapping[Setup, Spread]) -> str:
     if fastest == usual:
         return f"Fastest here: {fastest}, which is what runs use by themselves."
     flags = [] if fastest.device == usual.device else [f"--device {fastest.device}"]
-    flags += [] if fastest.threads == usual.threads else [f"OMP_NUM_THREADS={fastest.threads}"]
+    flags += [] if fastest.threads == usual.threads else [f"--threads {fastest.threads}"]
     flags += ["--plain-kernels"] if usual.fast_kernels and not fastest.fast_kernels else []
     gain = ""
     if usual in step_times:

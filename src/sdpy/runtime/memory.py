@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdpy.errors import UsageError
-
-ROOT = Path("/")
+from sdpy.runtime.linux import ROOT, control_groups, read_number, read_numbers
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -47,7 +46,7 @@ def free_memory(root: Path = ROOT) -> int | None:
     Args:
         root: folder in which ``proc`` and ``sys`` are.
     """
-    kernel = _numbers(root / "proc/meminfo")
+    kernel = read_numbers(root / "proc/meminfo")
     if "MemAvailable" not in kernel:
         return _physical_memory() if root == ROOT else None
     return max(0, min([1024 * kernel["MemAvailable"], *_left_in_groups(root)]))
@@ -55,12 +54,12 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 def resident_memory(root: Path = ROOT) -> int:
     """Bytes of this process that are in memory now; 0 where nobody says."""
-    return 1024 * _numbers(root / "proc/self/status").get("VmRSS", 0)
+    return 1024 * read_numbers(root / "proc/self/status").get("VmRSS", 0)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
     """What is left in each control group of this process that has a limit."""
-    for version, folder in _groups(root):
+    for version, folder in control_groups("memory", root):
         limit_file, usage_file, cache = (
             ("memory.max", "memory.current", ("active_file", "inactive_file"))
             if version == 2
@@ -70,30 +69,10 @@ def _left_in_groups(root: Path) -> Iterator[int]:
                 ("total_active_file", "total_inactive_file"),
             )
         )
-        limit, usage = _number(folder / limit_file), _number(folder / usage_file)
+        limit, usage = read_number(folder / limit_file), read_number(folder / usage_file)
         if limit is not None and usage is not None:
-            stat = _numbers(folder / "memory.stat")
+            stat = read_numbers(folder / "memory.stat")
             yield limit - usage + sum(stat.get(name, 0) for name in cache)
-
-
-def _groups(root: Path) -> Iterator[tuple[int, Path]]:
-    """Version and folder of this process's control groups and of their ancestors.
-
-    In a container the paths may be those outside of it; then only the topmost group is seen.
-    """
-    for line in _lines(root / "proc/self/cgroup"):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        mount = root / "sys/fs/cgroup"
-        if controllers == "":
-            version = 2
-        elif "memory" in controllers.split(","):
-            version, mount = 1, mount / "memory"
-        else:
-            continue
-        group = Path(path.lstrip("/"))
-        for folder in (group, *group.parents):
-            yield version, mount / folder
 
 
 def _physical_memory() -> int | None:
@@ -101,26 +80,3 @@ def _physical_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """The first number of each line ``name: 123 kB`` or ``name 123``, by its name."""
-    found = {}
-    for line in _lines(path):
-        words = line.replace(":", " ").split()
-        if len(words) >= 2 and words[1].isdecimal():
-            found[words[0]] = int(words[1])
-    return found
-
-
-def _number(path: Path) -> int | None:
-    """The number that a file holds; None if it holds none, as where there is no limit."""
-    lines = _lines(path)
-    return int(lines[0]) if lines and lines[0].strip().isdecimal() else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

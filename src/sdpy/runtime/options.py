@@ -64,7 +64,7 @@ class ComputeOptions:
         "--threads",
         help="Threads to compute with on the CPU.",
         panel=_PLACE,
-        shown_default="one a core",
+        shown_default="one for each core that this process may use",
         minimum=1,
         maximum=1024,
     )
@@ -176,6 +176,7 @@ def open_session(
     from sdpy.runtime.allocator import keep_freed_memory
     from sdpy.runtime.devices import place
     from sdpy.runtime.session import Session
+    from sdpy.runtime.threads import limit_threads
     from sdpy.zoo.recognise import find_source
 
     check_ranges(options)
@@ -195,7 +196,9 @@ def open_session(
     if options.prediction_type is not None:
         noise = replace(source.variant.noise, prediction_type=options.prediction_type)
         source = replace(source, variant=replace(source.variant, noise=noise))
-    if options.threads is not None:
+    if options.threads is None:
+        limit_threads()
+    else:
         torch.set_num_threads(options.threads)
     if options.fast_kernels and execution.memory == "auto":
         keep_freed_memory()
