@@ -173,6 +173,32 @@ def test_unets_with_less_of_a_middle(tmp_path: Path, middle: str) -> None:
     assert find_parts(names).by_component["unet"].origins.keys() == part.keys()
 
 
+def test_levels_of_other_numbers_of_layers() -> None:
+    config = replace(
+        TINY.unet,
+        block_out_channels=(16, 24, 32),
+        cross_attention=(True, False, True),
+        attention_heads=(2, 2, 2),
+        layers_per_block=(2, 1, 3),
+        mid_block_type=None,
+    )
+    with torch.device("meta"):
+        state = UNet2DConditionModel(config).state_dict()
+    names = {
+        name.removeprefix("model.diffusion_model."): recipe.ours[0]
+        for name, recipe in in_dialect("unet", list(state), ORIGINAL).items()
+    }
+    # 0 is the input; 3 and 5 halve the resolution.
+    assert names["input_blocks.2.1.norm.weight"] == "down_blocks.0.attentions.1.norm.weight"
+    assert names["input_blocks.5.0.op.weight"] == "down_blocks.1.downsamplers.0.conv.weight"
+    assert names["input_blocks.8.1.norm.weight"] == "down_blocks.2.attentions.2.norm.weight"
+    assert names["output_blocks.3.2.conv.weight"] == "up_blocks.0.upsamplers.0.conv.weight"
+    assert names["output_blocks.5.1.conv.weight"] == "up_blocks.1.upsamplers.0.conv.weight"
+    assert names["output_blocks.8.1.norm.weight"] == "up_blocks.2.attentions.2.norm.weight"
+    back = find_parts([f"model.diffusion_model.{name}" for name in names]).by_component["unet"]
+    assert back.origins.keys() == state.keys()
+
+
 def test_old_names_are_written_as_before() -> None:
     state = dict(AutoencoderKL(TINY.vae).state_dict())
     names = in_dialect("vae", list(state), ORIGINAL)

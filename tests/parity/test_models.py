@@ -101,6 +101,19 @@ UNETS = {
     ),
     # as BK-SDM small
     "no middle": replace(SD1_UNET, layers_per_block=1, mid_block_type=None),
+    "other ResNets at each level": replace(SD2_UNET, layers_per_block=(2, 1, 3, 1)),
+    # as SDXS
+    "a level that attends to the prompt only": UNet2DConditionConfig(
+        block_out_channels=(16, 32, 48),
+        cross_attention=(True, True, True),
+        attention_heads=(1, 2, 3),
+        layers_per_block=1,
+        only_cross_attention=(True, False, False),
+        mid_block_type=None,
+        cross_attention_dim=24,
+        use_linear_projection=True,
+        norm_num_groups=8,
+    ),
     "one level": UNet2DConditionConfig(
         block_out_channels=(16,),
         cross_attention=(True,),

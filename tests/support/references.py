@@ -43,6 +43,7 @@ def reference_unet(config: UNet2DConditionConfig, **changes: object) -> nn.Modul
         "attention_head_dim": config.attention_heads,
         "layers_per_block": config.layers_per_block,
         "transformer_layers_per_block": config.transformer_layers_per_block,
+        "only_cross_attention": config.only_cross_attention,
         "cross_attention_dim": config.cross_attention_dim,
         "use_linear_projection": config.use_linear_projection,
         "norm_num_groups": config.norm_num_groups,

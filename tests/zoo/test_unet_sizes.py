@@ -47,6 +47,17 @@ UNETS: dict[str, dict[str, Any]] = {
         "reverse_transformer_layers_per_block": (2, 3, 1),
     },
     "no middle": {"mid_block_type": None},
+    "other layers at each level": {"layers_per_block": (2, 1, 3), "mid_block_type": None},
+    "by block at levels of other layers": {
+        "layers_per_block": (1, 2, 1),
+        "transformer_layers_per_block": (1, (2, 1), 4),
+        "reverse_transformer_layers_per_block": ((3, 2), (2, 1, 1), 1),
+    },
+    "a level that attends to the prompt only": {
+        "cross_attention": (True, True, False),
+        "only_cross_attention": (True, False, False),
+        "cross_attention_dim": 24,
+    },
 }
 
 
@@ -61,6 +72,16 @@ def test_unet(name: str) -> None:
         assert unet_config(outline, written) == config
         theirs = diffusers.UNet2DConditionModel.from_config(written).state_dict()
         assert theirs.keys() == reference_unet(config).state_dict().keys() == outline.keys()
+
+
+def test_a_configuration_tells_what_equal_widths_hide() -> None:
+    only = (True, False, False)
+    config = replace(SIZES, cross_attention=(True, True, True), only_cross_attention=only)
+    assert config.cross_attention_dim == config.block_out_channels[0]
+    with torch.device("meta"):
+        outline = UNet2DConditionModel(config).state_dict()
+    assert unet_config(outline, {}).only_cross_attention is False
+    assert unet_config(outline, json.loads(json.dumps(unet_json(config, 8)))) == config
 
 
 @pytest.mark.parametrize("name", ["by level", "the same everywhere", "two layers everywhere"])
@@ -82,6 +103,8 @@ def test_controlnet(name: str) -> None:
         ({"transformer_layers_per_block": (1, (2, 1, 1), 1)}, "3 numbers .* for 2 blocks"),
         ({"transformer_layers_per_block": (1, (2, 1), 1)}, "reverse_.* is needed, too"),
         ({"reverse_transformer_layers_per_block": (1, (2, 1), 1)}, "2 numbers .* for 3 blocks"),
+        ({"layers_per_block": (1, 2)}, "2 layers_per_block for 3 levels"),
+        ({"only_cross_attention": (True,)}, "1 only_cross_attention for 3 levels"),
         ({"mid_block_type": "Strange"}, "mid_block_type Strange: use one of"),
         ({"addition_embed_type": "image"}, "addition_embed_type image: use text_time"),
         ({"cross_attention": (False,) * 3, "mid_block_type": None}, "attends to the prompt"),

@@ -91,12 +91,22 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt, feed-forward; each normed first and added."""
+    """Self-attention, cross-attention to the prompt, feed-forward; each normed first and added.
 
-    def __init__(self, dim: int, context_dim: int, *, heads: int) -> None:
+    Args:
+        dim: channels of the tokens.
+        context_dim: channels of the prompt embeddings.
+        heads: attention heads.
+        only_cross_attention: attend to the prompt in the place of self-attention, too.
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int, *, heads: int, only_cross_attention: bool = False
+    ) -> None:
         super().__init__()
+        self.only_cross_attention = only_cross_attention
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.attn1 = Attention(dim, heads=heads)
+        self.attn1 = Attention(dim, context_dim if only_cross_attention else None, heads=heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.attn2 = Attention(dim, context_dim, heads=heads)
         self.norm3 = nn.LayerNorm(dim, eps=1e-5)
@@ -104,8 +114,12 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """``x`` (B or k B, T, dim), ``context`` (k B, S, context_dim) -> (k B, T, dim)."""
-        x = x + self.attn1(self.norm1(x))
-        x = repeat_rows(x, len(context))
+        if self.only_cross_attention:
+            x = repeat_rows(x, len(context))
+            x = x + self.attn1(self.norm1(x), context)
+        else:
+            x = x + self.attn1(self.norm1(x))
+            x = repeat_rows(x, len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -121,6 +135,7 @@ class Transformer2DModel(nn.Module):
         norm_num_groups: groups of the GroupNorm.
         linear_projection: project in and out by a linear layer (Stable Diffusion 2.x) instead of
             a 1x1 convolution (1.x); the arithmetic is the same, the shape of the weights is not.
+        only_cross_attention: see `BasicTransformerBlock`.
 
     Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2022),
     appendix E.2.1.
@@ -135,13 +150,17 @@ class Transformer2DModel(nn.Module):
         layers: int,
         norm_num_groups: int,
         linear_projection: bool,
+        only_cross_attention: bool = False,
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)
         self.proj_in = _projection(channels, linear=linear_projection)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(channels, context_dim, heads=heads) for _ in range(layers)
+            BasicTransformerBlock(
+                channels, context_dim, heads=heads, only_cross_attention=only_cross_attention
+            )
+            for _ in range(layers)
         )
         self.proj_out = _projection(channels, linear=linear_projection)
 

@@ -38,12 +38,13 @@ class UNet2DConditionConfig:
 
     The tuples have one entry a level, from the highest resolution to the lowest:
     ``block_out_channels``, ``cross_attention`` (does the level attend to the prompt),
-    ``attention_heads`` and, where levels differ, ``transformer_layers_per_block``. An entry of the
-    latter may be a tuple itself, of a number for each of the level's ``layers_per_block``
-    transformers; then ``reverse_transformer_layers_per_block`` says them for the way up, from the
-    lowest resolution to the highest, with one number more a level. The middle has the last level's
-    heads, and as many layers as its first transformer; for ``mid_block_type`` see
-    `MID_BLOCK_TYPES`.
+    ``attention_heads`` and, where levels differ, ``layers_per_block``, ``only_cross_attention``
+    (does the level attend to the prompt where others attend to themselves) and
+    ``transformer_layers_per_block``. An entry of the latter may be a tuple itself, of a number for
+    each of the level's ``layers_per_block`` transformers; then
+    ``reverse_transformer_layers_per_block`` says them for the way up, from the lowest resolution to
+    the highest, with one number more a level. The middle has the last level's heads, and as many
+    layers as its first transformer; for ``mid_block_type`` see `MID_BLOCK_TYPES`.
 
     ``time_cond_proj_dim`` is the width of the guidance scale's embedding in UNets that take one
     (latent consistency models); None in all others. UNets of ``addition_embed_type`` "text_time"
@@ -57,7 +58,8 @@ class UNet2DConditionConfig:
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     cross_attention: tuple[bool, ...] = (True, True, True, False)
     attention_heads: tuple[int, ...] = (8, 8, 8, 8)
-    layers_per_block: int = 2
+    layers_per_block: int | tuple[int, ...] = 2
+    only_cross_attention: bool | tuple[bool, ...] = False
     transformer_layers_per_block: TransformerLayers = 1
     reverse_transformer_layers_per_block: TransformerLayers | None = None
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
@@ -76,6 +78,10 @@ class UNet2DConditionConfig:
                 f"{levels} block_out_channels, {len(self.cross_attention)} cross_attention and "
                 f"{len(self.attention_heads)} attention_heads: one of each a level is needed"
             )
+        for name in ("layers_per_block", "only_cross_attention"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"{len(value)} {name} for {levels} levels")
         if self.mid_block_type not in MID_BLOCK_TYPES:
             raise ValueError(f"mid_block_type {self.mid_block_type}: use one of {MID_BLOCK_TYPES}")
         if not any(self.cross_attention) and self.mid_block_type != MID_BLOCK_TYPES[0]:
@@ -94,6 +100,16 @@ class UNet2DConditionConfig:
         """Channels of the time embedding: four times those of the first level."""
         return 4 * self.block_out_channels[0]
 
+    def layers(self, level: int) -> int:
+        """ResNets of a level on the way down; on the way up there is one more."""
+        layers = self.layers_per_block
+        return layers if isinstance(layers, int) else layers[level]
+
+    def attends_only_to_prompt(self, level: int) -> bool:
+        """Whether a level's transformers do not attend to themselves; the middle's always do."""
+        only = self.only_cross_attention
+        return only if isinstance(only, bool) else only[level]
+
     def transformer_layers(self, level: int) -> tuple[int, ...]:
         """Layers of each transformer of a level on the way down, in the order of their use.
 
@@ -101,7 +117,7 @@ class UNet2DConditionConfig:
             ValueError: there is not one number for each level, or for each block of one.
         """
         numbers = self._of_level(self.transformer_layers_per_block, level)
-        return _of_each(numbers, self.layers_per_block)
+        return _of_each(numbers, self.layers(level))
 
     def reverse_transformer_layers(self, level: int) -> tuple[int, ...]:
         """The same for the way up; ``level`` still counts from the highest resolution.
@@ -109,7 +125,7 @@ class UNet2DConditionConfig:
         Raises:
             ValueError: as above, or the way down has a number for each block, the way up none.
         """
-        reverse, blocks = self.reverse_transformer_layers_per_block, self.layers_per_block + 1
+        reverse, blocks = self.reverse_transformer_layers_per_block, self.layers(level) + 1
         if reverse is not None:
             return _of_each(self._of_level(reverse, -1 - level), blocks)
         numbers = self._of_level(self.transformer_layers_per_block, level)
@@ -337,20 +353,18 @@ def make_mid_block(config: UNet2DConditionConfig) -> MidBlock2D | None:
 
 def make_up_blocks(config: UNet2DConditionConfig) -> UpBlocks:
     """The levels on the way up; all but the last end with twice the resolution."""
-    channels, layers = config.block_out_channels, config.layers_per_block + 1
+    channels = config.block_out_channels
+    layers = [config.layers(i) + 1 for i in range(len(channels))]
     skips = skip_channels(config)
     return UpBlocks(
-        (
-            UpBlock2D(
-                _level(config, i),
-                in_channels=channels[min(i + 1, len(channels) - 1)],
-                skip_channels=skips[i * layers : (i + 1) * layers],
-                transformer_layers=config.reverse_transformer_layers(i),
-                upsample=i > 0,
-            )
-            for i in reversed(range(len(channels)))
-        ),
-        layers,
+        UpBlock2D(
+            _level(config, i),
+            in_channels=channels[min(i + 1, len(channels) - 1)],
+            skip_channels=skips[sum(layers[:i]) : sum(layers[: i + 1])],
+            transformer_layers=config.reverse_transformer_layers(i),
+            upsample=i > 0,
+        )
+        for i in reversed(range(len(channels)))
     )
 
 
@@ -359,7 +373,7 @@ def skip_channels(config: UNet2DConditionConfig) -> list[int]:
     channels = config.block_out_channels
     skips = [channels[0]]
     for i, count in enumerate(channels):
-        skips += [count] * (config.layers_per_block + (i < len(channels) - 1))
+        skips += [count] * (config.layers(i) + (i < len(channels) - 1))
     return skips
 
 
@@ -371,6 +385,7 @@ def _level(config: UNet2DConditionConfig, i: int, *, attend: bool | None = None)
         norm_eps=1e-5,
         cross_attention=config.cross_attention[i] if attend is None else attend,
         cross_attention_dim=config.cross_attention_dim,
+        only_cross_attention=attend is None and config.attends_only_to_prompt(i),
         heads=config.attention_heads[i],
         linear_projection=config.use_linear_projection,
     )

@@ -34,6 +34,7 @@ class LevelConfig:
     norm_eps: float
     cross_attention: bool
     cross_attention_dim: int
+    only_cross_attention: bool
     heads: int
     linear_projection: bool
 
@@ -59,6 +60,7 @@ class LevelConfig:
                 layers=count,
                 norm_num_groups=self.norm_num_groups,
                 linear_projection=self.linear_projection,
+                only_cross_attention=self.only_cross_attention,
             )
             for count in layers
         )
@@ -207,16 +209,12 @@ class UpBlock2D(nn.Module):
 
 
 class UpBlocks(nn.ModuleList):
-    """The way up: the levels from the lowest resolution to the highest.
+    """The way up: the levels from the lowest resolution to the highest."""
 
-    Args:
-        blocks: one a level.
-        layers: of each of them.
-    """
-
-    def __init__(self, blocks: Iterable[UpBlock2D], layers: int) -> None:
-        super().__init__(blocks)
-        self.layers = layers
+    def __init__(self, blocks: Iterable[UpBlock2D]) -> None:
+        made = list(blocks)
+        super().__init__(made)
+        self.layers = [len(block.resnets) for block in made]
 
     def forward(
         self, x: Tensor, skips: Sequence[Tensor], emb: Tensor, context: Tensor, last: int = 0
@@ -234,8 +232,8 @@ class UpBlocks(nn.ModuleList):
             What the layer above is given.
         """
         for i, block in enumerate(self, start=1):
-            begin = (len(self) - i) * self.layers  # the number of the level's last layer
-            end = begin + self.layers
+            begin = sum(self.layers[i:])  # the number of the level's last layer
+            end = begin + self.layers[i - 1]
             used = skips[max(begin, last) : end]
             if used:
                 size = skips[begin - 1].shape[-2:] if begin > 0 else None

@@ -29,6 +29,7 @@ from sdpy.schedulers import NoiseConfig
 from sdpy.zoo.variants import VARIANTS, ModelVariant
 
 C = TypeVar("C")
+T = TypeVar("T")
 Json = Mapping[str, Any]
 Outline = Mapping[str, Tensor]
 """Our names to tensors of the right shapes."""
@@ -136,7 +137,10 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
         attention_heads=tuple(max(n // HEAD_WIDTH, 1) for n in channels)
         if linear
         else (math.gcd(8, *channels),) * len(channels),
-        layers_per_block=_count(outline, r"down_blocks\.0\.resnets\.(\d+)\."),
+        layers_per_block=_alike(
+            [_count(outline, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]
+        ),
+        only_cross_attention=_alike([_attends_only_to_prompt(outline, i) for i in levels]),
         transformer_layers_per_block=down_layers,
         reverse_transformer_layers_per_block=up_layers,
         mid_block_type=_mid_block_type(outline),
@@ -153,10 +157,13 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
     if config:
         heads = config.get("num_attention_heads")
         heads = config.get("attention_head_dim", 8) if heads is None else heads
+        only = config.get("only_cross_attention")
+        only = _alike(only) if isinstance(only, list) else only
         return replace(
             found,
             attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(channels),
             norm_num_groups=config.get("norm_num_groups", 32),
+            only_cross_attention=found.only_cross_attention if only is None else only,
             addition_time_embed_dim=config.get(
                 "addition_time_embed_dim", found.addition_time_embed_dim
             ),
@@ -196,6 +203,18 @@ def _transformer_layers(
     reverse = tuple(a if b is None else b for a, b in zip(backwards, up, strict=True))
     symmetrical = reverse == backwards and all(isinstance(one, int) for one in reverse)
     return simple, None if symmetrical or not any(up) else reverse
+
+
+def _alike(of_levels: list[T]) -> T | tuple[T, ...]:
+    """One value for all levels where they have the same."""
+    return of_levels[0] if len(set(of_levels)) == 1 else tuple(of_levels)
+
+
+def _attends_only_to_prompt(outline: Outline, level: int) -> bool:
+    """Whether what should be a level's self-attention takes keys of another width than its own."""
+    block = rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.0\.attn1\.to_k\.weight"
+    keys = _first(outline, block)
+    return keys is not None and keys.ndim == 2 and keys.shape[0] != keys.shape[1]
 
 
 def _mid_block_type(outline: Outline) -> str | None:
@@ -344,6 +363,7 @@ def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]
         "mid_block_type": config.mid_block_type,
         "norm_eps": 1e-05,
         "norm_num_groups": config.norm_num_groups,
+        "only_cross_attention": config.only_cross_attention,
         "out_channels": config.out_channels,
         "projection_class_embeddings_input_dim": config.projection_class_embeddings_input_dim,
         "reverse_transformer_layers_per_block": config.reverse_transformer_layers_per_block,

@@ -15,7 +15,12 @@ from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.attention import Attention
 from sdpy.optimizations.approximate import DeepCache, TokenMerging, approximate
-from sdpy.optimizations.approximate.token_merging import MergingAttention, destinations, match
+from sdpy.optimizations.approximate.token_merging import (
+    MergingAttention,
+    MergingTransformer,
+    destinations,
+    match,
+)
 from support.compare import normal, randomise, relative_error
 from support.tiny import TINY
 
@@ -310,8 +315,21 @@ def test_ratios_outside_their_range_are_refused(ratio: float) -> None:
         TokenMerging(ratio).check(CONFIG)
 
 
+def test_a_level_that_attends_to_the_prompt_only_is_passed_over() -> None:
+    config = replace(CONFIG, cross_attention=(True, True, True), cross_attention_dim=20)
+    config = replace(config, only_cross_attention=(True, False, False))
+    unet = randomise(UNet2DConditionModel(config))
+    context = normal(2, 5, 20, seed=2)
+    with approximate(unet, [TokenMerging(0.5)], SEEDS), torch.no_grad():
+        merging = [isinstance(b.attentions[0], MergingTransformer) for b in unet.down_blocks]
+        assert merging == [False, True, False]
+        unet(SAMPLE, TIME, context)
+    with pytest.raises(UsageError, match="at no level"):
+        TokenMerging(0.5).check(replace(config, only_cross_attention=True))
+
+
 def test_a_unet_that_does_not_attend_is_refused() -> None:
     config = replace(CONFIG, cross_attention=(False, False, False))
-    with pytest.raises(UsageError, match="no level of this UNet attends"):
+    with pytest.raises(UsageError, match="at no level does this UNet attend to itself"):
         TokenMerging(0.5).check(config)
     TokenMerging(0.5).check(CONFIG)

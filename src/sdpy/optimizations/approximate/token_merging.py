@@ -45,8 +45,10 @@ class TokenMerging:
             raise UsageError(
                 f"token merging ratio {self.ratio:g}: use 0 (exact) to {LARGEST_RATIO:g}"
             )
-        if not any(config.cross_attention):
-            raise UsageError("token merging is of no use: no level of this UNet attends")
+        if _first_level(config) is None:
+            raise UsageError(
+                "token merging is of no use: at no level does this UNet attend to itself"
+            )
 
     @contextmanager
     def applied(
@@ -54,7 +56,8 @@ class TokenMerging:
     ) -> Iterator[UNet2DConditionModel]:
         """Have such attentions replaced by `MergingAttention`; see `Approximation.applied`."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        level = unet.config.cross_attention.index(True)
+        level = _first_level(unet.config)
+        assert level is not None, "the configuration was checked"
         with ExitStack() as stack:
             for block in (unet.down_blocks[level], unet.up_blocks[-1 - level]):
                 attentions = cast(nn.ModuleList, block.attentions)
@@ -66,6 +69,12 @@ class TokenMerging:
     def facts(self) -> dict[str, str]:
         """The ratio, under the name that A1111's web UI gives it."""
         return {"Token merging ratio": f"{self.ratio:g}"}
+
+
+def _first_level(config: UNet2DConditionConfig) -> int | None:
+    """The level of the highest resolution whose transformers attend to themselves."""
+    attending = (i for i, attends in enumerate(config.cross_attention) if attends)
+    return next((i for i in attending if not config.attends_only_to_prompt(i)), None)
 
 
 @contextmanager
