@@ -40,7 +40,7 @@ ONLY_IN: dict[str, set[str] | None] = {
     "click": set(),
     "PIL": {"images"},  # and in pipelines, for types
     "ftfy": {"text"},
-    "regex": {"text"},
+    "regex": {"text", "checkpoints"},
     "cv2": {"images"},  # where it is asked for: it is an extra
     "safetensors": {"checkpoints"},
     "huggingface_hub": {"zoo"},

@@ -39,6 +39,8 @@ class Component:
             holds one component only. In all rows, the longest that fits decides; of two that are
             equally long, the first in alphabetical order.
         original_telltales: likewise, of the original programs' names without a prefix.
+        adapter_prefixes: of the names of its layers in LoRAs and other adapters; kohya's, which end
+            in "_", have "_" for "." in the rest, too.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Component:
     prefixes: tuple[str, ...] = ()
     telltales: tuple[str, ...] = ()
     original_telltales: tuple[str, ...] = ()
+    adapter_prefixes: tuple[str, ...] = ()
 
     @property
     def data_files(self) -> tuple[str, ...]:
@@ -83,6 +86,11 @@ COMPONENTS: dict[str, Component] = {
             prefixes=("cond_stage_model.transformer.", "cond_stage_model.model."),
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
             original_telltales=("transformer.resblocks.",),
+            adapter_prefixes=(
+                *("text_encoder.base_model.model.", "text_encoder."),
+                *("lora_te_", "lora_te1_"),
+                *("clip_l.transformer.", "text_encoders.clip_l.transformer."),
+            ),
         ),
         Component(
             name="unet",
@@ -96,6 +104,11 @@ COMPONENTS: dict[str, Component] = {
             prefixes=("model.diffusion_model.", "diffusion_model."),
             telltales=("time_embedding.", "up_blocks.", "down_blocks."),
             original_telltales=("input_blocks.",),
+            adapter_prefixes=(
+                *("unet.base_model.model.", "unet."),
+                *("lora_unet_", "lycoris_"),
+                *("diffusion_model.", "model.diffusion_model."),
+            ),
         ),
         Component(
             name="vae",

@@ -51,7 +51,7 @@ BAD: dict[str, tuple[dict[str, Tensor], list[str]]] = {
         ["and 6 more"],
     ),
     "a tensor of no role": ({**GOOD, f"unet.{QUERY}.bias": torch.ones(16)}, [f"{QUERY}.bias"]),
-    "one factor": (dict(list(GOOD.items())[:1]), ["one of the two factors is missing", "lora_A"]),
+    "one factor": (dict(list(GOOD.items())[:1]), ["belong together are missing", "lora_A"]),
     "alpha alone": ({f"lora_unet_{QUERY.replace('.', '_')}.alpha": torch.ones(())}, ["missing"]),
     "Stable Diffusion 2.x": (
         pair(KEY, (2, 1024), (16, 2)),
@@ -89,8 +89,8 @@ BAD: dict[str, tuple[dict[str, Tensor], list[str]]] = {
         ["hada_w1_a", "a LoHa"],
     ),
     "DoRA": (
-        {**GOOD, f"unet.{QUERY}.lora_magnitude_vector.weight": torch.ones(16)},
-        ["a DoRA"],
+        {**GOOD, f"unet.{QUERY}.lora_magnitude_vector.weight": torch.ones(17)},
+        ["of other sizes", "a DoRA"],
     ),
     "FLUX": (
         {

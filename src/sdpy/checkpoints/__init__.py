@@ -3,6 +3,16 @@
 One module a format, one line each in ``registry.FORMATS``. Nothing in a file is ever executed.
 """
 
+from sdpy.checkpoints.adapters import (
+    Change,
+    Lora,
+    check_loras,
+    find_lora,
+    lora_changes,
+    lora_files,
+    lora_fingerprint,
+    merge_loras,
+)
 from sdpy.checkpoints.base import (
     DTYPES_BY_NAME,
     Checkpoint,
@@ -35,7 +45,6 @@ from sdpy.checkpoints.loading import (
     open_weights,
     outline_of,
 )
-from sdpy.checkpoints.lora import Change, Lora, check_loras, lora_changes, merge_loras
 from sdpy.checkpoints.registry import (
     FORMATS,
     FileState,
@@ -66,6 +75,7 @@ __all__ = [
     "check_loras",
     "check_weights",
     "config_beside",
+    "find_lora",
     "find_parts",
     "find_weights",
     "fingerprint",
@@ -75,6 +85,8 @@ __all__ = [
     "is_model_folder",
     "load_weights",
     "lora_changes",
+    "lora_files",
+    "lora_fingerprint",
     "merge_loras",
     "misfits",
     "open_weights",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sdpy.checkpoints import fingerprint
+from sdpy.checkpoints import lora_fingerprint
 from sdpy.components import components_with_role
 from sdpy.errors import ShortageError
 from sdpy.models import AutoencoderTinyConfig
@@ -217,7 +217,9 @@ class Workload:
             vae_width=vae.channels if tiny else vae.block_out_channels[0],
             encodes=encodes,
             tiny_vae=tiny,
-            lora_bytes=sum(file.size for lora in models.loras for file in fingerprint(lora.path)),
+            lora_bytes=sum(
+                file.size for lora in models.loras for file in lora_fingerprint(lora.path)
+            ),
         )
 
     @property

@@ -21,9 +21,10 @@ from sdpy.checkpoints import (
     Weights,
     check_loras,
     check_weights,
-    fingerprint,
     load_weights,
     lora_changes,
+    lora_files,
+    lora_fingerprint,
     merge_loras,
     outline_of,
     read_checkpoint,
@@ -235,7 +236,9 @@ class Session:
         if checked in self._checked:
             return
         # As long as they are held here, whoever asks for these files gets the same open ones.
-        self._lora_files = tuple(read_checkpoint(lora.path) for lora in loras)
+        self._lora_files = tuple(
+            read_checkpoint(file) for lora in loras for file in lora_files(lora.path)
+        )
         models = {}
         for name in names:
             models[name] = self.source.make(name)
@@ -452,7 +455,7 @@ class Session:
 
 def _states_of(loras: tuple[Lora, ...]) -> tuple[Any, ...]:
     """The files and the weight of each LoRA."""
-    return tuple((fingerprint(lora.path), lora.weight) for lora in loras)
+    return tuple((lora_fingerprint(lora.path), lora.weight) for lora in loras)
 
 
 @dataclass(frozen=True)
