@@ -17,6 +17,8 @@ Every message is one line: what is wrong, where, and what to do next.
 
 from __future__ import annotations
 
+import errno
+
 
 class SdpyError(Exception):
     """Base of all errors that sdpy raises on purpose."""
@@ -70,3 +72,24 @@ class JobsError(SdpyError):
     """Some jobs of a batch failed; the others are done."""
 
     exit_code = 9
+
+
+_SHORTAGES = (
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "MPS backend out of memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    # Of a library that does not fit below a limit of the address space.
+    "failed to map segment",
+)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that memory is lacking on whatever device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return any(words in str(error) for words in _SHORTAGES)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sdpy.runtime.execution as execution_module
-from sdpy.errors import GenerationError, ShortageError
+from sdpy.errors import GenerationError, ShortageError, is_shortage
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
 from sdpy.models.attention import Attention
 from sdpy.models.vae import Decoder, Encoder
@@ -21,7 +21,7 @@ from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
 from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.fallbacks import Fallback, attempt, is_out_of_memory
+from sdpy.runtime.fallbacks import Fallback, attempt
 from sdpy.runtime.session import Session
 from support.compare import relative_error
 from support.tasks import img2img, text2img
@@ -87,17 +87,17 @@ def test_the_allocator_s_own_words_are_known() -> None:
     """As this version of torch has them."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
+    assert is_shortage(caught.value)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_shortages_are_known(error: Exception) -> None:
-    assert is_out_of_memory(error)
+    assert is_shortage(error)
 
 
 @pytest.mark.parametrize("error", [ValueError("memory"), RuntimeError("mat1 and mat2"), OSError()])
 def test_other_errors_are_not_shortages(error: Exception) -> None:
-    assert not is_out_of_memory(error)
+    assert not is_shortage(error)
     events = attempt(lambda: (_ for _ in ()).throw(error), [Fallback("x", lambda: None)], "it")
     with pytest.raises(type(error)):
         next(events)

@@ -6,16 +6,20 @@ import struct
 import zipfile
 from typing import BinaryIO
 
+from sdpy.checkpoints.limits import MAX_ENTRIES
+
 ALIGNMENT = 64
 LARGE_MEMBER = 2**30
 """From this many bytes on, a member gets zip64's larger header; zip asks for it at 2 GiB."""
 MAX_SMALL_BYTES = 16 * 2**20
-"""Of a member that is read as a whole. Stable Diffusion's largest pickle has 0.1 MB."""
+"""Of a member that is read as a whole."""
 
 
 def members_of(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The archive's directory. Raises ``ValueError`` where it is ambiguous."""
     infos = archive.infolist()
+    if len(infos) > MAX_ENTRIES:
+        raise ValueError(f"it has {len(infos)} members, more than any real one")
     members = {info.filename: info for info in infos}
     if len(members) != len(infos):
         raise ValueError("two of its members have one name")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sdpy.checkpoints.probe import Probe
-from sdpy.errors import WeightsError
+from sdpy.errors import SdpyError, ShortageError, WeightsError, is_shortage
 
 DTYPES_BY_NAME: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -197,14 +198,14 @@ def storable(
     return outline
 
 
-# What the standard library's and our own parsers raise for bytes that make no sense.
+# What the standard library's, safetensors' and our own parsers raise for bytes that make no sense.
 _FAULTS = (
     ArithmeticError,
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
     RuntimeError,
+    SafetensorError,
     TypeError,
     ValueError,
     struct.error,
@@ -214,19 +215,28 @@ _FAULTS = (
 
 
 @contextmanager
-def reading(path: Path, kind: str, faults: tuple[type[Exception], ...] = _FAULTS) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is parsed into one line of ``WeightsError``."""
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is parsed into one line.
+
+    Raises:
+        WeightsError: the file cannot be read, or makes no sense.
+        ShortageError: memory does not suffice.
+    """
     try:
         yield
-    except WeightsError:
+    except SdpyError:
         raise
-    except OSError as error:
+    except (OSError, MemoryError, *_FAULTS) as error:
+        if is_shortage(error):
+            raise ShortageError(
+                f"not enough memory to open {path}: close other programs, or raise this one's limit"
+            ) from error
+        if not isinstance(error, OSError):
+            raise _damaged(path, kind, str(error) or type(error).__name__) from error
         if error.errno != errno.EINVAL:
             raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
         # The file sent us to a place that cannot be.
         raise _damaged(path, kind, "it points outside itself") from error
-    except faults as error:
-        raise _damaged(path, kind, str(error) or type(error).__name__) from error
 
 
 def _damaged(path: Path, kind: str, reason: str) -> WeightsError:

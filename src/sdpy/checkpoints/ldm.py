@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from sdpy.checkpoints.limits import check_blocks
+
 # What else such files hold, of no use for generating images.
 DROPPED_PREFIXES: tuple[str, ...] = (
     "model_ema.",
@@ -284,22 +286,34 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def _original_unet_modules(names: Collection[str]) -> Modules:
-    return unet_modules(*_original_unet_structure(names))
+    return _checked_unet_modules(names, *_original_unet_structure(names))
 
 
 def _our_unet_modules(names: Collection[str]) -> Modules:
-    return unet_modules(*_our_unet_structure(names))
+    return _checked_unet_modules(names, *_our_unet_structure(names))
+
+
+def _checked_unet_modules(
+    names: Collection[str], attends: Sequence[bool], layers: Sequence[int]
+) -> Modules:
+    check_blocks(sum(layers), names)
+    return unet_modules(attends, layers)
 
 
 def _original_vae_modules(names: Collection[str]) -> Modules:
     levels, layers = r"encoder\.down\.(\d+)\.", r"encoder\.down\.0\.block\.(\d+)\."
-    return vae_modules(_count(names, levels), _count(names, layers))
+    return _checked_vae_modules(names, _count(names, levels), _count(names, layers))
 
 
 def _our_vae_modules(names: Collection[str]) -> Modules:
     levels = r"encoder\.down_blocks\.(\d+)\."
     layers = r"encoder\.down_blocks\.0\.resnets\.(\d+)\."
-    return vae_modules(_count(names, levels), _count(names, layers))
+    return _checked_vae_modules(names, _count(names, levels), _count(names, layers))
+
+
+def _checked_vae_modules(names: Collection[str], levels: int, layers: int) -> Modules:
+    check_blocks(levels * layers, names)
+    return vae_modules(levels, layers)
 
 
 # The table of modules for the names on one side, by the role of the component.

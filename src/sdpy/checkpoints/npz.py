@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sdpy.checkpoints.base import (
     storable,
     tensor_bytes,
 )
+from sdpy.checkpoints.limits import check_shape
 from sdpy.checkpoints.probe import Probe
 from sdpy.files import atomic_write
 
@@ -61,11 +63,13 @@ class NpzFormat:
             mapping = map_file(file)
             arrays: dict[str, _Array] = {}
             for member, info in members_of(archive).items():
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{member} is compressed in an unusual way")
                 stored = info.compress_type == zipfile.ZIP_STORED
                 start = stored_range(file, archive, info).start if stored else None
                 with archive.open(info) as opened:
                     array = _Array.of(opened.read(HEAD_BYTES), path, member, start)
-                if stored and array.end > info.file_size:
+                if array.end > info.file_size:
                     raise ValueError(f"{member} is shorter than its array")
                 arrays[member.removesuffix(".npy")] = array
         makers = {name: partial(array.tensor, mapping.storage) for name, array in arrays.items()}
@@ -120,14 +124,16 @@ class _Array:
             raise ValueError(f"{member} has an unknown version of the format")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         try:
-            shape, fortran_order, numpy_dtype = read(stream)
-        except (SyntaxError, TokenError) as error:  # a header is a Python literal
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it tells of headers that Python 2 wrote
+                shape, fortran_order, numpy_dtype = read(stream)
+        # A header is a Python literal, whose parser has a stack of its own.
+        except (SyntaxError, TokenError, MemoryError, RecursionError) as error:
             raise ValueError(f"{member} has a garbled header") from error
         dtype = DTYPES.get(numpy_dtype.str)
         if dtype is None:
             raise ValueError(f"{member} holds {numpy_dtype}, not plain little-endian numbers")
-        if any(n < 0 for n in shape) or math.prod(shape) >= 2**48:
-            raise ValueError(f"{member} has an impossible shape")
+        shape = check_shape(shape)
         end = stream.tell() + math.prod(shape) * dtype.itemsize
         return cls(path, member, start, dtype, shape, fortran_order, stream.tell(), end)
 

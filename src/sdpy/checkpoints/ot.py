@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sdpy.checkpoints.archives import add_member, members_of, read_small
 from sdpy.checkpoints.base import Checkpoint, printable, reading, tensor_bytes
-from sdpy.checkpoints.pickles import Call, Instance, load_inert
+from sdpy.checkpoints.pickles import Call, Instance, load_inert, named_leaves
 from sdpy.checkpoints.probe import Probe
 from sdpy.checkpoints.storages import (
     DTYPES,
@@ -57,10 +57,6 @@ ALLOWED_GLOBALS: frozenset[tuple[str, str]] = frozenset(
     }
     | {("torch", name) for name in DTYPES}
 )
-
-# Far above any real file (Stable Diffusion's UNet has 686 tensors), far below any harm.
-MAX_ENTRIES = 200_000
-MAX_NAME_LENGTH = 1000
 
 
 class OtFormat:
@@ -157,22 +153,17 @@ def _named_tensors(module: Any, storages: Storages) -> dict[str, Tensor]:
     if not isinstance(module, Instance) or not module.cls.module.startswith("__torch__"):
         raise ValueError("it holds no module")
     tensors: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Any]] = [("", module)]
-    for _ in range(MAX_ENTRIES):
-        if not waiting:
-            return tensors
-        name, value = waiting.pop()
-        if isinstance(value, Instance) and isinstance(value.state, dict):
-            prefix = f"{name}." if name else ""
-            waiting += reversed([(f"{prefix}{key}", v) for key, v in value.state.items()])
-        elif isinstance(value, Call) and value.function == REBUILD_TENSOR:
+    for name, value in named_leaves(module, _attributes):
+        if isinstance(value, Call) and value.function == REBUILD_TENSOR:
             decoded = decode_name(name)
             if decoded in tensors:
                 raise ValueError(f"two tensors are called {decoded}")
             tensors[decoded] = rebuild_tensor(value, storages)
-        if len(waiting) > MAX_ENTRIES or len(name) > MAX_NAME_LENGTH:
-            break
-    raise ValueError("its modules are nested without end")
+    return tensors
+
+
+def _attributes(value: Any) -> Any:
+    return value.state if isinstance(value, Instance) else None
 
 
 # ------------------------------------------------------------------------------------ writing

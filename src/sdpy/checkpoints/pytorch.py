@@ -15,6 +15,7 @@ generating images.
 from __future__ import annotations
 
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,8 @@ from sdpy.checkpoints.base import (
     reading,
     tensor_bytes,
 )
-from sdpy.checkpoints.pickles import Call, Global, Instance, Reference, load_inert
+from sdpy.checkpoints.limits import MAX_METADATA_ENTRIES, MAX_METADATA_LENGTH
+from sdpy.checkpoints.pickles import Call, Global, Instance, Reference, load_inert, named_leaves
 from sdpy.checkpoints.probe import Probe
 from sdpy.checkpoints.storages import (
     DTYPES,
@@ -55,36 +57,56 @@ WRAPPED = "state_dict"
 WRAPPERS = (WRAPPED, "model", "params")
 """Keys under which files have the weights; the first is the one that is written."""
 
-# Only named, never called or imported.
-ALLOWED_GLOBALS: frozenset[tuple[str, str]] = frozenset(
+# Names are only read, never imported or called. One that could do harm elsewhere still tells that a
+# file is not what it claims to be.
+_TORCH_GLOBALS: frozenset[tuple[str, str]] = frozenset(
     {
         ("torch._utils", "_rebuild_tensor_v2"),
         ("torch._utils", "_rebuild_tensor_v3"),
         ("torch._utils", "_rebuild_parameter"),
         ("torch.nn.modules.container", "ParameterDict"),
+        ("torch.serialization", "_get_layout"),
         ("torch.storage", "UntypedStorage"),
         ("torch", "Size"),
         ("torch", "device"),
-        ("collections", "OrderedDict"),
-        # What training programs leave in their checkpoints.
-        ("__builtin__", "set"),
-        ("_codecs", "encode"),
-        ("argparse", "Namespace"),
-        ("collections", "defaultdict"),
-        ("numpy", "dtype"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy.core.multiarray", "scalar"),
-        ("pathlib", "PosixPath"),
     }
     | {("torch", name) for name in DTYPES}
     | {("torch", str(dtype).removeprefix("torch.")) for dtype in DTYPES.values()}
 )
-ALLOWED_MODULES = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
-FP8 = "float8"
+# What training programs leave beside the weights.
+_PYTHON_GLOBALS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(
+        ("__builtin__", "builtins"),
+        frozenset(
+            "bool bytearray bytes complex dict float frozenset int list long object range "
+            "set slice str tuple unicode xrange".split()
+        ),
+    ),
+    **dict.fromkeys(("copy_reg", "copyreg"), frozenset({"_reconstructor"})),
+    "_codecs": frozenset({"encode"}),
+    "argparse": frozenset({"Namespace"}),
+    "collections": frozenset("ChainMap Counter OrderedDict UserDict defaultdict deque".split()),
+    "datetime": frozenset("date datetime time timedelta timezone".split()),
+    "decimal": frozenset({"Decimal"}),
+    "fractions": frozenset({"Fraction"}),
+    "pathlib": frozenset(
+        "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath".split()
+    ),
+    "typing": frozenset("Any Callable Dict List Optional Tuple Union".split()),
+    "uuid": frozenset({"UUID"}),
+    "numpy": frozenset({"dtype", "ndarray"}),
+    **dict.fromkeys(
+        ("numpy.core.multiarray", "numpy._core.multiarray"), frozenset({"_reconstruct", "scalar"})
+    ),
+    **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), frozenset({"_frombuffer"})),
+    "numpy.random._pickle": frozenset(
+        {"__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"}
+    ),
+}
+_NOT_TRAINING = sys.stdlib_module_names | {"__builtin__", "copy_reg", "numpy", "torch"}
+"""Packages whose other names are refused. What is left are classes of training programs."""
 
-# Far above any real file, far below any harm.
-MAX_ENTRIES = 500_000
-MAX_NAME_LENGTH = 1000
+FP8 = "float8"
 
 
 class TorchFormat:
@@ -117,13 +139,10 @@ class TorchFormat:
             tensors = dict(_named_tensors(path, root, storages))
             if not tensors:
                 raise WeightsError(f"{path} holds no tensors by name; is it the right file?")
-            metadata = {
-                str(key): str(value)
-                for key, value in root.items()
-                if isinstance(value, (str, int, float))
-            }
             mapped = mapping.holds(*tensors.values())
-            return Checkpoint(path, self.name, tensors, tensors, metadata, (mapping,), mapped)
+            return Checkpoint(
+                path, self.name, tensors, tensors, _metadata(root), (mapping,), mapped
+            )
 
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -147,8 +166,13 @@ class TorchFormat:
 
 
 def _is_allowed(module: str, name: str) -> bool:
-    known = (module, name) in ALLOWED_GLOBALS or module.startswith(ALLOWED_MODULES)
-    return known or (module == "torch" and name.startswith(FP8))
+    package = module.partition(".")[0]
+    if package == "torch":
+        return (module, name) in _TORCH_GLOBALS or (module == "torch" and name.startswith(FP8))
+    if package in _NOT_TRAINING:
+        return name in _PYTHON_GLOBALS.get(module, ())
+    # A class; functions are named in lower case.
+    return name.lstrip("_")[:1].isupper()
 
 
 def _read_zip(file: BinaryIO) -> tuple[dict[Any, Any], Storages, MappedFile]:
@@ -177,25 +201,24 @@ def _named_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of nested dicts by dotted name, in the file's order."""
     wrapped = next((root[key] for key in WRAPPERS if isinstance(root.get(key), dict)), root)
-    waiting: list[tuple[str, Any]] = [("", wrapped)]
-    for _ in range(MAX_ENTRIES):
-        if not waiting:
-            return
-        name, value = waiting.pop()
+    for name, value in named_leaves(wrapped, _items):
         while isinstance(value, Call) and value.function == REBUILD_PARAMETER:
             value = value.arguments[0]
-        if isinstance(value, Instance):
-            value = value.state
-        if isinstance(value, dict):
-            prefix = f"{name}." if name else ""
-            waiting += reversed([(f"{prefix}{key}", v) for key, v in value.items()])
-        elif isinstance(value, Call) and value.function == REBUILD_TENSOR:
+        if isinstance(value, Call) and value.function == REBUILD_TENSOR:
             yield name, rebuild_tensor(value, storages)
         elif isinstance(value, Call) and value.function.name == "_rebuild_tensor_v3":
             raise _of_odd_dtype(path, value)
-        if len(waiting) > MAX_ENTRIES or len(name) > MAX_NAME_LENGTH:
-            break
-    raise ValueError("its dicts are nested without end")
+
+
+def _items(value: Any) -> Any:
+    return value.state if isinstance(value, Instance) else value
+
+
+def _metadata(root: dict[Any, Any]) -> dict[str, str]:
+    """Numbers and short texts beside the tensors."""
+    told = {key: str(value) for key, value in root.items() if isinstance(value, (str, int, float))}
+    kept = [(key, text) for key, text in told.items() if len(text) <= MAX_METADATA_LENGTH]
+    return dict(kept[:MAX_METADATA_ENTRIES])
 
 
 def _of_odd_dtype(path: Path, call: Call) -> WeightsError:

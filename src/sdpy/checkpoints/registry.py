@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
-from sdpy.checkpoints.base import Checkpoint, CheckpointFormat
+from sdpy.checkpoints.base import Checkpoint, CheckpointFormat, reading
 from sdpy.checkpoints.folders import (
     SHARD_MARK,
     find_weights,
@@ -19,6 +19,7 @@ from sdpy.checkpoints.folders import (
     read_shards,
     shard_files,
 )
+from sdpy.checkpoints.limits import check_growth, check_names
 from sdpy.checkpoints.npz import NpzFormat
 from sdpy.checkpoints.ot import OtFormat
 from sdpy.checkpoints.probe import looks_like, probe
@@ -104,7 +105,11 @@ def _read(path: Path) -> Checkpoint:
         return read_shards(found.path, read_checkpoint)
     for form in FORMATS.values():
         if form.matches(found):
-            return form.read(found.path)
+            checkpoint = form.read(found.path)
+            with reading(path, form.name):
+                check_names(checkpoint.outline)
+                check_growth(checkpoint.outline.values(), found.size)
+            return checkpoint
     raise WeightsError(f"{path} {looks_like(found)}")
 
 

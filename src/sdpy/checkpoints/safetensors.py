@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sdpy.checkpoints.base import (
@@ -24,7 +26,9 @@ from sdpy.checkpoints.base import (
     storable,
     tensor_bytes,
 )
+from sdpy.checkpoints.limits import check_numbers, check_shape
 from sdpy.checkpoints.probe import Probe
+from sdpy.errors import WeightsError
 from sdpy.files import atomic_write
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
@@ -50,6 +54,7 @@ DTYPES: dict[str, torch.dtype] = {
     "C64": torch.complex64,
 }
 MAX_HEADER_BYTES = 100_000_000
+_OTHER_DTYPE = re.compile("[A-Z][A-Z0-9_]{1,15}")
 
 
 class SafetensorsFormat:
@@ -63,21 +68,24 @@ class SafetensorsFormat:
         if len(probe.head) < 9:
             return False
         (header_bytes,) = struct.unpack("<Q", probe.head[:8])
-        return 2 <= header_bytes <= MAX_HEADER_BYTES and probe.head[8:9] == b"{"
+        return 2 <= header_bytes <= MAX_HEADER_BYTES and probe.head[8:].lstrip().startswith(b"{")
 
     def read(self, path: Path) -> Checkpoint:
         """See `CheckpointFormat.read`."""
-        faults = (SafetensorError, ValueError, RuntimeError, LookupError, TypeError)
-        with reading(path, ".safetensors", faults), path.open("rb") as file:
+        with reading(path, ".safetensors"), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             (header_bytes,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(header_bytes))
-            metadata = header.pop("__metadata__", {})
-            end = 8 + header_bytes + max((e["data_offsets"][1] for e in header.values()), default=0)
-            if end > path.stat().st_size:
-                raise ValueError(f"it ends after {path.stat().st_size} of {end} bytes")
+            if 8 + header_bytes > size:
+                raise ValueError(f"it ends after {size} of {8 + header_bytes} bytes")
+            header = _object(json.loads(file.read(header_bytes)), "its header")
+            metadata = _metadata(header.pop("__metadata__", None))
+            _refuse_other_dtypes(path, header)
+            places = {name: _Place.of(name, entry) for name, entry in header.items()}
+            end = 8 + header_bytes + max((place.end for place in places.values()), default=0)
+            if end > size:
+                raise ValueError(f"it ends after {size} of {end} bytes")
             with safe_open(path, framework="pt"):
                 pass  # The library checks the header. Its tensors would be read at once.
-            places = {name: _Place.of(entry) for name, entry in header.items()}
             mapping = map_file(file)
             makers = {
                 n: partial(p.tensor, mapping.storage, 8 + header_bytes) for n, p in places.items()
@@ -133,13 +141,15 @@ class _Place:
     end: int
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> _Place:
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"it holds numbers of kind {entry['dtype']}")
-        start, end = entry["data_offsets"]
-        place = cls(DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end)
-        if math.prod(place.shape) * place.dtype.itemsize != end - start:
-            raise ValueError("a tensor's shape does not fit its place")
+    def of(cls, name: str, entry: Any) -> _Place:
+        entry = _object(entry, f"the entry of {name}")
+        shape = check_shape(entry.get("shape"))
+        offsets = check_numbers(entry.get("data_offsets"))
+        if len(offsets) != 2 or entry.get("dtype") not in DTYPES:
+            raise ValueError(f"the entry of {name} makes no sense")
+        place = cls(DTYPES[entry["dtype"]], shape, *offsets)
+        if math.prod(shape) * place.dtype.itemsize != place.end - place.start:
+            raise ValueError(f"the shape of {name} does not fit its place")
         return place
 
     def tensor(self, mapping: torch.UntypedStorage, base: int) -> Tensor:
@@ -147,3 +157,27 @@ class _Place:
         start, end = base + self.start, base + self.end
         piece = mapped_piece(mapping, start, end, self.dtype.itemsize)
         return torch.empty(0, dtype=self.dtype).set_(piece).reshape(self.shape)
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is no JSON object")
+    return value
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    found = {} if value is None else _object(value, "its metadata")
+    if not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("its metadata is not made of texts")
+    return found
+
+
+def _refuse_other_dtypes(path: Path, header: Mapping[str, Any]) -> None:
+    """A kind of numbers that the format has and torch has not."""
+    for entry in header.values():
+        dtype = entry.get("dtype") if isinstance(entry, dict) else None
+        if isinstance(dtype, str) and dtype not in DTYPES and _OTHER_DTYPE.fullmatch(dtype):
+            raise WeightsError(
+                f"{path} holds numbers of kind {dtype}, which sdpy does not read; take the fp16 or "
+                "fp32 version"
+            )

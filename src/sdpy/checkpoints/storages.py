@@ -5,7 +5,6 @@ The ground that ``.ot`` files and those of ``torch.save`` share, for reading and
 
 from __future__ import annotations
 
-import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from sdpy.checkpoints.archives import members_of, stored_range
 from sdpy.checkpoints.base import MappedFile, map_file, mapped_piece, storable
+from sdpy.checkpoints.limits import check_numbers, check_shape
 from sdpy.checkpoints.pickles import Call, Global, Reference
 
 STORAGE_CLASSES: dict[torch.dtype, str] = {
@@ -36,7 +36,6 @@ MakePiece = Callable[[], Tensor]
 DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in STORAGE_CLASSES.items()}
 REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
 REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
-MAX_DIMENSIONS = 25
 
 
 # ------------------------------------------------------------------------------------ reading
@@ -85,10 +84,9 @@ def rebuild_tensor(call: Call, storages: Storages) -> Tensor:
     tag, storage_class, key, _device, numel = reference.id
     if tag != "storage" or not isinstance(storage_class, Global) or not isinstance(key, str):
         raise ValueError("a tensor has a storage of unknown kind")
-    numbers = (numel, offset, *size, *stride)
-    if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or len(size) != len(stride):
-        raise ValueError("a tensor has impossible sizes")
-    if len(size) > MAX_DIMENSIONS or math.prod(size) >= 2**48:
+    size, stride = check_shape(size), check_numbers(stride)
+    numel, offset = check_numbers([numel, offset])
+    if len(size) != len(stride):
         raise ValueError("a tensor has impossible sizes")
     dtype = DTYPES[storage_class.name]
     storage = storages.get(key, dtype.itemsize)

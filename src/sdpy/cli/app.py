@@ -21,7 +21,7 @@ from sdpy.cli.inpaint import inpaint
 from sdpy.cli.inspect import inspect
 from sdpy.cli.options import flatten
 from sdpy.cli.schedulers import schedulers
-from sdpy.errors import SdpyError, ShortageError
+from sdpy.errors import SdpyError, ShortageError, is_shortage
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
@@ -115,7 +115,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SDPY_DEBUG"):
             raise
-        if _is_out_of_memory(error):
+        if is_shortage(error):
             return _fail(
                 "out of memory: use a smaller --width and --height, --memory low, or --cpu for "
                 "models that do not fit on the GPU",
@@ -133,11 +133,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, exit_code: int) -> int:
     print(f"sdpy: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from sdpy.errors import ShortageError
+from sdpy.errors import ShortageError, is_shortage
 
 Result = TypeVar("Result")
 
@@ -55,7 +55,7 @@ def attempt(
         try:
             return work()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_shortage(error):
                 raise
             if not fallbacks:
                 tried = f" (after {', '.join(taken)})" if taken else ""
@@ -80,14 +80,6 @@ def finish(
             notify(next(work))
         except StopIteration as stop:
             return stop.value
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is lacking, on whatever device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error)
-        for words in ("DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory")
-    )
 
 
 def release_cached_memory() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from sdpy.components import COMPONENTS
+from sdpy.components import COMPONENTS, label_of
+from sdpy.errors import WeightsError
 from sdpy.models import (
     AutoencoderKL,
     AutoencoderKLConfig,
@@ -149,9 +150,16 @@ def config_json(component: str, config: Config, variant: ModelVariant) -> dict[s
 
 
 def make_model(component: str, config: Config) -> nn.Module:
-    """A network of these sizes without weights, on the meta device."""
-    with init_empty_weights():
-        return MODEL_CLASSES[class_name(component, config)].model(config)
+    """A network of these sizes without weights, on the meta device.
+
+    Raises:
+        WeightsError: no network can have these sizes.
+    """
+    try:
+        with init_empty_weights():
+            return MODEL_CLASSES[class_name(component, config)].model(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise WeightsError(f"no {label_of(component)} has such sizes: {error}") from error
 
 
 def class_names(configs: Mapping[str, Config]) -> dict[str, tuple[str, str]]:
