@@ -22,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("components",),  # the table of components, without torch
     ("files",),  # atomic writing, for images and weights
     ("models", "schedulers", "checkpoints", "images"),
-    ("text",),
+    ("text", "metadata"),
     ("zoo",),
     ("optimizations",),
     ("runtime",),
@@ -43,6 +43,7 @@ ONLY_IN: dict[str, set[str] | None] = {
     "regex": {"text", "checkpoints"},
     "cv2": {"images"},  # where it is asked for: it is an extra
     "safetensors": {"checkpoints"},
+    "sd_parsers": {"metadata"},  # where it is asked for: it is an extra
     "huggingface_hub": {"zoo"},
     "diffusers": set(),
     "transformers": set(),

@@ -12,8 +12,12 @@ from typing import BinaryIO
 from sdpy.errors import OutputError
 
 
+class OccupiedError(OutputError):
+    """A file that must not be overwritten lies where one was to be written."""
+
+
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes ``path`` when the block ends without an exception.
 
     The bytes go to a temporary file in the same folder, which is flushed to the disk and then
@@ -21,7 +25,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     behind. The result has the permissions that the umask gives a new file. A symbolic link stays
     a link: the file that it names is replaced.
 
+    Args:
+        path: where to.
+        overwrite: whether another file may be replaced. Where not, of several that write to
+            ``path`` at once one succeeds.
+
     Raises:
+        OccupiedError: it must not overwrite, and there is such a file.
         OutputError: the folder is missing or not writable, ``path`` is a folder or a device, or
             the disk is full.
     """
@@ -39,15 +49,39 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        temporary = None
+        if overwrite:
+            os.replace(temporary, target)
+            temporary = None
+        else:
+            temporary = _rename_to_new(temporary, target)
         _sync_folder(target.parent)
+    except FileExistsError as error:
+        raise OccupiedError(
+            f"cannot write {path}: it exists; choose another name, or --overwrite"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"cannot write {path}: {reason}; nothing was changed") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _rename_to_new(temporary: Path, target: Path) -> Path | None:
+    """Rename a file to a name that there is not yet; returns what is left to remove.
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no hard links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, target)
+        return None
+    return temporary
 
 
 def _umask() -> int:

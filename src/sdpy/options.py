@@ -32,7 +32,9 @@ class Option:
         minimum, maximum: range of a number, both included; None for no limit.
         cli_type: type on the command line where it is another than the field's.
         parse: makes the field's value of what the command line, or a caller who passes text, gives.
-        label: name in image metadata; None where it is not written.
+        unparse: makes of the field's value what the command line would be given for it, as JSON
+            has it; None where the value itself will do.
+        label: name in A1111's text of an image's metadata; None where it is not written there.
         always: whether metadata has it even where it is the default.
         show: makes metadata's text of the value.
     """
@@ -46,9 +48,15 @@ class Option:
     maximum: float | None = None
     cli_type: Any = None
     parse: Callable[[Any], Any] | None = None
+    unparse: Callable[[Any], Any] | None = None
     label: str | None = None
     always: bool = False
     show: Callable[[Any], str] = str
+
+    @property
+    def name(self) -> str:
+        """Its first flag without the dashes in front."""
+        return self.flags[0].split("/")[0].lstrip("-")
 
 
 def option(default: Any, *flags: str, help: str, **more: Any) -> Any:
@@ -111,6 +119,38 @@ def facts_of(group: Any) -> dict[str, str]:
         if one.label is not None and value is not None and (one.always or value != field.default):
             facts[one.label] = one.show(value)
     return facts
+
+
+def given(group: Any) -> dict[str, Any]:
+    """All options of a group by their names, with what the command line is given for the values."""
+    values = {}
+    for field, one in options_of(group):
+        value = getattr(group, field.name)
+        if one.flags:
+            values[one.name] = value if one.unparse is None or value is None else one.unparse(value)
+    return values
+
+
+def taken(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a group that some options, by their names, give; the inverse of `given`.
+
+    Others are left out. A name may be that of any flag, with dashes or underscores.
+
+    Raises:
+        UsageError: a value that makes none of the option.
+    """
+    found: dict[str, Any] = {}
+    for field, one in options_of(group):
+        names = {flag.lstrip("-").replace("_", "-") for flag in one.flags}
+        for name, value in values.items():
+            if name.replace("_", "-") in names:
+                found[field.name] = value
+    return parse(group, found)
+
+
+def number_text(value: float) -> str:
+    """A number with as many digits as it takes to read it back."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def either(words: Iterable[str]) -> str:

@@ -39,8 +39,8 @@ def test_each_changes_the_image_and_is_told_in_it(
     assert sdpy("generate", "x", *STEPS, "-o", "exact.png").code == 0
     assert sdpy("generate", "x", *STEPS, *options).code == 0
     assert not np.array_equal(pixels("sd_final.png"), pixels("exact.png"))
-    assert text_of("sd_final.png").endswith(f"Model: sd15, {fact}, Version: sdpy {__version__}")
-    assert text_of("exact.png").endswith(f"Model: sd15, Version: sdpy {__version__}")
+    assert text_of("sd_final.png").endswith(f"Eta: 0, {fact}, Version: sdpy {__version__}")
+    assert text_of("exact.png").endswith(f"Eta: 0, Version: sdpy {__version__}")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_all_of_them_in_every_command(sdpy: Any) -> None:
     for command, strength in (
         (("generate", "x"), ""),
         (("img2img", "image.png"), "Denoising strength: 0.8, "),
-        (("inpaint", "image.png", "mask.png"), "Denoising strength: 1.0, "),
+        (("inpaint", "image.png", "mask.png"), "Denoising strength: 1, "),
     ):
         assert sdpy(*command, *STEPS, *options).code == 0
         facts = "DeepCache: 2 branch 0, Token merging ratio: 0.5"

@@ -94,7 +94,7 @@ def test_several_with_one_value_for_all_or_one_each(
     assert [(c.scale, c.start, c.end) for c in controls] == [(0.5, 0.0, 0.5), (2.0, 0.0, 0.5)]
     with Image.open("sd_final.png") as image:
         image.load()
-        assert "ControlNet 1: net.safetensors:2 0-0.5" in image.text["parameters"]
+        assert 'ControlNet 1: "net.safetensors:2 0-0.5"' in image.text["parameters"]
 
 
 def test_canny(sdpy: Any, files: Path, controls: list[Control]) -> None:
@@ -157,7 +157,7 @@ def test_lora(sdpy: Any, files: Path) -> None:
     assert np.abs(pixels().astype(int) - whole).max() <= 1
     with Image.open("sd_final.png") as image:
         image.load()
-        assert "LoRA 0: lora.safetensors:0.5, LoRA 1: " in image.text["parameters"]
+        assert 'LoRA 0: "lora.safetensors:0.5", LoRA 1: ' in image.text["parameters"]
 
 
 def test_the_order_of_loras_changes_nothing_but_rounding(sdpy: Any, files: Path) -> None:
@@ -176,7 +176,7 @@ def test_the_order_of_loras_changes_nothing_but_rounding(sdpy: Any, files: Path)
     assert np.abs(made[1] - made[2]).max() <= 1
     with Image.open("sd_final.png") as image:
         image.load()
-        told = "LoRA 0: other.safetensors:-0.4, LoRA 1: lora.safetensors:0.7"
+        told = 'LoRA 0: "other.safetensors:-0.4", LoRA 1: "lora.safetensors:0.7"'
         assert told in image.text["parameters"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import os
 import re
@@ -115,13 +116,18 @@ def test_the_suffix_gives_the_format(sdpy: Any, option: str, name: str, format: 
         assert image.format == format
 
 
-def test_how_it_was_generated_is_in_the_png(sdpy: Any) -> None:
+def unet_hash(data: Path) -> str:
+    return hashlib.sha256((data / "unet.ot").read_bytes()).hexdigest()[:10]
+
+
+def test_how_it_was_generated_is_in_the_png(sdpy: Any, tiny_data: Path) -> None:
     prompt, negative = "a lighthouse, 夜の灯台 😀", "naïve\ncat"
     options = ("--seed", "0", "--guidance-scale", "0", "--height", "48", "--steps", "3")
     sdpy("generate", prompt, "-n", negative, *options)
     assert text_of("sd_final.png") == (
-        f"{prompt}\nNegative prompt: {negative}\nSteps: 3, Sampler: ddim, CFG scale: 0.0, "
-        f"Seed: 0, Size: 32x48, Model: sd15, Version: sdpy {__version__}"
+        f"{prompt}\nNegative prompt: {negative}\nSteps: 3, Sampler: DDIM, CFG scale: 0, "
+        f"Seed: 0, Size: 32x48, Model hash: {unet_hash(tiny_data)}, Model: sd15, "
+        f"Timestep spacing: original, Eta: 0, Version: sdpy {__version__}"
     )
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from sdpy.errors import ImageError, OutputError
-from sdpy.images.files import load_image, save_image
+from sdpy.images.files import load_image, read_texts, save_image
 from sdpy.images.frame import Frame
 from sdpy.images.mask import composite, load_mask
+from sdpy.images.metadata import ImageTexts
 from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
 
 
@@ -621,17 +622,73 @@ def test_the_suffix_gives_the_kind(tmp_path, name, kind):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_png_is_exact_and_says_how_it_was_made(tmp_path):
-    made = "a lighthouse, café 日本\nSteps: 30, Seed: 32"
-    for parameters in (made, "plain", None, ""):
-        save_image(random_rgb(16, 16), tmp_path / "a.png", parameters)
-        with Image.open(tmp_path / "a.png") as image:
-            assert image.text == ({} if parameters is None else {"parameters": parameters})
+MADE = "a lighthouse, café 日本 🏰\nSteps: 30, Seed: 32"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ImageTexts(MADE, '{"prompt":"café 🏰"}'),
+        ImageTexts(parameters="plain"),
+        ImageTexts(record="{}"),
+        ImageTexts(),
+    ],
+)
+def test_a_file_says_how_its_image_was_made(tmp_path, name, texts):
+    save_image(random_rgb(16, 16), tmp_path / name, texts)
+    wanted = {"parameters": texts.parameters, "sdpy": texts.record}
+    found = read_texts(tmp_path / name)
+    assert {key: found[key] for key in found if key in wanted} == {
+        key: text for key, text in wanted.items() if text is not None
+    }
+    with Image.open(tmp_path / name) as image:
+        if name == "a.png":
             assert np.array_equal(image, random_rgb(16, 16))
+            assert image.text.get("parameters") == texts.parameters
+        elif texts.parameters is not None:
+            comment = image.getexif().get_ifd(0x8769)[0x9286]
+            assert comment == b"UNICODE\0" + texts.parameters.encode("utf-16-be")
+        elif texts.record is None:
+            assert not image.getexif()
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        (b"ASCII\0\0\0a cat", "a cat"),
+        (b"UNICODE\0" + "a cat".encode("utf-16-be"), "a cat"),
+        (b"\0\0\0\0\0\0\0\0a cat", "a cat"),
+    ],
+)
+def test_comments_of_other_programs_are_read(tmp_path, comment, text):
+    exif = Image.Exif()
+    exif[0x8769] = {0x9286: comment}
+    random_rgb(16, 16).save(tmp_path / "a.jpg", exif=exif)
+    assert read_texts(tmp_path / "a.jpg")["parameters"] == text
+
+
+def test_text_behind_the_pixels_is_read(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "late", zip=True)
+    random_rgb(16, 16).save(tmp_path / "a.png", pnginfo=info)
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"zTXt") - 4
+    length = 12 + int.from_bytes(data[start : start + 4], "big")
+    chunk, rest = data[start : start + length], data[:start] + data[start + length :]
+    end = rest.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(rest[:end] + chunk + rest[end:])
+    assert read_texts(tmp_path / "b.png") == {"parameters": "late"}
+
+
+def test_texts_that_the_format_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"a.jpg: the image cannot be stored as JPEG .*png"):
+        save_image(random_rgb(16, 16), tmp_path / "a.jpg", ImageTexts("x" * 70_000))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_jpeg_keeps_colours_sharp(tmp_path):
-    save_image(random_rgb(64, 64), tmp_path / "a.jpg", "parameters go to PNG only")
+    save_image(random_rgb(64, 64), tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as image:
         # (id, horizontal sampling, vertical sampling, table): 1x1 throughout is 4:4:4
         assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3

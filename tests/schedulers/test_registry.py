@@ -113,6 +113,7 @@ def test_a_new_sampler_is_one_file_and_one_row(
     row = SchedulerInfo(
         "made_up_sampler:ShrinkingScheduler",
         "predicts, then shrinks",
+        label="Shrinking",
         arguments={"share": 0.5},
         aliases=("Shrinking",),
     )

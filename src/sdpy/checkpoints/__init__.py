@@ -36,6 +36,7 @@ from sdpy.checkpoints.folders import (
     is_model_folder,
     read_model_folder,
 )
+from sdpy.checkpoints.hashes import Hashes
 from sdpy.checkpoints.kinds import guess_kind
 from sdpy.checkpoints.loading import (
     Weights,
@@ -48,6 +49,7 @@ from sdpy.checkpoints.loading import (
 from sdpy.checkpoints.registry import (
     FORMATS,
     FileState,
+    file_state,
     fingerprint,
     read_checkpoint,
     write_checkpoint,
@@ -64,6 +66,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointFormat",
     "FileState",
+    "Hashes",
     "LazyTensors",
     "Lora",
     "MappedFile",
@@ -75,6 +78,7 @@ __all__ = [
     "check_loras",
     "check_weights",
     "config_beside",
+    "file_state",
     "find_lora",
     "find_parts",
     "find_weights",

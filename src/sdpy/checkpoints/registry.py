@@ -66,10 +66,15 @@ def fingerprint(path: str | os.PathLike[str]) -> tuple[FileState, ...]:
     files = [file]
     if SHARD_MARK in file.name and os.path.isfile(file) and is_shard_index(probe(file)):
         files += shard_files(file)
-    return tuple(_state(one) for one in files)
+    return tuple(file_state(one) for one in files)
 
 
-def _state(path: Path) -> FileState:
+def file_state(path: Path) -> FileState:
+    """The state that a file is in now.
+
+    Raises:
+        WeightsError: it is missing.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -45,6 +45,6 @@ def make_images(
         with closing(follow(events, quiet=output.quiet, verbose=output.verbose)) as images:
             for ready in images:
                 path = paths[ready.sample]
-                save_image(ready.image, path, ready.image.parameters)
+                save_image(ready.image, path, ready.image.texts)
                 if not output.quiet:
                     print(path, flush=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from sdpy.errors import ImageError, OutputError
 from sdpy.files import atomic_write
 from sdpy.images.frame import size_text
-from sdpy.images.metadata import png_info
+from sdpy.images.metadata import NO_TEXTS, ImageTexts, saving, texts_of
 from sdpy.images.paths import FORMATS
 
 _EXIF_ORIENTATION = 0x0112
@@ -49,6 +51,16 @@ def load_image(path: str | Path) -> Image.Image:
 
 def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
     """Read, decode and convert to upright RGB; everything that can fail ends in ImageError."""
+    with _opened(path) as image:
+        image.load()
+        if 0 in image.size:
+            raise ValueError(f"it is empty, {size_text(image.size)} pixels")
+        return to_rgb(image, background)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file for the duration of a block, in which whatever fails ends in ImageError."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
@@ -58,7 +70,11 @@ def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of harmless flaws
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(file, background)
+            Image.init()
+            # PostScript is a program, which Pillow would have Ghostscript run.
+            formats = [name for name in Image.ID if name != "EPS"]
+            with Image.open(file, formats=formats) as image:
+                yield image
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -84,17 +100,6 @@ def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
             f"{path}: the image cannot be read ({reason}); try another copy, or open it "
             "elsewhere and save it as PNG"
         ) from error
-
-
-def _decode(file: BinaryIO, background: tuple[int, int, int]) -> Image.Image:
-    Image.init()
-    # PostScript is a program, which Pillow would have Ghostscript run.
-    formats = [name for name in Image.ID if name != "EPS"]
-    with Image.open(file, formats=formats) as image:
-        image.load()
-        if 0 in image.size:
-            raise ValueError(f"it is empty, {size_text(image.size)} pixels")
-        return to_rgb(image, background)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -150,7 +155,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def save_image(image: Image.Image, path: str | Path, parameters: str | None = None) -> None:
+def read_texts(path: str | Path) -> dict[str, str]:
+    """The texts of an image file's metadata; see `sdpy.images.metadata.texts_of`.
+
+    Raises:
+        ImageError: missing, unreadable or no image.
+    """
+    with _opened(Path(path)) as image:
+        if image.format == "PNG":
+            image.load()  # text may stand behind the pixels
+        return texts_of(image)
+
+
+def save_image(
+    image: Image.Image, path: str | Path, texts: ImageTexts = NO_TEXTS, *, overwrite: bool = True
+) -> None:
     """Write an image atomically: an older file stays until the new one is complete.
 
     The suffix gives the format: .png, .jpg, .jpeg (quality 95, 4:4:4) or .webp (quality 95).
@@ -158,33 +177,48 @@ def save_image(image: Image.Image, path: str | Path, parameters: str | None = No
     Args:
         image: of any mode that the format can hold.
         path: where to; its folder must exist.
-        parameters: how the image was made; PNG only, as the text chunk "parameters".
+        texts: how the image was made.
+        overwrite: whether it may take the place of another file.
 
     Raises:
         OutputError: the file cannot be written.
+        OccupiedError: it must not overwrite, and there is such a file.
     """
     path = Path(path)
     format = FORMATS.get(path.suffix.lower())
     if format is None:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(FORMATS)}")
-    try:
-        data = _encode(image, format, parameters)
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{path}: the image cannot be stored as {format} ({_one_line(error)}); "
-            "choose another kind, such as .png"
-        ) from error
-    with atomic_write(path) as file:
+    data = encode_image(image, format, texts, str(path))
+    with atomic_write(path, overwrite=overwrite) as file:
         file.write(data)
 
 
-def _encode(image: Image.Image, format: str, parameters: str | None) -> bytes:
+def encode_image(
+    image: Image.Image, format: str, texts: ImageTexts = NO_TEXTS, name: str = "the image"
+) -> bytes:
+    """The bytes of an image file.
+
+    Args:
+        image: of any mode that the format can hold.
+        format: one of the values of `FORMATS`.
+        texts: how the image was made.
+        name: what errors call the file.
+
+    Raises:
+        OutputError: the format cannot hold the image, or not all of the texts.
+    """
     buffer = io.BytesIO()
-    if format == "PNG":
-        info = None if parameters is None else png_info(parameters)
-        image.save(buffer, format, pnginfo=info)
-    elif format == "JPEG":
-        image.save(buffer, format, quality=95, subsampling="4:4:4")
-    else:
-        image.save(buffer, format, quality=95)
+    settings: dict[str, Any] = {}
+    if format != "PNG":
+        settings["quality"] = 95
+    if format == "JPEG":
+        settings["subsampling"] = "4:4:4"
+    try:
+        # Of the image itself, for a generated one would add what it knows of itself.
+        Image.Image.save(image, buffer, format, **settings, **saving(texts, format))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{name}: the image cannot be stored as {format} ({_one_line(error)}); "
+            "choose another kind, such as .png"
+        ) from error
     return buffer.getvalue()

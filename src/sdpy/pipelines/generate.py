@@ -179,7 +179,7 @@ def _generate_batch(
             yield Progress(first, last, images, step.index, steps)
     pixels = yield from decode(models, latents)
     for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
-        request = resolved(job.plan, job.seed)
+        request = resolved(models.session, job.plan, job.seed)
         yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
 
 

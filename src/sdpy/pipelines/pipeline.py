@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from sdpy import __version__
-from sdpy.images.metadata import GeneratedImage, parameters_text
+from sdpy.images.metadata import NO_TEXTS, GeneratedImage
 from sdpy.images.tensors import tensor_to_image
-from sdpy.options import facts_of, parse
-from sdpy.pipelines.events import ImageDecoded, ImageReady, PipelineEvent
+from sdpy.options import parse
+from sdpy.pipelines.events import ImageDecoded, ImageReady, PipelineEvent, Progress
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.inputs import ImageRequest, prepare_request
-from sdpy.pipelines.request import Request
+from sdpy.pipelines.recording import Recorder
 from sdpy.runtime.options import ModelOptions, open_session
 from sdpy.runtime.session import Session
 
@@ -113,10 +112,13 @@ class Pipeline:
 
     Args:
         session: that owns the models.
+        metadata: whether images carry how they were made. That takes the SHA-256 of all weights,
+            which are read once for it, beside the first image, and remembered.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, metadata: bool = True) -> None:
         self.session = session
+        self.metadata = metadata
 
     def __enter__(self) -> Pipeline:
         return self
@@ -171,11 +173,19 @@ class Pipeline:
     def run(self, requests: Sequence[ImageRequest]) -> Iterator[PipelineEvent]:
         """The events of several requests, which are computed together where that can be done."""
         prepared = [prepare_request(self.session, request) for request in requests]
+        recorders = [Recorder(self.session, request) for request in requests]
+        is_computing = False
         for event in generate(self.session, [one.request for one in prepared]):
+            if isinstance(event, Progress) and self.metadata and not is_computing:
+                is_computing = True
+                for recorder in recorders:
+                    recorder.expect()
             if isinstance(event, ImageDecoded):
                 image = prepared[event.request].finish(tensor_to_image(event.pixels))
-                text = self._parameters(event.resolved, image.size)
-                made = GeneratedImage.of(image, text, event.seed)
+                texts = NO_TEXTS
+                if self.metadata:
+                    texts = recorders[event.request].texts(event.resolved, image.size)
+                made = GeneratedImage.of(image, texts, event.seed)
                 yield ImageReady(event.number, event.request, event.sample, made)
             else:
                 yield event
@@ -188,24 +198,6 @@ class Pipeline:
             if isinstance(event, ImageReady):
                 images.append(event.image)
         return images[0] if request.num_samples == 1 else images
-
-    def _parameters(self, request: Request, size: tuple[int, int]) -> str:
-        """How an image was made; ``request`` is that of the image alone."""
-        facts: dict[str, object] = {}
-        for name, value in facts_of(request).items():
-            facts[name] = value
-            if name == "Seed":
-                facts["Size"] = f"{size[0]}x{size[1]}"
-                facts["Model"] = self.session.variant.name
-        for i, lora in enumerate(request.lora):
-            facts[f"LoRA {i}"] = f"{lora.path.name}:{lora.weight:g}"
-        for i, control in enumerate(request.controls):
-            span = f"{control.start:g}-{control.end:g}"
-            facts[f"ControlNet {i}"] = f"{control.weights.name}:{control.scale:g} {span}"
-        for approximation in request.approximations:
-            facts |= approximation.facts()
-        facts["Version"] = f"sdpy {__version__}"
-        return parameters_text(request.prompt, request.negative_prompt, facts)
 
 
 def _takes_model_options(

@@ -19,7 +19,7 @@ from sdpy.pipelines.task import Task, skipped_steps
 from sdpy.pipelines.text2img import TextToImage
 from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
-from sdpy.schedulers.registry import find_scheduler, make_scheduler
+from sdpy.schedulers.registry import SIGMA_SCHEDULES, choose_schedule, make_scheduler
 from sdpy.text.prompts import TokenizedPrompt, tokenize_prompt
 from sdpy.text.schedule import PromptSchedule
 
@@ -82,11 +82,16 @@ def find_task(request: Request) -> Task:
     Raises:
         UsageError: a mask without an image.
     """
+    return TASKS[find_task_name(request)]
+
+
+def find_task_name(request: Request) -> str:
+    """The key of `TASKS` that a request asks for; see `find_task`."""
     if request.mask is not None:
         if request.image is None:
             raise UsageError("a mask needs the image that it is for")
-        return TASKS["inpaint"]
-    return TASKS["text2img" if request.image is None else "img2img"]
+        return "inpaint"
+    return "text2img" if request.image is None else "img2img"
 
 
 def plan_request(session: Session, request: Request) -> PlannedRequest:
@@ -184,19 +189,32 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
 
 
-def resolved(plan: PlannedRequest, seed: int) -> Request:
+def resolved(session: Session, plan: PlannedRequest, seed: int) -> Request:
     """The request of one image with what was left to the model or the scheduler filled in."""
-    scheduler, named = find_scheduler(plan.request.scheduler)
-    sigmas = named if plan.request.sigmas is None else plan.request.sigmas
-    strength = plan.request.strength
-    if strength is None and plan.request.image is not None:
+    request = plan.request
+    chosen = choose_schedule(
+        request.scheduler,
+        session.variant.noise,
+        timestep_spacing=request.timestep_spacing,
+        preferred_spacing=session.variant.timestep_spacing,
+        sigmas=request.sigmas,
+        eta=request.eta,
+    )
+    strength = request.strength
+    if strength is None and request.image is not None:
         strength = plan.task.DEFAULT_STRENGTH
+    factor = session.variant.vae.downsample_factor
     return replace(
-        plan.request,
+        request,
         strength=strength,
-        scheduler=scheduler,
-        sigmas=sigmas,
+        scheduler=chosen.name,
+        sigmas=chosen.sigmas,
+        # Sigmas with timesteps of their own take no spacing.
+        timestep_spacing=None if chosen.sigmas in SIGMA_SCHEDULES else chosen.timestep_spacing,
+        eta=chosen.eta,
         guidance_scale=plan.guidance_scale,
+        width=factor * plan.shape[-1],
+        height=factor * plan.shape[-2],
         seed=seed,
         num_samples=1,
     )

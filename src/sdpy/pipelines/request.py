@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpy.errors import UsageError
-from sdpy.options import option
+from sdpy.options import number_text, option
+from sdpy.schedulers.registry import SCHEDULERS, SIGMA_LABELS
 
 if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
     from torch import Tensor
@@ -24,6 +25,18 @@ _FASTER = "Faster, approximately"
 _ADDED = "LoRA and textual inversion"
 
 AUTO = "auto"
+
+
+def sampler_label(scheduler: str) -> str:
+    """What metadata calls a sampler; unknown ones by their own name."""
+    return SCHEDULERS[scheduler].label if scheduler in SCHEDULERS else scheduler
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path as metadata has it: as it was given, but ``~`` for the home folder's name."""
+    text, home = os.fspath(path), os.path.expanduser("~")
+    inside = home not in ("", "/", "~") and text.startswith(home + os.sep)
+    return "~" + text[len(home) :] if inside else text
 
 
 def read_batch_size(value: int | str) -> int | str:
@@ -84,6 +97,11 @@ def _read_lora(value: str | Path | Lora) -> Lora:
     return Lora(Path(path), share)
 
 
+def show_loras(loras: Iterable[Lora]) -> list[str]:
+    """The inverse of `read_loras`."""
+    return [f"{shown_path(lora.path)}:{number_text(lora.weight)}" for lora in loras]
+
+
 def read_embeddings(
     values: str | Iterable[str | TextualInversion],
 ) -> tuple[TextualInversion, ...]:
@@ -108,6 +126,16 @@ def _read_embedding(value: str | Path | TextualInversion) -> TextualInversion:
     if not name.strip():
         raise UsageError(f"--embedding {text}: no name before the =; use NAME=PATH or PATH")
     return read_textual_inversion(Path(path), name.strip())
+
+
+def show_embeddings(embeddings: Iterable[TextualInversion]) -> list[str]:
+    """The inverse of `read_embeddings`."""
+    return [
+        shown_path(one.path)
+        if one.path.stem in one.names
+        else f"{one.names[0]}={shown_path(one.path)}"
+        for one in embeddings
+    ]
 
 
 def _listed(values: Any) -> list[Any]:
@@ -142,6 +170,7 @@ class GenerationOptions:
         help="Sampler; 'sdpy schedulers' lists them.",
         panel=_GENERATION,
         label="Sampler",
+        show=sampler_label,
         always=True,
     )
     sigmas: str | None = option(
@@ -151,6 +180,7 @@ class GenerationOptions:
         panel=_GENERATION,
         shown_default="that of the timesteps",
         label="Schedule type",
+        show=lambda sigmas: SIGMA_LABELS.get(sigmas, sigmas),
     )
     timestep_spacing: str | None = option(
         None,
@@ -170,6 +200,7 @@ class GenerationOptions:
         minimum=0.0,
         maximum=1.0,
         label="Eta",
+        show=number_text,
     )
     guidance_rescale: float = option(
         0.0,
@@ -179,6 +210,7 @@ class GenerationOptions:
         minimum=0.0,
         maximum=1.0,
         label="CFG Rescale",
+        show=number_text,
     )
     guidance_scale: float | None = option(
         None,
@@ -187,6 +219,7 @@ class GenerationOptions:
         panel=_GENERATION,
         shown_default="7.5; 4 for the demo model",
         label="CFG scale",
+        show=number_text,
         always=True,
     )
     seed: int = option(
@@ -272,6 +305,7 @@ class GenerationOptions:
         shown_default="none",
         cli_type=list[str],
         parse=read_embeddings,
+        unparse=show_embeddings,
     )
     lora: tuple[Lora, ...] = option(
         (),
@@ -282,6 +316,7 @@ class GenerationOptions:
         shown_default="none",
         cli_type=list[str],
         parse=read_loras,
+        unparse=show_loras,
     )
     guidance_interval: tuple[float, float] = option(
         (0.0, 1.0),
@@ -293,8 +328,9 @@ class GenerationOptions:
         shown_default="0,1",
         cli_type=str,
         parse=read_interval,
+        unparse=lambda interval: ",".join(map(number_text, interval)),
         label="Guidance interval",
-        show=lambda interval: "{:g}-{:g}".format(*interval),
+        show=lambda interval: "-".join(map(number_text, interval)),
     )
     deepcache: int | None = option(
         None,
@@ -354,6 +390,7 @@ STRENGTH = option(
     minimum=0.0,
     maximum=1.0,
     label="Denoising strength",
+    show=number_text,
 )
 
 

@@ -202,7 +202,8 @@ def open_session(
         torch.set_num_threads(options.threads)
     if options.fast_kernels and execution.memory == "auto":
         keep_freed_memory()
-    return Session(source, placement, execution, keep_models=keep_models)
+    asked = replace(options, model=model)
+    return Session(source, placement, execution, keep_models=keep_models, options=asked)
 
 
 def make_execution(options: ComputeOptions, placement: Placement) -> Execution:

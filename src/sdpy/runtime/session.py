@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from sdpy.checkpoints import (
     Checkpoint,
     FileState,
+    Hashes,
     Lora,
     Weights,
     check_loras,
@@ -49,6 +50,9 @@ from sdpy.text.conditioning import PromptConditioning
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import ModelVariant
+
+if TYPE_CHECKING:
+    from sdpy.runtime.options import ModelOptions
 
 TAKES_LORAS = ("text_encoder", "unet")
 """Components into which LoRAs are merged."""
@@ -141,8 +145,10 @@ class Session:
         execution: how the models compute, unless a request has to do with less memory.
         keep_models: whether models stay for further requests. Where there are none, as in a
             command for a single image, they only stay while the request still needs them.
+        options: those that asked for it, for metadata.
 
     Attributes:
+        hashes: of the files.
         counters: what was done so far.
         lock: held by whoever runs a request.
     """
@@ -154,12 +160,15 @@ class Session:
         execution: Execution | None = None,
         *,
         keep_models: bool = True,
+        options: ModelOptions | None = None,
     ) -> None:
         self.source = source
+        self.options = options
         self.placement = Placement() if placement is None else placement
         self.execution = Execution() if execution is None else execution
         self.keep_models = keep_models
         self.counters = Counters()
+        self.hashes = Hashes()
         self.lock = RLock()
         # The least recently used first.
         self._loaded: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
@@ -401,6 +410,7 @@ class Session:
     def close(self) -> None:
         """Release everything; a closed session serves no further request."""
         self.release()
+        self.hashes.close()
         self._prompts.clear()
         self._is_closed = True
 

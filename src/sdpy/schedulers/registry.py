@@ -30,6 +30,16 @@ SIGMA_SCHEDULES = ("sgm-uniform", "simple", "ays")
 SIGMAS = (*SIGMA_RAMPS, *SIGMA_SCHEDULES)
 """Names of sigmas that may replace those of the spaced timesteps."""
 
+SIGMA_LABELS = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "sgm-uniform": "SGM Uniform",
+    "simple": "Simple",
+    "ays": "Align Your Steps",
+}
+"""What A1111's web UI calls them: its schedule types."""
+
 
 @dataclass(frozen=True)
 class SchedulerInfo:
@@ -39,6 +49,7 @@ class SchedulerInfo:
         target: ``module:class``; the class is called with a `NoiseConfig` and keyword arguments,
             and its instances are `Scheduler`.
         summary: one line that tells people what the sampler does.
+        label: what A1111's web UI, or another that has it, calls the sampler; for metadata.
         arguments: keyword arguments that make the class this sampler, such as its order.
         spacings: timestep spacings that the sampler takes, its own first; empty if it has its own
             timesteps and takes none.
@@ -46,11 +57,12 @@ class SchedulerInfo:
         eta: amount of noise unless the user asks for another; None if the option does not apply.
         begins_with_pure_noise: whether the sampler can begin where nothing is left of the image,
             as is the case at the last timestep of a zero-terminal-SNR model.
-        aliases: other names, the class name in diffusers and the label in A1111 among them.
+        aliases: other names, the class name in diffusers among them; the label is one, too.
     """
 
     target: str
     summary: str
+    label: str
     arguments: Mapping[str, object] = field(default_factory=dict)
     spacings: tuple[str, ...] = ("linspace", "leading", "trailing")
     takes_sigmas: bool = True
@@ -69,6 +81,7 @@ SCHEDULERS: dict[str, SchedulerInfo] = {
     "ddim": SchedulerInfo(
         "sdpy.schedulers.ddim:DDIMScheduler",
         "deterministic; --eta adds noise",
+        label="DDIM",
         spacings=("leading", "linspace", "trailing", "original"),
         takes_sigmas=False,
         eta=0.0,
@@ -77,6 +90,7 @@ SCHEDULERS: dict[str, SchedulerInfo] = {
     "ddpm": SchedulerInfo(
         "sdpy.schedulers.ddpm:DDPMScheduler",
         "fresh noise at each step, as much as the posterior of training has",
+        label="DDPM",
         spacings=("leading", "linspace", "trailing"),
         takes_sigmas=False,
         aliases=("DDPMScheduler",),
@@ -84,6 +98,7 @@ SCHEDULERS: dict[str, SchedulerInfo] = {
     "pndm": SchedulerInfo(
         "sdpy.schedulers.pndm:PNDMScheduler",
         "DDIM with the last four predictions; one evaluation more than steps",
+        label="PLMS",
         spacings=("leading", "linspace", "trailing"),
         takes_sigmas=False,
         begins_with_pure_noise=False,
@@ -92,85 +107,100 @@ SCHEDULERS: dict[str, SchedulerInfo] = {
     "euler": SchedulerInfo(
         "sdpy.schedulers.euler:EulerDiscreteScheduler",
         "one straight line per step, deterministic",
+        label="Euler",
         aliases=("EulerDiscreteScheduler",),
     ),
     "euler-a": SchedulerInfo(
         "sdpy.schedulers.euler_ancestral:EulerAncestralDiscreteScheduler",
         "Euler with fresh noise at each step (ancestral)",
+        label="Euler a",
         aliases=("euler-ancestral", "EulerAncestralDiscreteScheduler"),
     ),
     "heun": SchedulerInfo(
         "sdpy.schedulers.heun:HeunDiscreteScheduler",
         "second order, two evaluations per step",
+        label="Heun",
         begins_with_pure_noise=False,
         aliases=("HeunDiscreteScheduler",),
     ),
     "lms": SchedulerInfo(
         "sdpy.schedulers.lms:LMSDiscreteScheduler",
         "Euler with the last four derivatives (linear multistep)",
+        label="LMS",
         aliases=("LMSDiscreteScheduler",),
     ),
     "kdpm2": SchedulerInfo(
         "sdpy.schedulers.kdpm2:KDPM2DiscreteScheduler",
         "second order with the derivative half-way, two evaluations per step",
+        label="DPM2",
         begins_with_pure_noise=False,
         aliases=("dpm2", "dpm-2", "KDPM2DiscreteScheduler"),
     ),
     "kdpm2-a": SchedulerInfo(
         "sdpy.schedulers.kdpm2:KDPM2AncestralDiscreteScheduler",
         "KDPM2 with fresh noise at each step (ancestral)",
+        label="DPM2 a",
         begins_with_pure_noise=False,
         aliases=("dpm2-a", "dpm-2-ancestral", "KDPM2AncestralDiscreteScheduler"),
     ),
     "dpm++-2m": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_multistep:DPMSolverMultistepScheduler",
         "DPM-Solver++, second order from the last two predictions",
+        label="DPM++ 2M",
         arguments={"order": 2},
         aliases=("dpm++", "dpmpp-2m", "DPMSolverMultistepScheduler"),
     ),
     "dpm++-3m": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_multistep:DPMSolverMultistepScheduler",
         "DPM-Solver++, third order from the last three predictions",
+        label="DPM++ 3M",
         arguments={"order": 3},
         aliases=("dpmpp-3m",),
     ),
     "dpm++-2m-sde": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_multistep:DPMSolverMultistepScheduler",
         "DPM-Solver++ 2M with fresh noise at each step",
+        label="DPM++ 2M SDE",
         arguments={"order": 2, "stochastic": True},
         aliases=("dpmpp-2m-sde",),
     ),
     "dpm++-3m-sde": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_multistep:DPMSolverMultistepScheduler",
         "DPM-Solver++ 3M with fresh noise at each step",
+        label="DPM++ 3M SDE",
         arguments={"order": 3, "stochastic": True},
         aliases=("dpmpp-3m-sde",),
     ),
     "dpm++-2s": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_singlestep:DPMSolverSinglestepScheduler",
         "DPM-Solver++, second order over each two steps (single-step)",
+        label="DPM++ 2S",
         arguments={"order": 2},
         aliases=("dpmpp-2s", "DPMSolverSinglestepScheduler"),
     ),
     "dpm++-3s": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_singlestep:DPMSolverSinglestepScheduler",
         "DPM-Solver++, third order over each three steps (single-step)",
+        label="DPM++ 3S",
         arguments={"order": 3},
         aliases=("dpmpp-3s",),
     ),
     "unipc": SchedulerInfo(
         "sdpy.schedulers.unipc:UniPCMultistepScheduler",
         "predictor and corrector in one, second order",
+        label="UniPC",
         aliases=("uni-pc", "UniPCMultistepScheduler"),
     ),
     "deis": SchedulerInfo(
         "sdpy.schedulers.deis:DEISMultistepScheduler",
         "exponential integrator, second order from the last two derivatives",
+        label="DEIS",
         aliases=("DEISMultistepScheduler",),
     ),
     "lcm": SchedulerInfo(
         "sdpy.schedulers.lcm:LCMScheduler",
         "for latent consistency models, in few steps",
+        label="LCM",
         spacings=(),
         takes_sigmas=False,
         aliases=("LCMScheduler",),
@@ -178,6 +208,7 @@ SCHEDULERS: dict[str, SchedulerInfo] = {
     "tcd": SchedulerInfo(
         "sdpy.schedulers.tcd:TCDScheduler",
         "for trajectory consistency models; --eta sets how much noise is renewed",
+        label="TCD",
         spacings=(),
         takes_sigmas=False,
         eta=0.3,
@@ -230,21 +261,64 @@ def make_scheduler(
     Raises:
         UsageError: unknown name or value, or an option that does not apply to the sampler.
     """
+    chosen = choose_schedule(
+        name,
+        noise,
+        timestep_spacing=timestep_spacing,
+        preferred_spacing=preferred_spacing,
+        sigmas=sigmas,
+        eta=eta,
+    )
+    info = SCHEDULERS[chosen.name]
+    arguments: dict[str, Any] = {**info.arguments}
+    if chosen.timestep_spacing is not None:
+        arguments["timestep_spacing"] = chosen.timestep_spacing
+    if info.takes_sigmas:
+        arguments["sigmas"] = chosen.sigmas
+    if info.eta is not None:
+        arguments["eta"] = chosen.eta
+    return info.load_class()(noise, **arguments)
+
+
+@dataclass(frozen=True)
+class ChosenSchedule:
+    """A sampler and its options, with nothing left open.
+
+    Attributes:
+        name: a key of `SCHEDULERS`.
+        timestep_spacing: None where it has timesteps of its own.
+        sigmas: None for those of the timesteps.
+        eta: None where there is no such option.
+    """
+
+    name: str
+    timestep_spacing: str | None
+    sigmas: str | None
+    eta: float | None
+
+
+def choose_schedule(
+    name: str,
+    noise: NoiseConfig,
+    *,
+    timestep_spacing: str | None = None,
+    preferred_spacing: str | None = None,
+    sigmas: str | None = None,
+    eta: float | None = None,
+) -> ChosenSchedule:
+    """What `make_scheduler` makes of the same arguments.
+
+    Raises:
+        UsageError: unknown name or value, or an option that does not apply to the sampler.
+    """
     found, named_sigmas = find_scheduler(name)
     info = SCHEDULERS[found]
     sigmas = _choose_sigmas(found, sigmas, named_sigmas)
     spacing = _choose_spacing(found, noise, timestep_spacing, preferred_spacing, sigmas)
-    arguments: dict[str, Any] = {**info.arguments}
-    if spacing is not None:
-        arguments["timestep_spacing"] = spacing
-    if info.takes_sigmas:
-        arguments["sigmas"] = sigmas
-    if info.eta is not None:
-        arguments["eta"] = info.eta if eta is None else eta
-    elif eta is not None:
+    if info.eta is None and eta is not None:
         takers = [name for name, info in SCHEDULERS.items() if info.eta is not None]
         raise UsageError(f"eta does not apply to {found}: it is for {' and '.join(takers)}")
-    return info.load_class()(noise, **arguments)
+    return ChosenSchedule(found, spacing, sigmas, info.eta if eta is None else eta)
 
 
 def _choose_sigmas(name: str, sigmas: str | None, named: str | None) -> str | None:
@@ -286,7 +360,7 @@ def _choose_spacing(
 
 def _names() -> Iterator[tuple[str, str]]:
     for key, info in SCHEDULERS.items():
-        for name in (key, *info.aliases):
+        for name in (key, *info.aliases, info.label):
             yield _normal(name), key
 
 
