@@ -47,6 +47,9 @@ ONLY_IN: dict[str, set[str] | None] = {
     "huggingface_hub": {"zoo"},
     "diffusers": set(),
     "transformers": set(),
+    "dynamicprompts": {"jobs"},  # where it is asked for: it is an extra
+    "ray": {"jobs"},  # likewise
+    "yaml": {"jobs"},  # where it is there
     "numpy": None,
     "torch": None,
 }

@@ -1,1 +1,1 @@
-"""Work for many images: what their files are called."""
+"""Many images: files of jobs, what their results are called, and how they are computed."""
