@@ -23,7 +23,8 @@ class Component:
         classes: that its weights may be of, by the names of diffusers or transformers; the first
             is the usual one.
         package: which of these two has them.
-        is_required: whether every model has one.
+        is_required: whether every model has one. Of the others, a model has those that its variant
+            gives sizes of.
         is_companion: whether it is given as a file of its own beside a model, as a ControlNet is,
             instead of being a part of the model.
         cpu_word: what ``--cpu`` calls it; None where it cannot be placed by itself.
@@ -35,6 +36,8 @@ class Component:
             folder of a diffusers folder.
         prefixes: of its names in a file of the original programs, which holds all components. The
             first is written; a text encoder in OpenCLIP's form is written under the last.
+        own_names: names in its weights files that other components of its role have no use for.
+        tokenizer: folder of its tokenizer in a diffusers folder; None for what reads no text.
         telltales: beginnings of names, as diffusers and transformers have them, in a file that
             holds one component only. In all rows, the longest that fits decides; of two that are
             equally long, the first in alphabetical order.
@@ -57,6 +60,8 @@ class Component:
     data_stem: str = ""
     folder_stems: tuple[str, str] = ("diffusion_pytorch_model", "diffusion_pytorch_model")
     prefixes: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
+    tokenizer: str | None = None
     telltales: tuple[str, ...] = ()
     original_telltales: tuple[str, ...] = ()
     adapter_prefixes: tuple[str, ...] = ()
@@ -77,13 +82,28 @@ COMPONENTS: dict[str, Component] = {
             role="text_encoder",
             classes=("CLIPTextModel",),
             package="transformers",
-            is_required=True,
             cpu_word="clip",
             option="--clip-weights",
             option_help="Text encoder: .ot, .safetensors, .bin, .ckpt, .npz.",
             data_stem="pytorch_model",
             folder_stems=("model", "pytorch_model"),
             prefixes=("cond_stage_model.transformer.", "cond_stage_model.model."),
+            tokenizer="tokenizer",
+            telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
+            original_telltales=("transformer.resblocks.",),
+        ),
+        Component(
+            name="text_encoder_2",
+            label="second text encoder",
+            role="text_encoder",
+            classes=("CLIPTextModelWithProjection",),
+            package="transformers",
+            cpu_word="clip",
+            option="--clip-2-weights",
+            option_help="Second text encoder, of Stable Diffusion XL, likewise.",
+            folder_stems=("model", "pytorch_model"),
+            own_names=("text_projection.weight",),
+            tokenizer="tokenizer_2",
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
             original_telltales=("transformer.resblocks.",),
             adapter_prefixes=(
@@ -144,10 +164,7 @@ COMPONENTS: dict[str, Component] = {
 }
 """By their names, in the order in which they are listed for people."""
 
-_OTHER_PIPELINES = (
-    *("text_encoder_2", "text_encoder_3"),
-    *("transformer", "prior", "decoder", "movq"),
-)
+_OTHER_PIPELINES = (*("text_encoder_3", "transformer", "prior", "decoder", "movq"),)
 
 
 def model_components() -> tuple[Component, ...]:

@@ -87,14 +87,14 @@ def write_index(folder: Path, **content: object) -> Path:
 
 
 def test_other_models_are_named(tmp_path: Path) -> None:
-    xl = write_index(
-        tmp_path / "xl",
-        _class_name="StableDiffusionXLPipeline",
+    sd3 = write_index(
+        tmp_path / "sd3",
+        _class_name="StableDiffusion3Pipeline",
         unet=["diffusers", "UNet2DConditionModel"],
-        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        text_encoder_3=["transformers", "T5EncoderModel"],
     )
-    with pytest.raises(WeightsError, match="holds a StableDiffusionXLPipeline; sdpy runs"):
-        read_model_folder(xl)
+    with pytest.raises(WeightsError, match="holds a StableDiffusion3Pipeline; sdpy runs"):
+        read_model_folder(sd3)
     flux = write_index(tmp_path / "flux", _class_name="FluxPipeline", transformer=["x", "y"])
     with pytest.raises(WeightsError, match="holds a FluxPipeline"):
         read_model_folder(flux)

@@ -107,7 +107,7 @@ def test_convert_refuses_what_it_does_not_know(sdpy: Any, tiny_data: Path) -> No
     for options, expected in (
         (("--dtype", "int4"), "use one of fp32, fp16, bf16"),
         (("--layout", "new"), "use one of diffusers, original, ot"),
-        (("--part", "soul"), "use one of text_encoder, unet, vae"),
+        (("--part", "soul"), "use one of text_encoder, text_encoder_2, unet, vae"),
         (("--prediction", "noise"), "use one of epsilon"),
     ):
         done = sdpy("convert", tiny_data / "vae.ot", "x.safetensors", *options)

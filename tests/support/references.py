@@ -17,6 +17,15 @@ from sdpy.schedulers import NoiseConfig
 
 
 def reference_text_encoder(config: CLIPTextConfig, **changes: object) -> nn.Module:
+    return transformers.CLIPTextModel(_text_config(config, **changes)).eval()
+
+
+def reference_text_encoder_2(config: CLIPTextConfig, **changes: object) -> nn.Module:
+    sizes = _text_config(config, projection_dim=config.projection_dim, **changes)
+    return transformers.CLIPTextModelWithProjection(sizes).eval()
+
+
+def _text_config(config: CLIPTextConfig, **changes: object) -> transformers.CLIPTextConfig:
     options = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -28,7 +37,7 @@ def reference_text_encoder(config: CLIPTextConfig, **changes: object) -> nn.Modu
         "bos_token_id": config.vocab_size - 2,
         "eos_token_id": config.vocab_size - 1,
     }
-    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**{**options, **changes})).eval()
+    return transformers.CLIPTextConfig(**{**options, **changes})
 
 
 def reference_unet(config: UNet2DConditionConfig, **changes: object) -> nn.Module:

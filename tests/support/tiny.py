@@ -119,8 +119,9 @@ def tiny_session(
 def placed(
     text_encoder: torch.device = CPU, unet: torch.device = CPU, vae: torch.device = CPU
 ) -> Placement:
-    """A device for each component of a model."""
-    return Placement({"text_encoder": text_encoder, "unet": unet, "vae": vae})
+    """A device for each component of a model; both text encoders have the same."""
+    encoders = dict.fromkeys(("text_encoder", "text_encoder_2"), text_encoder)
+    return Placement({**encoders, "unet": unet, "vae": vae})
 
 
 def random_image(width: int, height: int, seed: int = 0) -> Tensor:

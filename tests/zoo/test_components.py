@@ -32,7 +32,7 @@ from support.compare import randomise
 from support.tiny import TINY, tiny_files, tiny_weights
 
 SOURCE = Path(sdpy.__file__).parent
-REQUIRED = ("text_encoder", "unet", "vae")
+USUAL = ("text_encoder", "unet", "vae")
 
 
 # --- made-up components ------------------------------------------------------------------------
@@ -65,14 +65,14 @@ ADAPTER_CLASS = ModelClass(
     read=lambda outline, config: AdapterConfig(outline["adapter_in.weight"].shape[1]),
     write=lambda config, variant: {"_class_name": "TinyAdapter", "width": config.width},
 )
-TEXT_ENCODER_2 = replace(
+TEXT_ENCODER_3 = replace(
     COMPONENTS["text_encoder"],
-    name="text_encoder_2",
-    label="second text encoder",
-    is_required=False,
-    option="--clip-2-weights",
+    name="text_encoder_3",
+    label="third text encoder",
+    option="--clip-3-weights",
     data_stem="",
-    prefixes=("conditioner.embedders.1.transformer.",),
+    prefixes=("conditioner.embedders.2.transformer.",),
+    tokenizer=None,
 )
 WIDER = replace(TINY.text_encoder, hidden_size=48, num_attention_heads=6)
 
@@ -91,17 +91,17 @@ class MadeUp:
         object.__setattr__(self, "state", randomise(self.model, seed=4).state_dict())
 
 
-@pytest.fixture(params=["adapter", "text_encoder_2"])
+@pytest.fixture(params=["adapter", "text_encoder_3"])
 def made_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     if request.param == "adapter":
         monkeypatch.setitem(COMPONENTS, "adapter", ADAPTER)
         monkeypatch.setitem(MODEL_CLASSES, "TinyAdapter", ADAPTER_CLASS)
         words = ("all", "clip", "unet", "vae", "adapter")
         return MadeUp(ADAPTER, Adapter(AdapterConfig(5)), AdapterConfig(5), words)
-    monkeypatch.setitem(COMPONENTS, "text_encoder_2", TEXT_ENCODER_2)
+    monkeypatch.setitem(COMPONENTS, "text_encoder_3", TEXT_ENCODER_3)
     # Its class is that of the first text encoder, and so is the word of --cpu.
     words = ("all", "clip", "unet", "vae")
-    return MadeUp(TEXT_ENCODER_2, CLIPTextModel(WIDER), WIDER, words)
+    return MadeUp(TEXT_ENCODER_3, CLIPTextModel(WIDER), WIDER, words)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def converted(source: Path, target: Path, **options: Any) -> Path:
 def check_source(found: ModelSource, made_up: MadeUp) -> None:
     """The made-up component, and the text encoder beside it, are found and load."""
     name = made_up.row.name
-    assert found.files.weights.keys() == {*REQUIRED, name}
+    assert found.files.weights.keys() == {*USUAL, name}
     config = found.config(name)
     if isinstance(config, AdapterConfig):
         assert config == made_up.config
@@ -212,7 +212,7 @@ def test_it_has_an_option(made_up: MadeUp) -> None:
 
 
 def lists_of_components(text: str) -> Iterator[int]:
-    """Lines of literals, calls and classes that name all required components."""
+    """Lines of literals, calls and classes that name all components of most models."""
     for node in ast.walk(ast.parse(text)):
         names: list[Any] = []
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
@@ -233,7 +233,7 @@ def lists_of_components(text: str) -> Iterator[int]:
             names = [
                 e.value for one in compared for e in one.comparators if isinstance(e, ast.Constant)
             ]
-        if set(REQUIRED) <= set(names):
+        if set(USUAL) <= set(names):
             yield node.lineno
 
 
@@ -260,7 +260,7 @@ def test_only_the_table_lists_the_components() -> None:
     }
     # A variant says the sizes of what it consists of.
     assert found == {"zoo/variants.py"}
-    assert set(REQUIRED) == {row.name for row in COMPONENTS.values() if row.is_required}
+    assert {row.name for row in COMPONENTS.values() if row.is_required} == {"unet", "vae"}
 
 
 def test_every_class_is_known() -> None:

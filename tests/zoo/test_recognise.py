@@ -73,7 +73,7 @@ def data_folder(folder: Path) -> Path:
 
 
 def sizes(variant: ModelVariant) -> tuple[object, ...]:
-    return (variant.text_encoder, variant.unet, variant.vae, variant.pad_id)
+    return (variant.text_encoder, variant.unet, variant.vae, dict(variant.pad_ids))
 
 
 @pytest.mark.parametrize("variant", [SD15, SD15_INPAINT, SD2_INPAINT], ids=lambda v: v.name)

@@ -29,7 +29,8 @@ def test_an_unknown_name_lists_the_known_ones(name: str, tmp_path: Path) -> None
 
 @ALL
 def test_the_parts_fit_together(variant: ModelVariant) -> None:
-    assert variant.unet.cross_attention_dim == variant.text_encoder.hidden_size
+    widths = [encoder.hidden_size for encoder in variant.text_encoders.values()]
+    assert variant.unet.cross_attention_dim == sum(widths)
     latents = variant.vae.latent_channels
     assert variant.unet.out_channels == latents
     assert variant.unet.in_channels in (latents, 2 * latents + 1)
@@ -59,7 +60,7 @@ def test_stable_diffusion_1_5_is_as_the_original_program_has_it() -> None:
         assert variant.timestep_spacing == "original"
         assert variant.guidance_scale == 7.5
         assert variant.sample_size == 512
-        assert variant.pad_id is None
+        assert not variant.pad_ids
         assert variant.vae.scaling_factor == 0.18215
         assert variant.vae.downsample_factor == 8
         assert variant.bundled is None

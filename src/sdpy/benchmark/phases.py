@@ -109,7 +109,7 @@ def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluat
                 [(*prompts.parts, prompts.negative)],
                 session.tokenizer,
                 text_encoder,
-                pad_id=session.variant.pad_id,
+                pad_id=session.variant.pad_ids.get("text_encoder"),
             )
             prompt, negative = (one.encoder_hidden_states for one in made)
             return torch.cat([negative, prompt]).cpu()

@@ -56,7 +56,8 @@ def write_random_model(folder: Path, variant: ModelVariant) -> None:
         _write_json(folder / name / "config.json", config)
     scheduler = scheduler_json(variant.noise, variant.timestep_spacing)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    for name, text in _tokenizer_files(variant.text_encoder, variant.pad_id).items():
+    pad_id = variant.pad_ids.get("text_encoder")
+    for name, text in _tokenizer_files(variant.text_encoder, pad_id).items():
         _write(folder / "tokenizer" / name, text)
     # Last, so that a folder that was not finished is none.
     index = model_index_json(class_names(variant.configs), has_tokenizer=True)

@@ -134,17 +134,22 @@ class Parts:
     unexpected: tuple[str, ...] = ()
 
 
-def find_parts(names: Collection[str]) -> Parts:
+def find_parts(names: Collection[str], component: str | None = None) -> Parts:
     """Sort the names in a file by component, and translate them.
 
     Averaged weights of a UNet are taken where there are no others.
+
+    Args:
+        names: in the file.
+        component: which of several of one role a file with one component is taken for; None for
+            what its names tell.
     """
     plain = _without_wrappers(names)
     averaged = ema.averaged_names(plain) if ema.holds_only_averages(plain) else {}
     plain |= {name: plain[average] for name, average in averaged.items()}
     for average in averaged.values():
         del plain[average]
-    found = _find_parts(plain)
+    found = _find_parts(plain, component)
     if all(name == wrapped for name, wrapped in plain.items()):
         return found
     parts = {component: _renamed(part, plain) for component, part in found.by_component.items()}
@@ -178,7 +183,7 @@ def _renamed(part: Part, names: Mapping[str, str]) -> Part:
     )
 
 
-def _find_parts(names: Collection[str]) -> Parts:
+def _find_parts(names: Collection[str], component: str | None) -> Parts:
     prefixes = {
         prefix: component.name for component in COMPONENTS.values() for prefix in component.prefixes
     }
@@ -191,11 +196,13 @@ def _find_parts(names: Collection[str]) -> Parts:
         else:
             grouped.setdefault(prefix, []).append(name)
     if not grouped:
-        part = _single_part(names)
+        part = _single_part(names, component)
         return Parts({part.component: part})
     parts: dict[str | None, Part] = {}
     for prefix, own in grouped.items():
-        part = _original_part(prefixes[prefix], own, prefix)
+        found = prefixes[prefix]
+        alone = len(grouped) == 1
+        part = _original_part(_of_one_role(found, component) if alone else found, own, prefix)
         # Of two text encoders in one file, the larger; no program writes such files.
         known = parts.get(part.component)
         if known is None or len(known.origins) < len(part.origins):
@@ -219,12 +226,13 @@ def _told_by(names: Iterable[str], telltales: dict[str, tuple[str, ...]]) -> str
     return None
 
 
-def _single_part(names: Collection[str]) -> Part:
+def _single_part(names: Collection[str], wanted: str | None) -> Part:
     telltales = {one.name: one.original_telltales for one in COMPONENTS.values()}
     original = _told_by(names, telltales)
     if original is not None:
-        return _original_part(original, names, prefix="")
+        return _original_part(_of_one_role(original, wanted), names, prefix="")
     component = component_of(names)
+    component = None if component is None else _of_one_role(component, wanted)
     ours = {name: _our_name(component, name) for name in names}
     old = any(name in OLD_VAE_ATTENTION for name in names)
     return _part(
@@ -232,6 +240,13 @@ def _single_part(names: Collection[str]) -> Part:
         OLD_DIFFUSERS if old else DIFFUSERS,
         {name: () if mine is None else (mine,) for name, mine in ours.items()},
     )
+
+
+def _of_one_role(found: str, wanted: str | None) -> str:
+    """The component that is wanted, if one of its role was found; that which was found, if not."""
+    if wanted is None or COMPONENTS[wanted].role != COMPONENTS[found].role:
+        return found
+    return wanted
 
 
 def _original_part(component: str, names: Collection[str], prefix: str) -> Part:
@@ -264,7 +279,8 @@ def _our_name(component: str | None, name: str) -> str | None:
         return VAE_ATTENTION.get(name, name)
     if role == "text_encoder":
         if name in TEXT_ENCODER_EXTRAS:
-            return None
+            is_own = component is not None and name in COMPONENTS[component].own_names
+            return name if is_own else None
         for prefix, replacement in TEXT_ENCODER_PREFIXES.items():
             if name.startswith(prefix):
                 return None if replacement is None else replacement + name.removeprefix(prefix)

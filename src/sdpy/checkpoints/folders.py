@@ -7,7 +7,7 @@
     unet/diffusion_pytorch_model.safetensors or .bin, of a variant .fp16.safetensors, in shards
                                              with an index
     text_encoder/config.json, model.safetensors; vae/...
-    tokenizer/merges.txt                     CLIP's vocabulary
+    tokenizer/merges.txt                     CLIP's vocabulary; tokenizer_2/ has the same
     scheduler/scheduler_config.json          noise, and what the UNet predicts
 """
 
@@ -59,16 +59,18 @@ class ModelFolder:
         path: the folder.
         weights: component to its weights file.
         configs: component, or "scheduler", to what its JSON file says; empty where there is none.
-        vocabulary: CLIP's merges, None if the folder has none.
-        pads_with_zero: whether prompts are filled up with token 0, as in Stable Diffusion 2.x,
-            instead of the end token.
+        vocabulary: CLIP's merges, which all text encoders share; None if the folder has none.
+        pad_ids: text encoder to the token that fills up its prompts: 0, as in Stable Diffusion 2.x,
+            or None for the end token. Only those whose tokenizer is there.
+        index: what ``model_index.json`` says.
     """
 
     path: Path
     weights: Mapping[str, Path]
     configs: Mapping[str, Mapping[str, Any]]
     vocabulary: Path | None
-    pads_with_zero: bool
+    pad_ids: Mapping[str, int | None]
+    index: Mapping[str, Any]
 
 
 def is_model_folder(path: Path) -> bool:
@@ -87,24 +89,37 @@ def read_model_folder(path: Path, variant: str | None = None) -> ModelFolder:
     Raises:
         UsageError: no component has that variant.
         WeightsError: a JSON file is broken, a component lacks its weights, or the folder holds
-            something else than Stable Diffusion 1.x or 2.x.
+            something else than Stable Diffusion 1.x, 2.x or XL.
     """
     index = _read_json(path / MODEL_INDEX)
     if "unet" not in index or not index.keys().isdisjoint(unknown_components()):
         kind = printable(str(index.get("_class_name", "an unknown pipeline")))
-        raise WeightsError(f"{path} holds a {kind}; sdpy runs Stable Diffusion 1.x and 2.x only")
+        raise WeightsError(f"{path} holds a {kind}; sdpy runs Stable Diffusion 1.x, 2.x, XL")
     present = [name for name in COMPONENTS if os.path.isdir(path / name)]
     configs = {name: _read_optional(path / name / "config.json") for name in present}
     configs["scheduler"] = _read_optional(path / "scheduler" / "scheduler_config.json")
-    merges = path / "tokenizer" / "merges.txt"
-    pad = _read_optional(path / "tokenizer" / "special_tokens_map.json").get("pad_token")
+    tokenizers = {
+        name: path / row.tokenizer for name, row in COMPONENTS.items() if row.tokenizer is not None
+    }
+    present_tokenizers = {
+        name: folder for name, folder in tokenizers.items() if os.path.isdir(folder)
+    }
+    merges = [folder / "merges.txt" for folder in present_tokenizers.values()]
     return ModelFolder(
         path=path,
         weights=_find_all(path, present, variant),
         configs=configs,
-        vocabulary=merges if os.path.isfile(merges) else None,
-        pads_with_zero=(pad.get("content") if isinstance(pad, dict) else pad) == "!",
+        vocabulary=next((file for file in merges if file.is_file()), None),
+        pad_ids={name: _pad_id(folder) for name, folder in present_tokenizers.items()},
+        index=index,
     )
+
+
+def _pad_id(tokenizer: Path) -> int | None:
+    """The token that a tokenizer fills up prompts with, if it is not the end token."""
+    options = _read_optional(tokenizer / "tokenizer_config.json")
+    pad = (options | _read_optional(tokenizer / "special_tokens_map.json")).get("pad_token")
+    return 0 if (pad.get("content") if isinstance(pad, dict) else pad) == "!" else None
 
 
 def _find_all(path: Path, names: list[str], variant: str | None) -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -129,14 +129,11 @@ def open_weights(source: Source, component: str | None) -> Weights:
         WeightsError: the file cannot be read, or holds several others.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
-    parts = find_parts(checkpoint.outline).by_component
+    parts = find_parts(checkpoint.outline, component).by_component
     if component in parts:
         return Weights(checkpoint, parts[component])
     if len(parts) == 1:
-        part = next(iter(parts.values()))
-        if component is not None and _role(component) == _role(part.component):
-            part = replace(part, component=component)
-        return Weights(checkpoint, part)
+        return Weights(checkpoint, next(iter(parts.values())))
     held = " and ".join(row.label for name, row in COMPONENTS.items() if name in parts)
     raise WeightsError(
         f"{checkpoint.path} holds no {label_of(component, 'such model')}, only {held}; "
@@ -173,10 +170,6 @@ def misfits(model: nn.Module, weights: Weights) -> dict[str, list[str]]:
         ],
         "given twice": list(part.twice),
     }
-
-
-def _role(component: str | None) -> str | None:
-    return None if component is None else COMPONENTS[component].role
 
 
 def _fitting_weights(model: nn.Module, source: Source, component: str | None) -> Weights:

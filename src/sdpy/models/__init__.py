@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdpy.models.clip import CLIPTextConfig, CLIPTextModel
+from sdpy.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sdpy.models.controlnet import ControlNetConfig, ControlNetModel
 from sdpy.models.taesd import AutoencoderTiny, AutoencoderTinyConfig
 from sdpy.models.unet import UNet2DConditionConfig, UNet2DConditionModel
@@ -15,6 +15,7 @@ __all__ = [
     "AutoencoderTinyConfig",
     "CLIPTextConfig",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "ControlNetConfig",
     "ControlNetModel",
     "DiagonalGaussian",

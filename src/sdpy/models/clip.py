@@ -21,6 +21,7 @@ class CLIPTextConfig:
     """Sizes of a text encoder. The defaults are ViT-L/14's, used by Stable Diffusion 1.x.
 
     ``hidden_act`` is ``quick_gelu`` (OpenAI's CLIP) or ``gelu`` (OpenCLIP, Stable Diffusion 2.x).
+    ``projection_dim`` is the width of the pooled embedding, only of `CLIPTextModelWithProjection`.
     """
 
     vocab_size: int = 49408
@@ -30,6 +31,7 @@ class CLIPTextConfig:
     num_attention_heads: int = 12
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
+    projection_dim: int | None = None
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -129,9 +131,9 @@ class CLIPEncoder(nn.Module):
             CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)
         )
 
-    def forward(self, x: Tensor, skip_layers: int = 0) -> Tensor:
-        """(B, T, D) -> (B, T, D), without the last ``skip_layers`` layers."""
-        for layer in self.layers[: len(self.layers) - skip_layers]:
+    def forward(self, x: Tensor, skip_layers: int = 0, first: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D), from layer ``first`` on, without the last ``skip_layers``."""
+        for layer in self.layers[first : len(self.layers) - skip_layers]:
             x = layer(x)
         return x
 
@@ -141,20 +143,45 @@ class CLIPTextTransformer(nn.Module):
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
+        self.layers = config.num_hidden_layers
         self.embeddings = CLIPTextEmbeddings(config)
         self.encoder = CLIPEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-5)
 
     def forward(
-        self, input_ids: Tensor, skip_layers: int = 0, added_embeddings: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        *,
+        skip_layers: int = 0,
+        final_norm: bool = True,
+        added_embeddings: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) int64 -> (B, T, D)."""
-        x = self.embeddings(input_ids, added_embeddings)
-        return self.final_layer_norm(self.encoder(x, skip_layers))
+        """(B, T) int64 -> (B, T, D); see `CLIPTextModel.forward`."""
+        self._check_layers(skip_layers)
+        x = self.encoder(self.embeddings(input_ids, added_embeddings), skip_layers)
+        return self.final_layer_norm(x) if final_norm else x
+
+    def with_last(
+        self,
+        input_ids: Tensor,
+        *,
+        skip_layers: int,
+        final_norm: bool,
+        added_embeddings: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the same after all layers with the final norm."""
+        self._check_layers(skip_layers)
+        x = self.encoder(self.embeddings(input_ids, added_embeddings), skip_layers)
+        last = self.final_layer_norm(self.encoder(x, first=self.layers - skip_layers))
+        return self.final_layer_norm(x) if final_norm else x, last
+
+    def _check_layers(self, skip_layers: int) -> None:
+        if not 0 <= skip_layers < self.layers:
+            raise ValueError(f"cannot skip {skip_layers} of {self.layers} layers")
 
 
-class CLIPTextModel(ModelMixin):
-    """Text encoder: the last hidden state after the final layer norm is the prompt's embedding.
+class CLIPTextBase(ModelMixin):
+    """What the text encoders have in common.
 
     Raises:
         ValueError: ``hidden_size`` is no multiple of the number of heads.
@@ -166,15 +193,29 @@ class CLIPTextModel(ModelMixin):
         self.config = config
         self.text_model = CLIPTextTransformer(config)
 
+    @property
+    def _resident_weight(self) -> Tensor:
+        return self.text_model.final_layer_norm.weight  # the first layer is the whole vocabulary
+
+
+class CLIPTextModel(CLIPTextBase):
+    """Text encoder: the last hidden state after the final layer norm is the prompt's embedding."""
+
     def forward(
-        self, input_ids: Tensor, *, skip_layers: int = 0, added_embeddings: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        *,
+        skip_layers: int = 0,
+        final_norm: bool = True,
+        added_embeddings: Tensor | None = None,
     ) -> Tensor:
         """Embed token ids.
 
         Args:
             input_ids: (B, T) int64, T at most ``max_position_embeddings``.
-            skip_layers: how many of the last layers are left out; the final norm is not. This is
-                diffusers' ``clip_skip``.
+            skip_layers: how many of the last layers are left out. This is diffusers' ``clip_skip``.
+            final_norm: whether the final layer norm is applied. Stable Diffusion XL looks at the
+                state before the last layer as it is.
             added_embeddings: (N, D) of N tokens beyond the vocabulary, whose ids begin at
                 ``vocab_size`` ("An Image is Worth One Word", Gal et al., 2022).
 
@@ -184,11 +225,52 @@ class CLIPTextModel(ModelMixin):
         Raises:
             ValueError: ``skip_layers`` leaves no layer.
         """
-        layers = self.config.num_hidden_layers
-        if not 0 <= skip_layers < layers:
-            raise ValueError(f"cannot skip {skip_layers} of {layers} layers")
-        return self.text_model(input_ids, skip_layers, added_embeddings)
+        return self.text_model(
+            input_ids,
+            skip_layers=skip_layers,
+            final_norm=final_norm,
+            added_embeddings=added_embeddings,
+        )
 
-    @property
-    def _resident_weight(self) -> Tensor:
-        return self.text_model.final_layer_norm.weight  # the first layer is the whole vocabulary
+
+class CLIPTextModelWithProjection(CLIPTextBase):
+    """Text encoder that also sums a prompt up in one vector, its pooled embedding.
+
+    Names of parameters as in transformers' class of this name.
+
+    Raises:
+        ValueError: ``projection_dim`` is missing, or as above.
+    """
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__(config)
+        if config.projection_dim is None:
+            raise ValueError("a text encoder with projection needs projection_dim")
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        skip_layers: int = 0,
+        final_norm: bool = True,
+        added_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed token ids; the arguments are those of `CLIPTextModel.forward`.
+
+        Returns:
+            (B, T, D), and (B, projection_dim): the pooled embedding, which is the projection of
+            what all layers and the final norm make of the first end token, the vocabulary's last.
+
+        Raises:
+            ValueError: ``skip_layers`` leaves no layer.
+        """
+        states, last = self.text_model.with_last(
+            input_ids,
+            skip_layers=skip_layers,
+            final_norm=final_norm,
+            added_embeddings=added_embeddings,
+        )
+        end = (input_ids == self.config.vocab_size - 1).int().argmax(dim=1)  # the first of them
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        return states, self.text_projection(last[rows, end])

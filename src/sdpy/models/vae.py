@@ -25,6 +25,7 @@ class AutoencoderKLConfig:
 
     ``block_out_channels`` goes from the image's resolution to the latents'.
     ``scaling_factor`` brings latents to unit variance before they are diffused.
+    ``force_upcast`` says that the numbers on the way overflow in float16.
     """
 
     in_channels: int = 3
@@ -34,6 +35,7 @@ class AutoencoderKLConfig:
     layers_per_block: int = 2
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
+    force_upcast: bool = False
 
     @property
     def downsample_factor(self) -> int:

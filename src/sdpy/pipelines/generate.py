@@ -211,7 +211,7 @@ def encode_plans(
                     [(*prompts.parts, prompts.negative) for prompts in absent.values()],
                     session.tokenizer,
                     text_encoder,
-                    pad_id=session.variant.pad_id,
+                    pad_id=session.variant.pad_ids.get("text_encoder"),
                     skip_layers=plan.request.clip_skip - 1,
                     textual_inversions=plan.request.embedding,
                 )

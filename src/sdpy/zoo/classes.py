@@ -21,6 +21,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     ControlNetConfig,
     ControlNetModel,
     UNet2DConditionConfig,
@@ -74,7 +75,17 @@ MODEL_CLASSES: dict[str, ModelClass] = {
         config=CLIPTextConfig,
         model=CLIPTextModel,
         read=text_config,
-        write=lambda config, variant: text_encoder_json(config, variant.pad_id),
+        write=lambda config, variant: text_encoder_json(
+            config, variant.pad_ids.get("text_encoder")
+        ),
+    ),
+    "CLIPTextModelWithProjection": ModelClass(
+        config=CLIPTextConfig,
+        model=CLIPTextModelWithProjection,
+        read=text_config,
+        write=lambda config, variant: text_encoder_json(
+            config, variant.pad_ids.get("text_encoder_2")
+        ),
     ),
     "UNet2DConditionModel": ModelClass(
         config=UNet2DConditionConfig,

@@ -46,6 +46,9 @@ ADDED = "add_embedding.linear_1.weight"
 ADDED_SINUSOIDS = 256
 """For each of these sizes, in all such UNets. Weights do not show it."""
 
+PROJECTION = "text_projection.weight"
+"""Only in text encoders that make a pooled embedding."""
+
 VARYING = {"in_channels", "time_cond_proj_dim"}
 """Sizes of a UNet in which files of one variant differ."""
 
@@ -242,9 +245,10 @@ def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
             found,
             norm_num_groups=config.get("norm_num_groups", 32),
             scaling_factor=config.get("scaling_factor", found.scaling_factor),
+            force_upcast=bool(config.get("force_upcast", True)),  # as in diffusers
         )
     for known in _known_configs(AutoencoderKLConfig):
-        if _agree(known, found, {"norm_num_groups", "scaling_factor"}):
+        if _agree(known, found, {"norm_num_groups", "scaling_factor", "force_upcast"}):
             return known
     return found
 
@@ -261,6 +265,7 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
         num_hidden_layers=_count(outline, r"text_model\.encoder\.layers\.(\d+)\."),
         num_attention_heads=max(hidden // HEAD_WIDTH, 1),
         max_position_embeddings=_size(outline, f"{embedding}.position_embedding.weight", 0),
+        projection_dim=_size(outline, PROJECTION, 0) if PROJECTION in outline else None,
     )
     if config:
         config = config.get("text_config", config)
@@ -403,6 +408,7 @@ def vae_json(config: AutoencoderKLConfig, sample_size: int) -> dict[str, Any]:
         "act_fn": "silu",
         "block_out_channels": list(config.block_out_channels),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "force_upcast": config.force_upcast,
         "in_channels": config.in_channels,
         "latent_channels": config.latent_channels,
         "layers_per_block": config.layers_per_block,
@@ -435,7 +441,9 @@ def text_encoder_json(config: CLIPTextConfig, pad_id: int | None) -> dict[str, A
     """``text_encoder/config.json``."""
     end = config.vocab_size - 1
     return {
-        "architectures": ["CLIPTextModel"],
+        "architectures": [
+            "CLIPTextModel" if config.projection_dim is None else "CLIPTextModelWithProjection"
+        ],
         "bos_token_id": end - 1,
         "eos_token_id": end,
         "hidden_act": config.hidden_act,
@@ -447,7 +455,9 @@ def text_encoder_json(config: CLIPTextConfig, pad_id: int | None) -> dict[str, A
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": config.num_hidden_layers,
         "pad_token_id": end if pad_id is None else pad_id,
-        "projection_dim": config.hidden_size,
+        "projection_dim": config.hidden_size
+        if config.projection_dim is None
+        else config.projection_dim,
         "vocab_size": config.vocab_size,
     }
 

@@ -21,7 +21,7 @@ from sdpy.checkpoints import (
     write_output,
 )
 from sdpy.checkpoints.conversion import Advance
-from sdpy.components import COMPONENTS, label_of, required_components
+from sdpy.components import COMPONENTS, label_of
 from sdpy.errors import OutputError, UsageError, WeightsError
 from sdpy.files import atomic_write
 from sdpy.text.tokenizer import CLIPTokenizer, read_merges
@@ -217,10 +217,10 @@ def _into_diffusers(
     advance: Advance,
 ) -> Conversion:
     held = {one.name: one for one in components}
-    missing = [row.label for row in required_components() if row.name not in held]
+    variant = _variant(source, components)
+    missing = [label_of(name) for name in variant.configs if name not in held]
     if missing and len(components) > 1:
         raise WeightsError(f"{source.path} holds no {' and no '.join(missing)}; use --part")
-    variant = _variant(source, components)
     outputs: list[Output] = []
     texts: dict[Path, str] = {}
     guesses = tuple(
@@ -240,7 +240,9 @@ def _into_diffusers(
     if len(components) == 1:
         return Conversion(tuple(outputs), texts, guesses)
 
-    vocabulary_files, notices = _vocabulary_files(components, vocabulary, variant.pad_id)
+    vocabulary_files, notices = _vocabulary_files(
+        components, vocabulary, variant.pad_ids.get("text_encoder")
+    )
     texts |= {target / "tokenizer" / name: text for name, text in vocabulary_files.items()}
     noise = variant.noise
     if prediction is not None:

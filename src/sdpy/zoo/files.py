@@ -47,11 +47,16 @@ def find_files(
     missing: list[str] = []
     for name, candidates in variant.files.all.items():
         chosen = None if given is None else given.get(name)
+        if name != VOCABULARY and name not in variant.configs:
+            if chosen is not None:
+                row = COMPONENTS[name]
+                raise WeightsError(f"{variant.name} has no {row.label}: leave {row.option} out")
+            continue
         paths = [folder / candidate for candidate in candidates] if chosen is None else [chosen]
         existing = [path for path in paths if os.path.exists(path)]  # False also for a bad name
         if existing:
             found[name] = existing[0]
-        elif chosen is not None or name == VOCABULARY or COMPONENTS[name].is_required:
+        else:
             missing.append(str(paths[0]))
     if missing:
         raise WeightsError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from sdpy.checkpoints import (
     read_checkpoint,
     read_model_folder,
 )
-from sdpy.components import label_of, model_components, required_components
+from sdpy.components import COMPONENTS, label_of, model_components
 from sdpy.errors import UsageError, WeightsError
-from sdpy.models import CLIPTextConfig, UNet2DConditionConfig
-from sdpy.schedulers import NoiseConfig
+from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from sdpy.schedulers import SCHEDULERS, NoiseConfig
 from sdpy.zoo.classes import read_config
 from sdpy.zoo.configs import GUESSED, is_known, noise_config
 from sdpy.zoo.files import ModelFiles, find_files
@@ -37,6 +37,11 @@ from sdpy.zoo.variants import (
     SD21,
     SD21_BASE,
     SD_TURBO,
+    SDXL,
+    SDXL_INPAINT,
+    SDXL_LCM,
+    SDXL_REFINER,
+    SDXL_TURBO,
     VARIANTS,
     VOCABULARY,
     Config,
@@ -45,6 +50,8 @@ from sdpy.zoo.variants import (
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 WIDTH_OF_2X = 1024
+REFINER_NUMBERS = 5
+"""That SDXL's refiner is told: height and width, top and left, and an aesthetic score."""
 
 
 def find_source(
@@ -125,7 +132,9 @@ def _with_averages(found: ModelSource, ema: bool) -> ModelSource:
 
 def _named(found: ModelVariant, variant: ModelVariant) -> ModelVariant:
     """What the files are, with what the user said that they are."""
-    return replace(variant, configs=found.configs, pad_id=found.pad_id)
+    if found.name == variant.name:
+        return found
+    return replace(variant, configs=found.configs, pad_ids=found.pad_ids)
 
 
 def recognise(
@@ -195,12 +204,35 @@ def _variant_of(
             for name, config in found.items()
         },
         noise=noise,
-        pad_id=_pad_id(family, folder),
+        pad_ids=_pad_ids(family, folder),
         timestep_spacing=spacing
         if spacing in ("trailing", "linspace")
         else family.timestep_spacing,
     )
+    if folder is not None:
+        own = family.force_zeros_for_empty_prompt
+        zeros = bool(folder.index.get("force_zeros_for_empty_prompt", own))
+        variant = replace(variant, force_zeros_for_empty_prompt=zeros)
+    if family.follows_scheduler_file:
+        variant = _following(variant, scheduler)
     return variant, assumptions
+
+
+def _pad_ids(family: ModelVariant, folder: ModelFolder | None) -> dict[str, int]:
+    """The family's, but for those text encoders whose tokenizers say theirs."""
+    said = {} if folder is None else folder.pad_ids
+    ids = {**family.pad_ids, **said}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def _following(variant: ModelVariant, scheduler: Mapping[str, Any]) -> ModelVariant:
+    """The variant with a scheduler file's sampler and spacing; its own where there is no such."""
+    names = {alias: name for name, row in SCHEDULERS.items() for alias in row.aliases}
+    sampler = names.get(str(scheduler.get("_class_name")), variant.scheduler)
+    if scheduler.get("use_karras_sigmas") and SCHEDULERS[sampler].takes_sigmas:
+        sampler = f"{sampler}-karras"
+    spacing = scheduler.get("timestep_spacing", variant.timestep_spacing)
+    return replace(variant, scheduler=sampler, timestep_spacing=spacing)
 
 
 def part_outline(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
@@ -238,7 +270,9 @@ def _files(
             (file for file in candidates if os.path.exists(file)), candidates[0]
         )
     found |= chosen
-    missing = [component for component in required_components() if component.name not in found]
+    is_told = folder is not None and "unet" not in chosen
+    needed = _needed(found, opened, is_told=is_told)
+    missing = [COMPONENTS[name] for name in needed if name not in found]
     if missing:
         labels = " and no ".join(component.label for component in missing)
         options = " and ".join(str(component.option) for component in missing)
@@ -250,6 +284,26 @@ def _files(
             "where to get it, --vocab-file names another"
         )
     return ModelFiles({name: found[name] for name in parts if name in found}, vocabulary)
+
+
+def _needed(
+    found: Mapping[str, Path], opened: dict[Path, Checkpoint], *, is_told: bool
+) -> Iterable[str]:
+    """The components that a model with these files has to have; without a UNet, those of most.
+
+    ``is_told``: whether a ``config.json`` beside the UNet says its sizes.
+    """
+    if "unet" not in found:
+        return SD15.configs
+    path = found["unet"]
+    opened[path] = checkpoint = read_checkpoint(path)
+    try:
+        config = config_beside(path) if is_told else {}
+        unet = read_config("unet", part_outline(checkpoint, "unet"), config)
+        family, _ = family_of(unet, checkpoint, {})
+    except (WeightsError, ValueError, TypeError):
+        return SD15.configs  # what is wrong with it is told later
+    return family.configs
 
 
 def component_files(folder: Path) -> dict[str, Path]:
@@ -281,6 +335,10 @@ def family_of(
         if variant.bundled is not None and variant.unet == unet:
             return variant, ()
     inpaints = unet.in_channels > unet.out_channels
+    if unet.addition_embed_type == "text_time":
+        family = _xl_family(unet, scheduler)
+        told = _told_prediction(checkpoint)
+        return (family if told is None else replace(family, noise=told)), ()
     if not unet.use_linear_projection and unet.cross_attention_dim != WIDTH_OF_2X:
         family = SD15_INPAINT if inpaints else SD15
         told = _told_prediction(checkpoint)
@@ -302,6 +360,23 @@ def family_of(
     )
 
 
+def _xl_family(unet: UNet2DConditionConfig, scheduler: Mapping[str, Any]) -> ModelVariant:
+    """Which of the models a UNet is of that is told pooled embedding and sizes."""
+    width, sinusoids = unet.projection_class_embeddings_input_dim, unet.addition_time_embed_dim
+    assert width is not None and sinusoids is not None
+    if width - REFINER_NUMBERS * sinusoids == unet.cross_attention_dim:
+        # A single text encoder, whose pooled embedding is as wide as its states.
+        return SDXL_REFINER
+    if unet.in_channels > unet.out_channels:
+        return SDXL_INPAINT
+    if unet.time_cond_proj_dim is not None:
+        return SDXL_LCM
+    distilled = (SDXL_TURBO.timestep_spacing, "EulerAncestralDiscreteScheduler")
+    if (scheduler.get("timestep_spacing"), scheduler.get("_class_name")) == distilled:
+        return SDXL_TURBO
+    return SDXL
+
+
 def _told_prediction(checkpoint: Checkpoint) -> NoiseConfig | None:
     """What a single file says of its noise: by empty tensors, or in Stability's model metadata."""
     if "v_pred" in checkpoint.outline:
@@ -318,14 +393,11 @@ def _config_in(family: ModelVariant, name: str, config: Config, *, is_told: bool
     own = family.configs.get(name)
     if own is not None and type(config) is not type(own):
         return own  # as a tiny autoencoder stands in for the family's when it is loaded
+    if isinstance(config, AutoencoderKLConfig) and own is not None:
+        # Every folder that diffusers writes says this, whether or not it is so.
+        return replace(config, force_upcast=own.force_upcast and config.force_upcast)
     if isinstance(config, CLIPTextConfig) and not is_told and not is_known(config):
         # A text encoder of unknown size goes with the activation of its family.
         act = family.text_encoder.hidden_act if own is None else own.hidden_act
         return replace(config, hidden_act=act)
     return config
-
-
-def _pad_id(family: ModelVariant, folder: ModelFolder | None) -> int | None:
-    if folder is not None and folder.vocabulary is not None:
-        return 0 if folder.pads_with_zero else None
-    return family.pad_id

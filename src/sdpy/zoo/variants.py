@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdpy.components import COMPONENTS, model_components
+from sdpy.components import COMPONENTS, components_with_role, model_components
 from sdpy.models import (
     AutoencoderKLConfig,
     AutoencoderTinyConfig,
@@ -59,9 +59,15 @@ class ModelVariant:
         summary: a line for people.
         configs: sizes of its components, by name.
         tiny_vae: sizes of the tiny autoencoder that may stand in for the real one.
-        pad_id: token that fills up a prompt; None for the end token.
-        timestep_spacing: of the schedule, unless the user names another.
-        guidance_scale: unless the user names another.
+        pad_ids: token that fills up a prompt, by text encoder; without an entry the end token.
+        skip_layers: last layers of the text encoders that were left out in training.
+        final_norm: whether the UNet is shown their states after the final layer norm.
+        size_conditions: what the UNet is told beside the pooled embedding, in this order: fields of
+            `sdpy.text.sizes.ImageSizes`.
+        force_zeros_for_empty_prompt: whether an absent negative prompt is one of zeros; otherwise
+            it is the empty text.
+        scheduler, steps, timestep_spacing, guidance_scale: unless the user names others.
+        follows_scheduler_file: whether a folder's scheduler file decides on sampler and spacing.
         sample_size: side of the images that it was trained on, in pixels.
         max_pixels: a larger input image is scaled down to this many.
         bundled: folder of the files inside the package; None: they are in the user's data folder.
@@ -79,19 +85,31 @@ class ModelVariant:
     )
     tiny_vae: AutoencoderTinyConfig = AutoencoderTinyConfig()
     noise: NoiseConfig = NoiseConfig()
-    pad_id: int | None = None
+    pad_ids: Mapping[str, int] = field(default_factory=dict, hash=False)
+    skip_layers: int = 0
+    final_norm: bool = True
+    size_conditions: tuple[str, ...] = ()
+    force_zeros_for_empty_prompt: bool = False
+    scheduler: str = "ddim"
+    steps: int = 30
     timestep_spacing: str = "original"
     guidance_scale: float = 7.5
+    follows_scheduler_file: bool = False
     sample_size: int = 512
     max_pixels: int = 1024 * 1024
     files: FileNames = field(default_factory=FileNames)
     bundled: Path | None = None
 
     @property
+    def text_encoders(self) -> dict[str, CLIPTextConfig]:
+        """Sizes of its text encoders, by component, in the order of their embeddings."""
+        rows = components_with_role("text_encoder")
+        return {row.name: self.configs[row.name] for row in rows if row.name in self.configs}
+
+    @property
     def text_encoder(self) -> CLIPTextConfig:
-        """Sizes of the text encoder; of several, of the first."""
-        config: CLIPTextConfig = self.configs["text_encoder"]
-        return config
+        """Sizes of the text encoder; of several, of the first. All have the same vocabulary."""
+        return next(iter(self.text_encoders.values()))
 
     @property
     def unet(self) -> UNet2DConditionConfig:
@@ -127,7 +145,7 @@ SD21 = replace(
     name="sd21",
     summary="Stable Diffusion 2.1 (and 2.0), 768x768",
     noise=NoiseConfig(prediction_type="v_prediction"),
-    pad_id=0,
+    pad_ids={"text_encoder": 0},
     sample_size=768,
     # As the Rust program calls them.
     files=FileNames(
@@ -177,6 +195,120 @@ SD_TURBO = replace(
     guidance_scale=1.0,
 )
 
+SDXL = ModelVariant(
+    name="sdxl",
+    summary="Stable Diffusion XL 1.0 (and 0.9), 1024x1024",
+    configs={
+        "text_encoder": CLIPTextConfig(),
+        "text_encoder_2": CLIPTextConfig(  # OpenCLIP's ViT-bigG/14
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            hidden_act="gelu",
+            projection_dim=1280,
+        ),
+        "unet": UNet2DConditionConfig(
+            block_out_channels=(320, 640, 1280),
+            cross_attention=(False, True, True),
+            attention_heads=(5, 10, 20),
+            transformer_layers_per_block=(1, 2, 10),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=1280 + 6 * 256,
+        ),
+        "vae": AutoencoderKLConfig(scaling_factor=0.13025, force_upcast=True),
+    },
+    pad_ids={"text_encoder_2": 0},
+    skip_layers=1,
+    final_norm=False,
+    size_conditions=("original_size", "crop", "target_size"),
+    force_zeros_for_empty_prompt=True,
+    scheduler="euler",
+    timestep_spacing="leading",
+    guidance_scale=5.0,
+    follows_scheduler_file=True,
+    sample_size=1024,
+    files=FileNames(
+        {
+            "text_encoder": ("clip_xl.ot", "clip_xl.safetensors"),
+            "text_encoder_2": ("clip_2_xl.ot", "clip_2_xl.safetensors"),
+            "unet": ("unet_xl.ot", "unet_xl.safetensors"),
+            "vae": ("vae_xl.ot", "vae_xl.safetensors"),
+        }
+    ),
+)
+
+SDXL_INPAINT = replace(
+    SDXL,
+    name="sdxl-inpaint",
+    summary="Stable Diffusion XL for inpainting, 1024x1024",
+    # An ordinary UNet can inpaint as well.
+    files=FileNames(
+        {
+            **SDXL.files.weights,
+            "unet": ("unet-inpaint_xl.ot", "unet-inpaint_xl.safetensors", *SDXL.files.of("unet")),
+        }
+    ),
+).with_configs(unet=replace(SDXL.unet, in_channels=9))
+
+SDXL_TURBO = replace(
+    SDXL,
+    name="sdxl-turbo",
+    summary="SDXL-Turbo, 512x512 in 1 to 4 steps without guidance",
+    scheduler="euler-a",
+    steps=4,
+    timestep_spacing="trailing",
+    guidance_scale=1.0,
+    sample_size=512,
+)
+
+SDXL_LIGHTNING = replace(
+    SDXL,
+    name="sdxl-lightning",
+    summary="SDXL-Lightning, 1024x1024 in 2, 4 or 8 steps without guidance",
+    steps=4,
+    timestep_spacing="trailing",
+    guidance_scale=1.0,
+    follows_scheduler_file=False,  # its files are the UNet alone, for a folder of SDXL's
+)
+
+SDXL_LCM = replace(
+    SDXL,
+    name="sdxl-lcm",
+    summary="SDXL's latent consistency model, 1024x1024 in 2 to 8 steps",
+    scheduler="lcm",
+    steps=4,
+    guidance_scale=8.0,
+    follows_scheduler_file=False,  # likewise
+).with_configs(unet=replace(SDXL.unet, time_cond_proj_dim=256))
+
+SDXL_REFINER = replace(
+    SDXL,
+    name="sdxl-refiner",
+    summary="SDXL's refiner, for the last steps of an image or for a finished one",
+    configs={
+        "text_encoder_2": SDXL.configs["text_encoder_2"],
+        "unet": replace(
+            SDXL.unet,
+            block_out_channels=(384, 768, 1536, 1536),
+            cross_attention=(False, True, True, False),
+            attention_heads=(6, 12, 24, 24),
+            transformer_layers_per_block=4,
+            cross_attention_dim=1280,
+            projection_class_embeddings_input_dim=1280 + 5 * 256,
+        ),
+        "vae": SDXL.vae,
+    },
+    size_conditions=("original_size", "crop", "aesthetic_score"),
+    force_zeros_for_empty_prompt=False,
+    files=FileNames(
+        {**SDXL.files.weights, "unet": ("unet-refiner_xl.ot", "unet-refiner_xl.safetensors")}
+    ),
+)
+
 DEMO = ModelVariant(
     name="demo",
     summary="the small model that comes with sdpy: ten subjects, 128x128",
@@ -218,5 +350,9 @@ DEMO = ModelVariant(
 
 VARIANTS: dict[str, ModelVariant] = {
     variant.name: variant
-    for variant in (SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO, DEMO)
+    for variant in (
+        *(SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO),
+        *(SDXL, SDXL_INPAINT, SDXL_TURBO, SDXL_LIGHTNING, SDXL_LCM, SDXL_REFINER),
+        DEMO,
+    )
 }

@@ -48,7 +48,8 @@ def test_sd15_lands_where_its_variant_looks(hub: LoopbackHub) -> None:
 
     for name in ("sd15", "sd15-inpaint"):
         found = set(targets(plan(hub, name)))
-        for candidates in VARIANTS[name].files.all.values():
+        files = VARIANTS[name].files
+        for candidates in (*map(files.of, VARIANTS[name].configs), files.vocabulary):
             assert found & set(candidates), (name, candidates)
 
 
@@ -254,13 +255,13 @@ def test_a_single_file_goes_into_the_data_folder(hub: LoopbackHub) -> None:
 
 
 def test_models_of_another_kind_are_refused(hub: LoopbackHub) -> None:
-    files = hub.repositories["owner/xl"] = pipeline("xl", "StableDiffusionXLPipeline")
+    files = hub.repositories["owner/sd3"] = pipeline("sd3", "StableDiffusion3Pipeline")
     index = json.loads(files["model_index.json"])
-    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+    index["text_encoder_3"] = ["transformers", "T5EncoderModel"]
     files["model_index.json"] = json.dumps(index).encode()
 
-    with pytest.raises(UsageError, match=r"StableDiffusionXLPipeline.*has a text_encoder_2"):
-        plan(hub, "owner/xl")
+    with pytest.raises(UsageError, match=r"StableDiffusion3Pipeline.*has a text_encoder_3"):
+        plan(hub, "owner/sd3")
 
 
 def test_names_of_kinds_are_printable(hub: LoopbackHub) -> None:

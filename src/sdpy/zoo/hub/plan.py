@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdpy.components import model_components, required_components, unknown_components
+from sdpy.components import (
+    components_with_role,
+    model_components,
+    required_components,
+    unknown_components,
+)
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import (
     INSPECT,
@@ -174,12 +179,15 @@ class _Choice:
         parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
         needed = [component.name for component in required_components()]
         missing = [name for name in (*needed, "tokenizer") if name not in parts]
+        encoders = {component.name for component in components_with_role("text_encoder")}
+        if not encoders & parts:
+            missing.append("text_encoder")
         unsupported = [name for name in unknown_components() if name in parts]
         if missing or unsupported:
             reason = f"it has a {unsupported[0]}" if unsupported else f"it has no {missing[0]}"
             kind = self.hub.printable(index.get("_class_name", "pipeline"))
             raise UsageError(
-                f"{listing.repository} holds a {kind}, not a Stable Diffusion 1.x or 2.x "
+                f"{listing.repository} holds a {kind}, not a Stable Diffusion 1.x, 2.x or XL "
                 f"({reason}); sdpy supports only those"
             )
         yield _INDEX, listing.files[_INDEX]
