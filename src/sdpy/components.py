@@ -91,6 +91,11 @@ COMPONENTS: dict[str, Component] = {
             tokenizer="tokenizer",
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
             original_telltales=("transformer.resblocks.",),
+            adapter_prefixes=(
+                *("text_encoder.base_model.model.", "text_encoder."),
+                *("lora_te_", "lora_te1_"),
+                *("clip_l.transformer.", "text_encoders.clip_l.transformer."),
+            ),
         ),
         Component(
             name="text_encoder_2",
@@ -106,11 +111,6 @@ COMPONENTS: dict[str, Component] = {
             tokenizer="tokenizer_2",
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
             original_telltales=("transformer.resblocks.",),
-            adapter_prefixes=(
-                *("text_encoder.base_model.model.", "text_encoder."),
-                *("lora_te_", "lora_te1_"),
-                *("clip_l.transformer.", "text_encoders.clip_l.transformer."),
-            ),
         ),
         Component(
             name="unet",
