@@ -34,8 +34,8 @@ class Component:
         data_stem: name, without suffix, of its file in a data folder.
         folder_stems: names, without suffix, of its .safetensors and of its pickled weights in its
             folder of a diffusers folder.
-        prefixes: of its names in a file of the original programs, which holds all components. The
-            first is written; a text encoder in OpenCLIP's form is written under the last.
+        prefixes: of its names in a file that holds all components, as the original programs' do.
+            The first is written, but for text encoders: see `sdpy.checkpoints.dialects`.
         own_names: names in its weights files that other components of its role have no use for.
         tokenizer: folder of its tokenizer in a diffusers folder; None for what reads no text.
         telltales: beginnings of names, as diffusers and transformers have them, in a file that
@@ -87,7 +87,11 @@ COMPONENTS: dict[str, Component] = {
             option_help="Text encoder: .ot, .safetensors, .bin, .ckpt, .npz.",
             data_stem="pytorch_model",
             folder_stems=("model", "pytorch_model"),
-            prefixes=("cond_stage_model.transformer.", "cond_stage_model.model."),
+            prefixes=(
+                *("cond_stage_model.transformer.", "cond_stage_model.model."),
+                "conditioner.embedders.0.transformer.",
+                *("text_encoders.clip_l.transformer.", "clip_l.transformer."),
+            ),
             tokenizer="tokenizer",
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
             original_telltales=("transformer.resblocks.",),
@@ -107,6 +111,10 @@ COMPONENTS: dict[str, Component] = {
             option="--clip-2-weights",
             option_help="Second text encoder, of Stable Diffusion XL, likewise.",
             folder_stems=("model", "pytorch_model"),
+            prefixes=(
+                *("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
+                *("text_encoders.clip_g.transformer.", "clip_g.transformer."),
+            ),
             own_names=("text_projection.weight",),
             tokenizer="tokenizer_2",
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),

@@ -57,9 +57,9 @@ def names_of(model: type[nn.Module], config: object) -> dict[str, Tensor]:
         return dict(model(config).state_dict())
 
 
-def original(component: str, state: dict[str, Tensor], **options: bool) -> dict[str, Tensor]:
+def original(component: str, state: dict[str, Tensor], family: str = "sd1") -> dict[str, Tensor]:
     """Our tensors by the original's names, as one file holds them."""
-    recipes = in_dialect(component, list(state), ORIGINAL, **options)
+    recipes = in_dialect(component, list(state), ORIGINAL, family=family)
     return {name: recipe.make(state) for name, recipe in recipes.items()}
 
 
@@ -113,7 +113,7 @@ def test_known_names_of_published_files() -> None:
     assert vae["first_stage_model.encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
     assert vae["first_stage_model.decoder.up.3.block.0.conv1.weight"].shape == (512, 512, 3, 3)
     assert "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight" in vae
-    text = original("text_encoder", names_of(CLIPTextModel, SD2_TEXT), open_clip=True)
+    text = original("text_encoder", names_of(CLIPTextModel, SD2_TEXT), "sd2")
     start = "cond_stage_model.model."
     fused = text[f"{start}transformer.resblocks.22.attn.in_proj_weight"]
     assert fused.shape == (3072, 1024)

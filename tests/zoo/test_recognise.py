@@ -61,8 +61,8 @@ def single_file(
 ) -> Path:
     tensors = dict(more or {})
     for component, state in names_of(variant).items():
-        open_clip = variant.unet.use_linear_projection
-        recipes = in_dialect(component, list(state), ORIGINAL, open_clip=open_clip)
+        family = "sd2" if variant.unet.use_linear_projection else "sd1"
+        recipes = in_dialect(component, list(state), ORIGINAL, family=family)
         tensors |= {name: recipe.make(state) for name, recipe in recipes.items()}
     return save_header(folder / "model.safetensors", tensors, **metadata)
 

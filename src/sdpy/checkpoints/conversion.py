@@ -48,7 +48,7 @@ def plan_output(
     dialect: str,
     *,
     dtype: torch.dtype | None = None,
-    open_clip: bool = False,
+    family: str = "sd1",
     advance: Advance = lambda size: None,
 ) -> Output:
     """A file with these components, under the names of ``dialect``. Reads no numbers.
@@ -58,7 +58,7 @@ def plan_output(
         weights: the components; of one that is of no known kind, the names stay.
         dialect: one of `sdpy.checkpoints.dialects`.
         dtype: of the floating-point numbers; None for the source's.
-        open_clip: whether the original's names of the text encoder are to be OpenCLIP's.
+        family: of the original's single files; see `in_dialect`.
         advance: told of every tensor's bytes.
 
     Raises:
@@ -69,7 +69,7 @@ def plan_output(
     outline: dict[str, Tensor] = {}
     for one in weights:
         shapes = {name: _empty(tensor) for name, tensor in one.checkpoint.outline.items()}
-        for name, recipe in _recipes(one, dialect, open_clip).items():
+        for name, recipe in _recipes(one, dialect, family).items():
             make = partial(_made, one, recipe, dtype)
             outline[name] = _empty(make(shapes))
             makers[name] = partial(memory.make, make, one.checkpoint.tensors)
@@ -86,12 +86,12 @@ def write_output(output: Output) -> None:
     write_checkpoint(output.path, output.tensors, output.metadata)
 
 
-def _recipes(weights: Weights, dialect: str, open_clip: bool) -> dict[str, Recipe]:
+def _recipes(weights: Weights, dialect: str, family: str) -> dict[str, Recipe]:
     part = weights.part
     if part.component is None:
         return {name: Recipe((name,)) for name in part.origins}
     try:
-        return in_dialect(part.component, list(part.origins), dialect, open_clip=open_clip)
+        return in_dialect(part.component, list(part.origins), dialect, family=family)
     except ValueError as error:
         raise WeightsError(
             f"{weights.checkpoint.path} has a tensor {printable(str(error))}, for which the "

@@ -14,13 +14,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints import ema, ldm
+from sdpy.checkpoints import clip_names, ema, ldm
 from sdpy.components import COMPONENTS
 
 DIFFUSERS = "diffusers"
 OLD_DIFFUSERS = "diffusers until 0.17"
 ORIGINAL = "original"
 """Dialects: our names; those with the VAE's old attention, as .ot files need; and LDM's."""
+
+SINGLE_FILES: dict[str, dict[str, tuple[str, bool]]] = {
+    "sd1": {"text_encoder": ("cond_stage_model.transformer.", False)},
+    "sd2": {"text_encoder": ("cond_stage_model.model.", True)},
+    "sdxl": {
+        "text_encoder": ("conditioner.embedders.0.transformer.", False),
+        "text_encoder_2": ("conditioner.embedders.1.model.", True),
+    },
+    "sdxl-refiner": {"text_encoder_2": ("conditioner.embedders.0.model.", True)},
+}
+"""The original programs' single files: of each text encoder its prefix, and whether its names are
+OpenCLIP's. Other components are under the first of their prefixes."""
 
 _VAE_ATTENTIONS = ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0")
 _VAE_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -55,26 +67,6 @@ VAE_ATTENTION: dict[str, str] = OLD_VAE_ATTENTION | _vae_attention(_OTHER_VAE_PR
 WRAPPERS: tuple[str, ...] = ("module.", "_orig_mod.", "state_dict.", "model.", "params.")
 _COMPILED = "._orig_mod."
 
-# What text encoders and whole CLIP models hold beside the weights of the text model.
-TEXT_ENCODER_EXTRAS: frozenset[str] = frozenset(
-    {
-        "text_model.embeddings.position_ids",
-        "embeddings.position_ids",
-        "logit_scale",
-        "text_projection.weight",
-        "visual_projection.weight",
-    }
-)
-
-TEXT_ENCODER_PREFIXES: dict[str, str | None] = {
-    # The vision half of a whole CLIP model.
-    "vision_model.": None,
-    # transformers 5 leaves the prefix out.
-    "embeddings.": "text_model.embeddings.",
-    "encoder.layers.": "text_model.encoder.layers.",
-    "final_layer_norm.": "text_model.final_layer_norm.",
-}
-
 # Linear layers that some files hold as 1x1 convolutions: (C, D, 1, 1) or (C, D, 1) for (C, D).
 LINEAR_FROM_CONVOLUTION: frozenset[str] = frozenset(
     f"{attention}.{new}.weight"
@@ -88,16 +80,19 @@ LINEAR_FROM_CONVOLUTION: frozenset[str] = frozenset(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one of our tensors is: a name in the file, and of a fused tensor which third."""
+    """Where one of our tensors is: a name in the file, of a fused tensor which third, and how."""
 
     name: str
     third: int | None = None
+    transposed: bool = False
 
     def take(self, ours: str, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensor of our name ``ours``, in our layer's shape; a view, never a copy."""
         tensor = tensors[self.name]
         if self.third is not None and tensor.ndim and tensor.shape[0] % 3 == 0:
             tensor = tensor.chunk(3)[self.third]
+        if self.transposed and tensor.ndim == 2:
+            tensor = tensor.T
         # No network of ours has parameters of three dimensions; some files have vectors as such.
         kept = 2 if ours in LINEAR_FROM_CONVOLUTION else 1 if tensor.ndim == 3 else tensor.ndim
         if tensor.ndim > kept and set(tensor.shape[kept:]) == {1}:
@@ -252,15 +247,27 @@ def _of_one_role(found: str, wanted: str | None) -> str:
 def _original_part(component: str, names: Collection[str], prefix: str) -> Part:
     local = {name.removeprefix(prefix): name for name in names}
     ours: dict[str, tuple[str, ...]] = {}
-    for name, mine in ldm.to_ours(COMPONENTS[component].role, local).items():
-        known = [_our_name(component, one) for one in mine]
-        ours[local[name]] = tuple(one for one in known if one is not None)
+    row = COMPONENTS[component]
+    transposed: str | None = None
+    if row.role == "text_encoder" and clip_names.is_open_clip(local):
+        table = clip_names.from_open_clip(local, projects=bool(row.own_names))
+        ours = {local[name]: mine for name, mine in table.items()}
+        transposed = local.get(clip_names.PROJECTION)
+    else:
+        for name, one in ldm.to_ours(row.role, local).items():
+            mine = _our_name(component, one)
+            ours[local[name]] = () if mine is None else (mine,)
     for name in names:
         ours.setdefault(name, () if _is_superfluous(name) else (name,))
-    return _part(component, ORIGINAL, ours)
+    return _part(component, ORIGINAL, ours, transposed)
 
 
-def _part(component: str | None, dialect: str, ours: Mapping[str, tuple[str, ...]]) -> Part:
+def _part(
+    component: str | None,
+    dialect: str,
+    ours: Mapping[str, tuple[str, ...]],
+    transposed: str | None = None,
+) -> Part:
     origins: dict[str, Origin] = {}
     twice: list[str] = []
     for name, mine in ours.items():
@@ -268,7 +275,8 @@ def _part(component: str | None, dialect: str, ours: Mapping[str, tuple[str, ...
             if one in origins:
                 twice.append(name)
             else:
-                origins[one] = Origin(name, third if len(mine) == 3 else None)
+                which = third if len(mine) == 3 else None
+                origins[one] = Origin(name, which, transposed=name == transposed)
     dropped = tuple(name for name, mine in ours.items() if not mine)
     return Part(component, dialect, origins, dropped, tuple(twice))
 
@@ -277,13 +285,8 @@ def _our_name(component: str | None, name: str) -> str | None:
     role = None if component is None else COMPONENTS[component].role
     if role == "vae":
         return VAE_ATTENTION.get(name, name)
-    if role == "text_encoder":
-        if name in TEXT_ENCODER_EXTRAS:
-            is_own = component is not None and name in COMPONENTS[component].own_names
-            return name if is_own else None
-        for prefix, replacement in TEXT_ENCODER_PREFIXES.items():
-            if name.startswith(prefix):
-                return None if replacement is None else replacement + name.removeprefix(prefix)
+    if component is not None and role == "text_encoder":
+        return clip_names.our_name(name, COMPONENTS[component].own_names)
     return name
 
 
@@ -300,18 +303,21 @@ class Recipe:
 
     ours: tuple[str, ...]
     as_convolution: bool = False
+    transposed: bool = False
 
     def make(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensor; copies only where it joins three."""
         pieces = [tensors[name] for name in self.ours]
         tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if self.transposed and tensor.ndim == 2:
+            return tensor.T
         if self.as_convolution and tensor.ndim == 2:
             return tensor[:, :, None, None]
         return tensor
 
 
 def in_dialect(
-    component: str, names: Collection[str], dialect: str, *, open_clip: bool = False
+    component: str, names: Collection[str], dialect: str, *, family: str = "sd1"
 ) -> dict[str, Recipe]:
     """What a component's file in ``dialect`` holds, and how to make it of our tensors.
 
@@ -319,24 +325,31 @@ def in_dialect(
         component: a key of `COMPONENTS`.
         names: ours, of that component.
         dialect: `DIFFUSERS`, `OLD_DIFFUSERS` or `ORIGINAL`.
-        open_clip: of the original's two forms of a text encoder, whether to take OpenCLIP's.
+        family: of the original's single files, a key of `SINGLE_FILES`.
 
     Raises:
         ValueError: a name that the dialect has no name for.
     """
+    row = COMPONENTS[component]
     if dialect == ORIGINAL:
-        row = COMPONENTS[component]
-        if not row.prefixes:
-            raise ValueError(min(names))
-        prefix = row.prefixes[-1 if open_clip and row.role == "text_encoder" else 0]
-        renamed = {
-            prefix + theirs: ours
-            for theirs, ours in ldm.to_original(row.role, names, open_clip=open_clip).items()
-        }
-        return {
-            name: Recipe(ours, as_convolution=ours[0] in LINEAR_FROM_CONVOLUTION)
-            for name, ours in renamed.items()
-        }
+        return _in_original(component, names, family)
     old = {new: old for old, new in OLD_VAE_ATTENTION.items()}
-    changed = old if dialect == OLD_DIFFUSERS and COMPONENTS[component].role == "vae" else {}
+    changed = old if dialect == OLD_DIFFUSERS and row.role == "vae" else {}
     return {changed.get(name, name): Recipe((name,)) for name in names}
+
+
+def _in_original(component: str, names: Collection[str], family: str) -> dict[str, Recipe]:
+    row = COMPONENTS[component]
+    if not row.prefixes:
+        raise ValueError(min(names))
+    prefix, is_open_clip = SINGLE_FILES[family].get(component, (row.prefixes[0], False))
+    if is_open_clip:
+        table = clip_names.to_open_clip(names, projects=bool(row.own_names))
+        return {
+            prefix + theirs: Recipe(ours, transposed=theirs == clip_names.PROJECTION)
+            for theirs, ours in table.items()
+        }
+    return {
+        prefix + theirs: Recipe((ours,), as_convolution=ours in LINEAR_FROM_CONVOLUTION)
+        for theirs, ours in ldm.to_original(row.role, names).items()
+    }

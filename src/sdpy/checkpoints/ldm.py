@@ -5,8 +5,8 @@ layers are numbered straight through. Which number is what follows from the stru
 alone, so the tables are made here from a few numbers that can be read off the names of either side.
 
 A table pairs modules, the original's with ours; names below a module are the same on both sides
-unless a longer entry says otherwise. OpenCLIP's text encoder, that of Stable Diffusion 2.x, keeps
-query, key and value of a layer in one tensor; each third of its rows is a tensor of ours.
+unless a longer entry says otherwise. Text encoders, which these programs have from elsewhere, are
+in ``clip_names``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sdpy.checkpoints.limits import check_blocks
 DROPPED_PREFIXES: tuple[str, ...] = (
     "model_ema.",
     "cond_stage_model.logit_scale",
+    "conditioner.embedders.0.logit_scale",
     "first_stage_model.loss.",
     "loss.",
     "posterior_",
@@ -54,6 +55,8 @@ _UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "time_embed.cond_proj": "time_embedding.cond_proj",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -80,85 +83,44 @@ _VAE_ENDS = {
     "mid.attn_1.proj_out": "mid_block.attentions.0.to_out.0",
     "norm_out": "conv_norm_out",
 }
-_OPEN_CLIP_ENDS = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-}
-_OPEN_CLIP_LAYER = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-# In the order in which their rows lie in the fused tensors.
-_OPEN_CLIP_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_OPEN_CLIP_DROPPED = frozenset({"text_projection", "logit_scale", "attn_mask"})
-OPEN_CLIP_LAYERS = 23
-"""Stable Diffusion 2.x was trained on the state before the last of 24 layers, which is dropped."""
-
 Modules = dict[str, str]
 """From a module's name there to its name here."""
 
 
-def to_ours(role: str, names: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Our names for the original's, less the component's prefix.
+def to_ours(role: str, names: Collection[str]) -> dict[str, str]:
+    """Our names for those of the original's that a table knows, less the component's prefix.
 
     Args:
         role: of the component. One that has no tables has the same names on both sides.
         names: the original's.
-
-    Returns:
-        For each name that a table knows: ours; three of ours for a fused tensor; none for what is
-        not needed.
     """
-    if role == "text_encoder" and is_open_clip(names):
-        table = open_clip_tensors(_count(names, r"transformer\.resblocks\.(\d+)\."))
-        known = {name: table[name] for name in names if name in table}
-        return known | {name: () for name in names if name in _OPEN_CLIP_DROPPED}
     if role not in _ORIGINAL_MODULES:
-        return {name: (name,) for name in names}
+        return {name: name for name in names}
     modules = _ORIGINAL_MODULES[role](names)
     renamed = {name: _rename(name, modules) for name in names}
-    return {name: (ours,) for name, ours in renamed.items() if ours is not None}
+    return {name: ours for name, ours in renamed.items() if ours is not None}
 
 
-def to_original(
-    role: str, names: Collection[str], *, open_clip: bool = False
-) -> dict[str, tuple[str, ...]]:
-    """The original's names, less the component's prefix, each with the one or three of ours.
+def to_original(role: str, names: Collection[str]) -> dict[str, str]:
+    """The original's names, less the component's prefix, each with ours.
 
     Args:
         role: of the component. One that has no tables has the same names on both sides.
         names: ours.
-        open_clip: of the two forms of a text encoder, whether to take OpenCLIP's.
 
     Raises:
         ValueError: a name that no table knows.
     """
-    if role == "text_encoder" and open_clip:
-        table = open_clip_tensors(_count(names, r"text_model\.encoder\.layers\.(\d+)\."))
-        unknown = set(names) - {ours for entry in table.values() for ours in entry}
-        if unknown:
-            raise ValueError(min(unknown))
-        return table
     if role not in _OUR_MODULES:
-        return {name: (name,) for name in names}
+        return {name: name for name in names}
     reverse = {ours: theirs for theirs, ours in _OUR_MODULES[role](names).items()}
-    renamed: dict[str, tuple[str, ...]] = {}
+    renamed: dict[str, str] = {}
     for name in names:
         theirs = _rename(name, reverse)
         if theirs is None:
             raise ValueError(name)
-        renamed[theirs] = (name,)
+        renamed[theirs] = name
     return renamed
-
-
-def is_open_clip(names: Iterable[str]) -> bool:
-    """Whether a text encoder has OpenCLIP's names."""
-    return any(name.startswith("transformer.resblocks.") for name in names)
 
 
 # ------------------------------------------------------------------------------------- tables
@@ -253,20 +215,6 @@ def vae_modules(levels: int, layers: int) -> Modules:
         modules[f"encoder.down.{i}.downsample"] = f"{down}.downsamplers.0"
         modules[f"decoder.up.{i}.upsample"] = f"{up}.upsamplers.0"
     return modules
-
-
-def open_clip_tensors(layers: int) -> dict[str, tuple[str, ...]]:
-    """The tensors of a text encoder of so many layers, each with ours in the order of its rows."""
-    table: dict[str, tuple[str, ...]] = {a: (b,) for a, b in _OPEN_CLIP_ENDS.items()}
-    for i in range(layers):
-        theirs, ours = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
-        dropped = i >= OPEN_CLIP_LAYERS
-        for kind in ("weight", "bias"):
-            fused = tuple(f"{ours}.{projection}.{kind}" for projection in _OPEN_CLIP_FUSED)
-            table[f"{theirs}.attn.in_proj_{kind}"] = () if dropped else fused
-            for a, b in _OPEN_CLIP_LAYER.items():
-                table[f"{theirs}.{a}.{kind}"] = () if dropped else (f"{ours}.{b}.{kind}",)
-    return table
 
 
 def _rename(name: str, modules: Modules) -> str | None:

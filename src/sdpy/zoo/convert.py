@@ -104,7 +104,7 @@ def plan_conversion(
     _check(components)
     single = any(target.suffix.lower() in form.suffixes for form in FORMATS.values())
     if single:
-        return _into_file(components, target, layout, dtype, advance)
+        return _into_file(source, components, target, layout, dtype, advance)
     if layout == ORIGINAL:
         raise UsageError(f"{target}: the original layout is one file; give a name in .safetensors")
     if os.path.exists(target) and not os.path.isdir(target):
@@ -139,6 +139,7 @@ def _check(components: list[InspectedComponent]) -> None:
 
 
 def _into_file(
+    source: Inspection,
     components: list[InspectedComponent],
     target: Path,
     layout: str | None,
@@ -158,14 +159,22 @@ def _into_file(
     else:
         dialect = OLD_DIFFUSERS if is_ot and layout != DIFFUSERS else DIFFUSERS
     weights = [one.weights for one in components]
-    clip = _is_open_clip(components)
-    output = plan_output(target, weights, dialect, dtype=dtype, open_clip=clip, advance=advance)
+    family = _single_file_family(source)
+    output = plan_output(target, weights, dialect, dtype=dtype, family=family, advance=advance)
     unknown = [one for one in components if one.name is None]
     notices = tuple(
         f"{one.weights.checkpoint.path} is of no known kind: copying it under the same names"
         for one in unknown
     )
     return Conversion((output,), notices=notices)
+
+
+def _single_file_family(source: Inspection) -> str:
+    """Whose single files have these components, a key of `SINGLE_FILES`."""
+    held = {one.name for one in source.components}
+    if "text_encoder_2" in held:
+        return "sdxl" if "text_encoder" in held else "sdxl-refiner"
+    return "sd2" if _is_open_clip(list(source.components)) else "sd1"
 
 
 def _is_open_clip(components: list[InspectedComponent]) -> bool:
