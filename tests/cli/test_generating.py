@@ -214,8 +214,8 @@ def test_whatever_is_raised_is_one_line(
     raise_in_the_unet(monkeypatch, error)
     result = sdpy("generate", "x", *FAST)
     assert (result.code, result.out) == (code, "")
-    told, last = result.err.splitlines()
-    assert told.startswith("prompt: ")
+    seed, told, last = result.err.splitlines()
+    assert (seed, told[:8]) == ("seed: 32", "prompt: ")
     assert last.startswith(line)
     assert os.listdir() == []
 
@@ -437,10 +437,10 @@ def test_the_input_may_be_the_output(sdpy: Any) -> None:
 
 def test_the_length_of_the_prompts_is_told(sdpy: Any) -> None:
     told = sdpy("generate", "cat (dark:1.5)", *FAST).err.splitlines()
-    assert told[0] == "prompt: 2 of 75 tokens; weighted: 'dark' 1.5"
-    assert told[1].startswith("image 1 of 1")
+    assert told[:2] == ["seed: 32", "prompt: 2 of 75 tokens; weighted: 'dark' 1.5"]
+    assert told[2].startswith("image 1 of 1")
     told = sdpy("generate", "cat " * 80, "-n", "dark", *FAST).err.splitlines()
-    assert told[:2] == ["prompt: 80 tokens in 2 chunks of 75", "negative prompt: 1 of 75 tokens"]
+    assert told[1:3] == ["prompt: 80 tokens in 2 chunks of 75", "negative prompt: 1 of 75 tokens"]
 
 
 def test_brackets_are_text_in_plain_prompts(sdpy: Any) -> None:

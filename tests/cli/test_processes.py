@@ -20,7 +20,11 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and termin
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's, without what would change how sdpy or rich print."""
     unwanted = ("SDPY_", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SDPY_CACHE" or not name.startswith(unwanted)
+    }
     return {**kept, **changes}
 
 
@@ -86,6 +90,7 @@ def test_plain_lines_without_a_terminal(tiny_data: Path, tmp_path: Path) -> None
     assert result.stdout == b"\xff.1.png\n\xff.2.png\n"
     lines = result.stderr.decode().split("\n")
     assert [re.sub(r"\d+ s$", "N s", line) for line in lines] == [
+        "seeds: 32 to 33",
         "prompt: 1 of 75 tokens",
         "images 1 to 2 of 2: step 3 of 3, N s",
         "",
@@ -148,7 +153,7 @@ def test_ctrl_c_is_one_line_and_leaves_no_part_of_an_image(tiny_data: Path, tmp_
     assert process.returncode == 130
     *progress, last = err.splitlines()
     assert last == "sdpy: interrupted"
-    assert all(line.startswith(("prompt: ", "image")) for line in progress)
+    assert all(line.startswith(("seed", "prompt: ", "image")) for line in progress)
     # One more may be whole whose path was not printed any more.
     names = [f"sd_final.{k + 1}.png" for k in range(1 + len(out.splitlines()))]
     left = set(os.listdir(tmp_path))
@@ -175,7 +180,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_word(
         process.stdout.close()
         err = process.stderr.read()
         assert process.wait(300) == 1
-    assert all(line.startswith(("prompt: ", "image")) for line in err.splitlines()), err
+    assert all(line.startswith(("seed", "prompt: ", "image")) for line in err.splitlines()), err
 
 
 @POSIX
@@ -201,3 +206,24 @@ def test_completion_completes() -> None:
     result = python("-m", "sdpy", env=clean_environment(**words))
     assert result.stdout.split() == ["generate"]
     assert result.stderr == ""
+
+
+def test_prompts_and_images_go_through_pipes(tiny_data: Path, tmp_path: Path) -> None:
+    fast = ("--steps", "1", "--guidance-scale", "1")
+
+    def made(*words: str, given: bytes) -> bytes:
+        result = subprocess.run(
+            tiny(tiny_data, *words, *fast, "-o", "-"),
+            input=given,
+            capture_output=True,
+            cwd=tmp_path,
+            env=clean_environment(),
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    first = made("generate", "-", given=b"a cat\n")
+    assert first.startswith(b"\x89PNG") and b"a cat\nSteps: 1" in first
+    assert made("img2img", "-", given=first).startswith(b"\x89PNG")
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -20,6 +21,13 @@ def test_every_name_is_listed(sdpy: Any) -> None:
         assert info.summary in result.out
         assert all(alias in result.out for alias in info.aliases)
     assert all(sigmas in result.out for sigmas in SIGMAS)
+
+
+def test_json_has_them_all(sdpy: Any) -> None:
+    told = json.loads(sdpy("schedulers", "--json").out)
+    assert list(told["schedulers"]) == list(SCHEDULERS)
+    assert told["schedulers"]["dpm++-2m"]["label"] == "DPM++ 2M"
+    assert told["sigmas"] == list(SIGMAS)
 
 
 def test_the_help_tells_samplers_from_schedulers(sdpy: Any) -> None:

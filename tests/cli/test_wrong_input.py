@@ -59,7 +59,7 @@ WRONG_OPTIONS: list[tuple[tuple[str, ...], int]] = [
     (("--n-steps", "many"), USAGE),
     (("--n-steps", ""), USAGE),
     (("--n-steps",), USAGE),
-    (("--seed", "-1"), USAGE),
+    (("--seed", "-2"), USAGE),
     (("--seed", "9223372036854775808"), USAGE),
     (("--seed", "x"), USAGE),
     (("--num-samples", "0"), USAGE),

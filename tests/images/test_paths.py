@@ -8,45 +8,38 @@ from pathlib import Path
 import pytest
 
 from sdpy.errors import UsageError
-from sdpy.images.paths import check_output, numbered_paths
+from sdpy.images.paths import check_outputs, numbered
 
 
 @pytest.mark.parametrize(
-    ("path", "count", "expected"),
+    ("path", "number", "expected"),
     [
-        ("sd_final.png", 1, ["sd_final.png"]),
-        ("sd_final.png", 2, ["sd_final.1.png", "sd_final.2.png"]),
-        ("out.d/a.b.JPG", 3, ["out.d/a.b.1.JPG", "out.d/a.b.2.JPG", "out.d/a.b.3.JPG"]),
-        ("/tmp/x.webp", 2, ["/tmp/x.1.webp", "/tmp/x.2.webp"]),
+        ("sd_final.png", 2, "sd_final.2.png"),
+        ("out.d/a.b.JPG", 3, "out.d/a.b.3.JPG"),
+        ("/tmp/x.webp", 1, "/tmp/x.1.webp"),
     ],
 )
-def test_numbered_paths(path, count, expected):
-    assert numbered_paths(path, count) == [Path(name) for name in expected]
-
-
-def test_no_image_has_no_path():
-    with pytest.raises(ValueError, match="count is 0"):
-        numbered_paths("a.png", 0)
+def test_one_of_several_has_a_number(path, number, expected):
+    assert numbered(Path(path), number) == Path(expected)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.Jpeg", "a.webp", "ä b.png"])
-def test_check_output_accepts_and_leaves_nothing_behind(tmp_path, name):
-    check_output(tmp_path / name)
-    check_output(str(tmp_path / name), count=3)
+def test_check_outputs_accepts_and_leaves_nothing_behind(tmp_path, name):
+    check_outputs([tmp_path / name])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_output_accepts_the_current_folder_and_an_older_file(tmp_path, monkeypatch):
+def test_check_outputs_accepts_the_current_folder_and_an_older_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.png").write_bytes(b"old")
-    check_output("a.png")
+    check_outputs(["a.png"])
     assert Path("a.png").read_bytes() == b"old"
     assert os.listdir() == ["a.png"]
 
 
-def refusal(path: str | Path, count: int = 1) -> str:
+def refusal(path: str | Path, **options: bool) -> str:
     with pytest.raises(UsageError) as caught:
-        check_output(path, count)
+        check_outputs([path], **options)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -73,16 +66,23 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
     assert "is a folder" in refusal(tmp_path / "a.png")
 
 
-def test_every_numbered_file_is_looked_at(tmp_path):
-    (tmp_path / "a.2.png").mkdir()
-    check_output(tmp_path / "a.png", count=1)
-    assert "a.2.png: is a folder" in refusal(tmp_path / "a.png", count=2)
+def test_every_file_is_looked_at(tmp_path):
+    (tmp_path / "b.png").mkdir()
+    check_outputs([tmp_path / "a.png"])
+    with pytest.raises(UsageError, match=r"b.png: is a folder"):
+        check_outputs([tmp_path / "a.png", tmp_path / "b.png"])
+
+
+def test_folders_that_will_be_made_need_not_exist(tmp_path):
+    check_outputs([tmp_path / "new" / "deep" / "a.png"], makes_folders=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    assert "is not a folder" in refusal(tmp_path / "file" / "new" / "a.png", makes_folders=True)
 
 
 def test_too_long_a_name_is_refused(tmp_path):
-    check_output(tmp_path / ("a" * 251 + ".png"))
+    check_outputs([tmp_path / ("a" * 251 + ".png")])
     assert "too long" in refusal(tmp_path / ("a" * 252 + ".png"))
-    assert "too long" in refusal(tmp_path / ("a" * 251 + ".png"), count=2)
 
 
 @pytest.mark.skipif(
@@ -102,7 +102,7 @@ def test_a_pipe_is_refused(tmp_path):
 def test_a_link_is_followed_to_the_folder_that_is_written(tmp_path):
     (tmp_path / "good").mkdir()
     (tmp_path / "a.png").symlink_to(tmp_path / "good" / "b.png")
-    check_output(tmp_path / "a.png")
+    check_outputs([tmp_path / "a.png"])
     (tmp_path / "c.png").symlink_to(tmp_path / "bad" / "b.png")
     assert "does not exist" in refusal(tmp_path / "c.png")
 

@@ -134,6 +134,9 @@ def test_what_a_name_consists_of() -> None:
         ("deep/{n}.png", ["deep/2.png", "3.png"], 3),
         ("missing/{n}.png", ["3.png"], 1),
         ("({n}).png", ["(1).png", "2.png"], 2),
+        ("{n:03d}-{seed}.png", ["001-7.png", "004-999.png", "x-1.png"], 5),
+        ("{seed}/{n}.png", ["7/3.png", "8/9.png"], 4),
+        ("{slug}{n}.png", ["castle12.png"], 13),
     ],
 )
 def test_the_next_number_is_after_those_that_there_are(

@@ -148,7 +148,7 @@ def test_editors_and_help_see_the_options() -> None:
         ({"steps": 0}, "--steps 0: use 1 or more"),
         ({"eta": 2.0}, "--eta 2.0: use 0 to 1"),
         ({"guidance_scale": float("nan")}, "--guidance-scale nan: use a finite number"),
-        ({"seed": -1}, "--seed -1"),
+        ({"seed": -2}, "--seed -2"),
         ({"num_samples": 0}, "--num-samples 0"),
         ({"token_merging": 0.9}, "--token-merging 0.9: use 0 to 0.75"),
         ({"deepcache_branch": 1}, "says nothing without"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Generator
@@ -73,6 +74,13 @@ def download(
             rich_help_panel=_HUB,
         ),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a JSON object: the known models; or what is, or would be, downloaded.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Download weights from a model hub into the data folder.
@@ -82,7 +90,7 @@ def download(
     command again. Files are written atomically, once their checksum has been verified.
     """
     if not names:
-        _list_models()
+        _list_models(as_json)
         return
     models = [find_hub_model(name) for name in names]
     if revision is not None and len(models) > 1:
@@ -108,10 +116,13 @@ def download(
         bars = _FileBars(display)
         files = [file for plan in plans for file in plan.files]
         missing = _result(find_missing(files, force=force or dry_run), bars)
+        facts = _facts(plans, missing)
         if not dry_run:
             check_disk_space(missing, data)
             _fetch(fetch_files(hub, missing), bars)
-    if dry_run:
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    elif dry_run:
         _print_plan(plans, missing, data)
     elif not quiet:
         _print_usages(plans, data)
@@ -157,7 +168,14 @@ def _result(steps: Generator[FileProgress, None, Result], bars: _FileBars) -> Re
             return result
 
 
-def _list_models() -> None:
+def _list_models(as_json: bool) -> None:
+    if as_json:
+        facts = {
+            model.name: {"summary": model.summary, "repository": model.repository}
+            for model in MODELS.values()
+        }
+        print(json.dumps({"models": facts}, indent=2))
+        return
     width = max(map(len, MODELS))
     for model in MODELS.values():
         print(f"{model.name:{width}}  {model.summary} ({model.repository})")
@@ -173,6 +191,24 @@ def _print_plan(plans: list[DownloadPlan], missing: tuple[PlannedFile, ...], dat
             print(f"{state:8} {format_size(file.size):>11}  {file.target}  from {_origin(file)}")
     total = format_size(sum(file.size for file in missing))
     print(f"to download: {total}; free in {data}: {format_size(free_bytes(data))}")
+
+
+def _facts(plans: list[DownloadPlan], missing: tuple[PlannedFile, ...]) -> dict[str, object]:
+    """What is planned, and the state that each file is in before."""
+    wanted = {file.target for file in missing}
+    files = [
+        {
+            "path": str(file.target),
+            "size": file.size,
+            "state": _state(file, wanted),
+            "repository": file.remote.repository,
+            "file": file.remote.path,
+            "commit": file.remote.commit,
+        }
+        for plan in plans
+        for file in plan.files
+    ]
+    return {"paths": [str(plan.path) for plan in plans], "files": files}
 
 
 def _state(file: PlannedFile, wanted: set[Path]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdpy.cli.images import make_images
+from sdpy.cli.images import make_images, prompt_of
 from sdpy.cli.options import OutputOptions
 from sdpy.pipelines.control_options import ControlOptions, control_images
 from sdpy.pipelines.inputs import ImageRequest
@@ -16,7 +16,12 @@ from sdpy.runtime.options import ModelOptions
 
 def generate(
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to generate.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to generate; - reads it from standard input.",
+            show_default=False,
+        ),
     ],
     options: GenerationOptions,
     control: ControlOptions,
@@ -30,5 +35,5 @@ def generate(
     make_images(
         model,
         output,
-        lambda: ImageRequest(prompt, controls=control_images(control), **vars(options)),
+        lambda: ImageRequest(prompt_of(prompt), controls=control_images(control), **vars(options)),
     )

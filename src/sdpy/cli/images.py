@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sdpy.cli.display import open_display
 from sdpy.cli.options import OutputOptions
 from sdpy.cli.progress import follow
+from sdpy.errors import UsageError
 from sdpy.runtime.options import ModelOptions
 
 if TYPE_CHECKING:  # at run time these would import torch
-    from sdpy.pipelines.inputs import ImageRequest
+    from sdpy.images.metadata import GeneratedImage
+    from sdpy.jobs.output import ImageOutput
+    from sdpy.pipelines.inputs import ImageLike, ImageRequest
+    from sdpy.pipelines.pipeline import Pipeline
+
+STREAM = "-"
+"""The name of standard input and standard output."""
 
 
 def make_images(
@@ -29,22 +42,166 @@ def make_images(
         request: makes the request; called once the output has been checked.
         default_model: where the options name none.
     """
-    from sdpy.images.paths import check_output, numbered_paths
-
     asked = request()
-    check_output(output.final_image, asked.num_samples)
-    from sdpy.images.files import save_image
+    writer = _StreamWriter(output, asked) if _is_stream(output) else _FileWriter(output, asked)
     from sdpy.pipelines.pipeline import Pipeline
     from sdpy.runtime.options import open_session
 
     session = open_session(model, default_model=default_model, keep_models=False)
-    paths = numbered_paths(output.final_image, asked.num_samples)
-    with Pipeline(session) as pipeline:
-        events = pipeline.run([asked])
+    with (
+        Pipeline(session, metadata=not output.no_metadata) as pipeline,
+        open_display(output.quiet) as display,
+    ):
+        writer.prepare(pipeline)
+        events = follow(pipeline.run([asked]), display, _seeds_text(asked), output.verbose)
         # Closed at once when writing fails, so that the bar is gone before the error is printed.
-        with closing(follow(events, quiet=output.quiet, verbose=output.verbose)) as images:
+        with closing(events) as images:
             for ready in images:
-                path = paths[ready.sample]
-                save_image(ready.image, path, ready.image.texts)
-                if not output.quiet:
-                    print(path, flush=True)
+                for line in writer.write(ready.image, ready.sample):
+                    display.line(line)
+
+
+def _seeds_text(asked: ImageRequest) -> str:
+    last = asked.seed + asked.num_samples - 1
+    return f"seed: {asked.seed}" if last == asked.seed else f"seeds: {asked.seed} to {last}"
+
+
+class _FileWriter:
+    """Writes images to files, and prints their paths."""
+
+    def __init__(self, options: OutputOptions, asked: ImageRequest) -> None:
+        from sdpy.images.paths import check_format
+        from sdpy.jobs.names import NameTemplate
+        from sdpy.jobs.output import ImageOutput
+        from sdpy.jobs.values import OPTION_FIELDS
+
+        if options.overwrite and options.no_clobber:
+            raise UsageError("--overwrite and --no-clobber contradict each other: leave out one")
+        template = NameTemplate.parse(options.final_image, OPTION_FIELDS)
+        self.options, self.asked = options, asked
+        self.output = ImageOutput(template, options.overwrite, options.no_clobber)
+        self.values: list[dict[str, Any]] = [{} for _ in range(asked.num_samples)]
+        self.paths: list[Path] = []
+        check_format(template.text)
+        if template.is_plain:
+            self._choose_paths()
+
+    def prepare(self, pipeline: Pipeline) -> None:
+        """Find the names that depend on the model."""
+        if not self.output.template.is_plain:
+            self.values = _values(pipeline, self.asked, self.output)
+            self._choose_paths()
+
+    def _choose_paths(self) -> None:
+        self.paths = self.output.paths(self.values)
+        self.output.check(self.paths)
+
+    def write(self, image: GeneratedImage, sample: int) -> list[str]:
+        """Write an image; returns what is to be said of it."""
+        lines = []
+        path, values = self.paths[sample], self.values[sample]
+        if self.output.replaces and path.exists():
+            lines = [f"replacing {path}"]
+        written = self.output.write(image, path, values)
+        if self.options.json:
+            print(_json(image, written), flush=True)
+        elif not self.options.quiet:
+            print(written, flush=True)
+        return lines
+
+
+class _StreamWriter:
+    """Writes one image to standard output."""
+
+    def __init__(self, options: OutputOptions, asked: ImageRequest) -> None:
+        if asked.num_samples != 1:
+            raise UsageError("-o - is for one image: leave out --num-samples, or name files")
+        if options.json:
+            raise UsageError("-o - and --json both write to standard output: name a file")
+        if sys.stdout.isatty():
+            raise UsageError("-o - writes a PNG, which is nothing for a terminal: redirect it")
+
+    def prepare(self, pipeline: Pipeline) -> None:
+        """Nothing depends on the model."""
+
+    def write(self, image: GeneratedImage, sample: int) -> list[str]:
+        """Write an image; returns what is to be said of it."""
+        from sdpy.images.files import encode_image
+
+        sys.stdout.buffer.write(encode_image(image, "PNG", image.texts))
+        sys.stdout.buffer.flush()
+        return []
+
+
+def _is_stream(options: OutputOptions) -> bool:
+    return str(options.final_image) == STREAM
+
+
+def _values(pipeline: Pipeline, asked: ImageRequest, output: ImageOutput) -> list[dict[str, Any]]:
+    """What the fields of the images' names are."""
+    from dataclasses import replace
+
+    from sdpy.jobs.values import image_values
+
+    resolved, size = pipeline.resolve(asked)
+    moment = datetime.now()
+    values = [
+        image_values(
+            replace(resolved, seed=asked.seed + sample),
+            model=pipeline.session.name,
+            size=size,
+            moment=moment,
+            sample=sample,
+        )
+        for sample in range(asked.num_samples)
+    ]
+    if "model_hash" in output.template.fields:
+        model_hash = pipeline.model_hash()
+        values = [{**one, "model_hash": model_hash} for one in values]
+    return values
+
+
+def _json(image: GeneratedImage, path: Path) -> str:
+    record = json.loads(image.record) if image.record else None
+    facts = {"path": str(path), "seed": image.seed, "width": image.width, "height": image.height}
+    return json.dumps({**facts, "record": record})
+
+
+def prompt_of(prompt: str) -> str:
+    """A prompt, which is read from standard input where it is ``-``.
+
+    Raises:
+        UsageError: what is read is not UTF-8.
+    """
+    if prompt != STREAM:
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt on standard input is not UTF-8: {error}") from error
+
+
+def image_of(path: Path) -> ImageLike:
+    """The path of an image, or the image on standard input where it is ``-``.
+
+    Raises:
+        ImageError: what is read is no image.
+    """
+    if str(path) != STREAM:
+        return path
+    from sdpy.images.files import read_image
+
+    return read_image(io.BytesIO(sys.stdin.buffer.read()), "standard input")
+
+
+def check_streams(**arguments: object) -> None:
+    """Refuse more than one argument that is to be read from standard input.
+
+    Raises:
+        UsageError: names them.
+    """
+    names = [name for name, value in arguments.items() if str(value) == STREAM]
+    if len(names) > 1:
+        raise UsageError(
+            f"standard input can be only one of {' and '.join(names)}: give the others otherwise"
+        )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdpy.cli.images import make_images
+from sdpy.cli.images import check_streams, image_of, make_images, prompt_of
 from sdpy.cli.options import OutputOptions, Prompt, Strength
 from sdpy.pipelines.control_options import ControlOptions, control_images
 from sdpy.pipelines.inputs import ImageRequest
@@ -17,7 +17,12 @@ from sdpy.runtime.options import ModelOptions
 
 def inpaint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The image to change.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="The image to change; - reads it from standard input.",
+            show_default=False,
+        ),
     ],
     mask: Annotated[
         Path,
@@ -43,13 +48,14 @@ def inpaint(
     with (1024x1024; the demo model 128x128), or --width and --height ask for another size: then it
     is scaled, and cropped to the centre.
     """
+    check_streams(FILE=file, MASK=mask, **{"--prompt": prompt})
     make_images(
         model,
         output,
         lambda: ImageRequest(
-            prompt,
-            image=file,
-            mask=mask,
+            prompt_of(prompt),
+            image=image_of(file),
+            mask=image_of(mask),
             strength=strength,
             controls=control_images(control),
             **vars(options),

@@ -140,7 +140,10 @@ VariantOption = Annotated[
 ]
 EmaOption = Annotated[bool, typer.Option("--ema", help=EMA_HELP)]
 
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="What to generate.")]
+Prompt = Annotated[
+    str,
+    typer.Option("--prompt", "-p", help="What to generate; - reads it from standard input."),
+]
 
 Strength = Annotated[
     float,
@@ -162,8 +165,34 @@ class OutputOptions:
         "--final-image",
         "--output",
         "-o",
-        help="File to write: .png, .jpg or .webp. Several images are numbered, as in "
-        "sd_final.1.png.",
+        help="File to write: .png, .jpg or .webp; - is a PNG on standard output. Several images "
+        "are numbered, as in sd_final.1.png. May have fields in braces, such as {seed}, {slug}, "
+        "{date}, and {n} for the next free number; a wrong one lists them all.",
+        panel=_OUTPUT,
+    )
+    overwrite: bool = option(
+        False,
+        "--overwrite",
+        help="Replace files whose names have fields, too. A plain name always does.",
+        panel=_OUTPUT,
+    )
+    no_clobber: bool = option(
+        False,
+        "--no-clobber",
+        help="Refuse, before any work, to replace a file that exists.",
+        panel=_OUTPUT,
+    )
+    no_metadata: bool = option(
+        False,
+        "--no-metadata",
+        help="Write files that do not say how their images were made.",
+        panel=_OUTPUT,
+    )
+    json: bool = option(
+        False,
+        "--json",
+        help="Print a JSON object a line for each image, with all of its metadata, in the place "
+        "of its path.",
         panel=_OUTPUT,
     )
     quiet: bool = option(False, "--quiet", "-q", help="Print nothing but errors.", panel=_OUTPUT)

@@ -5,34 +5,42 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
-from sdpy.cli.display import open_display
+from sdpy.cli.display import ProgressDisplay
 
 if TYPE_CHECKING:  # at run time these would import torch
     from sdpy.pipelines.events import ImageReady, PipelineEvent
 
 
 def follow(
-    events: Iterator[PipelineEvent], *, quiet: bool, verbose: bool
+    events: Iterator[PipelineEvent], display: ProgressDisplay, seeds: str, verbose: bool
 ) -> Generator[ImageReady, None, None]:
-    """Show the events of a pipeline; yield its images."""
+    """Show the events of a pipeline; yield its images.
+
+    Args:
+        events: of the pipeline.
+        display: that shows them.
+        seeds: what is said of the seeds, once everything has been checked.
+        verbose: whether details are shown.
+    """
     from sdpy.pipelines.events import Detail, Notice, Progress, PromptTokenized
 
-    with open_display(quiet) as display:
-        bar = None
-        for event in events:
-            if isinstance(event, Notice):
+    bar = None
+    for k, event in enumerate(events):
+        if k == 0:
+            display.line(seeds)
+        if isinstance(event, Notice):
+            display.line(event.text)
+        elif isinstance(event, Detail):
+            if verbose:
                 display.line(event.text)
-            elif isinstance(event, Detail):
-                if verbose:
-                    display.line(event.text)
-            elif isinstance(event, PromptTokenized):
-                display.line(f"{event.what}: {event.prompt}")
-            elif isinstance(event, Progress):
-                if bar is None or event.step == 0:
-                    bar = display.bar(event.steps, _label(event.first, event.last, event.images))
-                bar.update(event.step)
-            else:
-                yield event
+        elif isinstance(event, PromptTokenized):
+            display.line(f"{event.what}: {event.prompt}")
+        elif isinstance(event, Progress):
+            if bar is None or event.step == 0:
+                bar = display.bar(event.steps, _label(event.first, event.last, event.images))
+            bar.update(event.step)
+        else:
+            yield event
 
 
 def _label(first: int, last: int, images: int) -> str:

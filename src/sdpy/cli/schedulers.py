@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
+import typer
+
 from sdpy.schedulers import SCHEDULERS, SIGMAS, SchedulerInfo
 
 
-def schedulers() -> None:
+def schedulers(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, with a member for each sampler.")
+    ] = False,
+) -> None:
     """List the samplers: one line each, their other names, and the options that they take.
 
     A sampler is a method, such as DDIM or DPM++ 2M, that leads from noise to an image. A scheduler,
@@ -14,12 +23,27 @@ def schedulers() -> None:
 
     Case, spaces, hyphens and underscores in names do not matter.
     """
+    if as_json:
+        listed = {name: _facts(info) for name, info in SCHEDULERS.items()}
+        print(json.dumps({"schedulers": listed, "sigmas": SIGMAS}, indent=2))
+        return
     width = max(map(len, SCHEDULERS)) + 2
     for name, info in SCHEDULERS.items():
         print(f"{name:{width}}{info.summary}")
         for line in _details(info):
             print(f"{'':{width}}{line}")
     print(f"\nSigmas: {', '.join(SIGMAS)}; a name may end with them, as in 'DPM++ 2M Karras'.")
+
+
+def _facts(info: SchedulerInfo) -> dict[str, object]:
+    return {
+        "label": info.label,
+        "summary": info.summary,
+        "aliases": info.aliases,
+        "timestep-spacings": info.spacings,
+        "takes-sigmas": info.takes_sigmas,
+        "eta": info.eta,
+    }
 
 
 def _details(info: SchedulerInfo) -> list[str]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,20 +61,30 @@ def open_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file for the duration of a block, in which whatever fails ends in ImageError."""
-    try:
+    with _guarded(str(path)):
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise ImageError(f"{path}: is a folder; give the path of an image")
         if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
             raise ImageError(f"{path}: is not a plain file; give the path of an image")
-        with path.open("rb") as file, warnings.catch_warnings():
+        with path.open("rb") as file, _open(file) as image:
+            yield image
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    Image.init()
+    # PostScript is a program, which Pillow would have Ghostscript run.
+    return Image.open(file, formats=[name for name in Image.ID if name != "EPS"])
+
+
+@contextmanager
+def _guarded(path: str) -> Iterator[None]:
+    """A block in which whatever fails while an image is read ends in ImageError."""
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of harmless flaws
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            Image.init()
-            # PostScript is a program, which Pillow would have Ghostscript run.
-            formats = [name for name in Image.ID if name != "EPS"]
-            with Image.open(file, formats=formats) as image:
-                yield image
+            yield
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -153,6 +163,22 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def read_image(file: BinaryIO, name: str) -> Image.Image:
+    """Read an image, of any mode, that is no file of its own.
+
+    Args:
+        file: from which it is read, and which stays open.
+        name: what errors call it.
+
+    Raises:
+        ImageError: no image, cut short or absurdly large.
+    """
+    with _guarded(name):
+        image = _open(file)
+        image.load()
+        return image
 
 
 def read_texts(path: str | Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from sdpy.errors import UsageError
@@ -16,38 +17,48 @@ from sdpy.errors import UsageError
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def numbered_paths(path: str | Path, count: int) -> list[Path]:
-    """The files that ``count`` images go to.
+def numbered(path: Path, number: int) -> Path:
+    """The name of one of several images: ``sd_final.png`` becomes ``sd_final.1.png``."""
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
-    One image goes to ``path`` itself, several are numbered from 1 before the last suffix:
-    ``sd_final.png`` becomes ``sd_final.1.png``, ``sd_final.2.png``, ...
+
+def check_format(path: str | Path) -> None:
+    """Make sure that a name says which format it is for.
+
+    Raises:
+        UsageError: it does not, or the format is unknown.
     """
-    path = Path(path)
-    if count < 1:
-        raise ValueError(f"count is {count}, at least one image is needed")
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}.{k}{path.suffix}") for k in range(1, count + 1)]
+    if Path(path).suffix.lower() not in FORMATS:
+        raise UsageError(
+            f"{path}: unknown image format; let the name end in one of {', '.join(FORMATS)}"
+        )
 
 
-def check_output(path: str | Path, count: int = 1) -> None:
-    """Make sure that ``count`` images can be written to ``path`` (see ``numbered_paths``).
+def check_outputs(paths: Iterable[str | Path], *, makes_folders: bool = False) -> None:
+    """Make sure that images can be written to some paths.
 
-    A temporary file is really made in the folder and removed: permissions alone do not tell.
+    A temporary file is really made in each folder and removed: permissions alone do not tell.
+
+    Args:
+        paths: of the files.
+        makes_folders: whether missing folders will be made.
 
     Raises:
         UsageError: unknown format, no such folder, a folder in the place of a file, a folder that
             cannot be written to, or a name that the file system refuses.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(
-            f"{path}: unknown image format; let the name end in one of {', '.join(FORMATS)}"
-        )
-    for target in numbered_paths(path, count):
-        _check_target(target)
+    tried: set[Path] = set()
+    for path in map(Path, paths):
+        check_format(path)
+        _check_target(path)
         # Where the name is a symbolic link, the file that it names is written.
-        _try_writing(Path(os.path.realpath(target)).parent, target)
+        folder = Path(os.path.realpath(path)).parent
+        if makes_folders:
+            while not os.path.lexists(folder):
+                folder = folder.parent
+        if folder not in tried:
+            _try_writing(folder, path)
+            tried.add(folder)
 
 
 def _check_target(path: Path) -> None:

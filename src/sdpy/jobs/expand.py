@@ -97,7 +97,7 @@ def choices(option: JobOption, raw: Any) -> list[Any]:
         texts = option.is_pair and isinstance(raw, list) and isinstance((raw or [0])[0], str)
         return [option.value(each) for each in (raw if nested or texts else [raw])]
     listed = raw if isinstance(raw, list) else [raw]
-    if option.type is int:
+    if option.type is int or option.name == "seed":
         listed = list(itertools.chain.from_iterable(_whole_numbers(each) for each in listed))
     if not listed:
         raise UsageError(f"{option.name} is an empty list; give a value, or leave it out")

@@ -25,6 +25,9 @@ LONGEST_COMPONENT = 240
 _TEXT_LIMITS = (120, 60, 30, 12)
 _BRACKETS = re.compile(r"\[(?P<name>[a-z_]+)(?P<formats>(?:<[^<>]*>)*)\]")
 _PERCENT = re.compile(r"%0?\d*d")
+# They stand for fields; no value has a control character.
+_COUNTER_MARK, _ANY_MARK = "\1", "\2"
+_ANY = re.compile("\2[^\0]*\0")
 _SAMPLES: dict[type, Any] = {int: 1, float: 1.5, str: "a", datetime: datetime(2000, 1, 1)}
 
 
@@ -34,6 +37,29 @@ class NameField:
 
     name: str
     spec: str = ""
+
+
+@dataclass(frozen=True)
+class CountedNames:
+    """Names in one folder that have a number in them.
+
+    Attributes:
+        folder: where they are.
+        pattern: regular expression for a name, whose first group is the number; other fields may
+            be anything.
+    """
+
+    folder: Path
+    pattern: str
+
+    def highest(self) -> int:
+        """The highest number of a name that there is; 0 for none."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return 0
+        matches = map(re.compile(self.pattern, re.DOTALL).fullmatch, names)
+        return max((int(match[1]) for match in matches if match), default=0)
 
 
 @dataclass(frozen=True)
@@ -119,48 +145,35 @@ class NameTemplate:
                 break
         return path
 
+    def counted(self, values: Mapping[str, Any]) -> CountedNames:
+        """The names among which the counter's number has to be free.
+
+        Raises:
+            UsageError: see `render`.
+        """
+        texts = self._texts(values, 0, _TEXT_LIMITS[0])
+        names = [part.name if isinstance(part, NameField) else None for part in self.parts]
+        marked = (
+            _COUNTER_MARK if name == COUNTER else text if name is None else f"{_ANY_MARK}{text}\0"
+            for name, text in zip(names, texts, strict=True)
+        )
+        folder = Path()
+        for component in Path("".join(marked)).parts:
+            if _COUNTER_MARK in component:
+                first, *others = _ANY.sub(_ANY_MARK, component).split(_COUNTER_MARK)
+                pieces = [re.escape(piece).replace(re.escape(_ANY_MARK), ".*?") for piece in others]
+                start = re.escape(_ANY.sub(_ANY_MARK, first)).replace(re.escape(_ANY_MARK), ".*?")
+                return CountedNames(folder, f"{start}([0-9]+){'[0-9]+'.join(pieces)}")
+            folder /= component.replace(_ANY_MARK, "").replace("\0", "")
+        raise ValueError(f"{self.text} has no counter")
+
     def next_number(self, values: Mapping[str, Any]) -> int:
         """The counter's next free number: one more than the highest of a file that there is.
 
         Raises:
             UsageError: see `render`.
         """
-        # The name up to the counter and after it, as two different numbers show them.
-        pattern = self.render(values, 0).parts, self._pattern(values)
-        folder, found = Path(), 0
-        for part, expression in zip(*pattern, strict=True):
-            if "(?P<n>" not in expression:
-                folder = folder / part
-                continue
-            wanted = re.compile(expression)
-            try:
-                names = os.listdir(folder)
-            except OSError:
-                names = []
-            for name in names:
-                match = wanted.fullmatch(name)
-                found = max(found, int(match["n"]) if match else 0)
-            break
-        return found + 1
-
-    def _pattern(self, values: Mapping[str, Any]) -> list[str]:
-        """A regular expression for each component of the path."""
-        mark = "\0"
-        for limit in _TEXT_LIMITS:
-            text = "".join(
-                mark if isinstance(part, NameField) and part.name == COUNTER else shown_part
-                for part, shown_part in zip(self.parts, self._texts(values, 0, limit), strict=True)
-            )
-            parts = Path(text).parts
-            if all(len(os.fsencode(part)) <= LONGEST_COMPONENT for part in parts):
-                break
-        expressions = []
-        for part in parts:
-            first, *others = (re.escape(piece) for piece in part.split(mark))
-            counters = ["(?P<n>[0-9]+)", *["[0-9]+"] * (len(others) - 1)]
-            pieces = zip(counters[: len(others)], others, strict=True)
-            expressions.append(first + "".join(counter + piece for counter, piece in pieces))
-        return expressions
+        return self.counted(values).highest() + 1
 
     def _texts(self, values: Mapping[str, Any], number: int | None, limit: int) -> list[str]:
         texts = []

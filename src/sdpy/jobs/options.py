@@ -144,8 +144,8 @@ class JobOption:
             return tuple(self._single(each) for each in several)
         if self.is_pair and isinstance(raw, list | tuple):
             return ",".join(f"{self._number(each):g}" for each in raw)
-        if self.name == "seed" and is_random(raw):
-            return RANDOM
+        if self.name == "seed":
+            return RANDOM if is_random(raw) else self._whole(raw)
         if self.type is bool and not self.flag_value:
             return not self._single(raw)
         return self._single(raw)

@@ -76,10 +76,12 @@ class PreparedRequest:
         request: with tensors.
         finish: from what the model made to the finished image: without padding, and outside of a
             mask with the pixels of the image that was given.
+        size: width and height of the finished image.
     """
 
     request: Request
     finish: Callable[[Image], Image]
+    size: tuple[int, int]
 
 
 def prepare_request(session: Session, given: ImageRequest) -> PreparedRequest:
@@ -106,7 +108,7 @@ def prepare_request(session: Session, given: ImageRequest) -> PreparedRequest:
         whole = Frame.fit(size, multiple=1, min_side=1)
         controls = tuple(_fit_control(control, whole) for control in given.controls)
         request = Request(given.prompt, strength=given.strength, controls=controls, **shared)
-        return PreparedRequest(request, lambda image: image)
+        return PreparedRequest(request, lambda image: image, size)
 
     image = _as_image(given.image)
     mask = None if given.mask is None else load_mask(given.mask, image.size)
@@ -130,10 +132,12 @@ def prepare_request(session: Session, given: ImageRequest) -> PreparedRequest:
         **shared,
     )
     if white is None:
-        return PreparedRequest(request, frame.restore)
+        return PreparedRequest(request, frame.restore, frame.content)
     repainted = white
     return PreparedRequest(
-        request, lambda made: frame.restore(composite(original, made, repainted))
+        request,
+        lambda made: frame.restore(composite(original, made, repainted)),
+        frame.content,
     )
 
 

@@ -14,7 +14,9 @@ from sdpy.options import parse
 from sdpy.pipelines.events import ImageDecoded, ImageReady, PipelineEvent, Progress
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.inputs import ImageRequest, prepare_request
+from sdpy.pipelines.plan import plan_request, resolved
 from sdpy.pipelines.recording import Recorder
+from sdpy.pipelines.request import Request
 from sdpy.runtime.options import ModelOptions, open_session
 from sdpy.runtime.session import Session
 
@@ -189,6 +191,25 @@ class Pipeline:
                 yield ImageReady(event.number, event.request, event.sample, made)
             else:
                 yield event
+
+    def resolve(self, request: ImageRequest) -> tuple[Request, tuple[int, int]]:
+        """What a request comes to, with what it leaves to the model filled in; loads no model.
+
+        Returns:
+            The request of its first image, and the finished image's width and height.
+
+        Raises:
+            UsageError, ImageError, WeightsError: a request that cannot work.
+        """
+        prepared = prepare_request(self.session, request)
+        with self.session.lock:
+            plan = plan_request(self.session, prepared.request)
+        return resolved(self.session, plan, request.seed), prepared.size
+
+    def model_hash(self) -> str:
+        """The first ten digits of the SHA-256 of the UNet's file, as A1111's web UI shows it."""
+        state = self.session.source.fingerprint("unet")[0]
+        return self.session.hashes.sha256(state)[:10]
 
     def _images(self, request: ImageRequest) -> Any:
         images = []

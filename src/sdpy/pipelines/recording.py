@@ -83,7 +83,7 @@ class Recorder:
             options={name: value for name, value in options.items() if name not in _LEFT_OUT},
             size=size,
             model={
-                "name": self._model_name,
+                "name": session.name,
                 "variant": session.variant.name,
                 "prediction-type": session.variant.noise.prediction_type,
             },
@@ -98,7 +98,7 @@ class Recorder:
         facts = {label: labelled.pop(label) for label in _FIRST_FACTS if label in labelled}
         facts["Size"] = f"{record.size[0]}x{record.size[1]}"
         facts["Model hash"] = _short(record.files_of("unet"))
-        facts["Model"] = self._model_name
+        facts["Model"] = session.name
         own = session.options
         for name in (own.weights or {}) if own is not None else {}:
             files, label = record.files_of(name), COMPONENTS[name].label
@@ -123,13 +123,6 @@ class Recorder:
             facts |= approximation.facts()
         facts["Version"] = f"sdpy {__version__}"
         return Parameters(record.prompt, resolved.negative_prompt, facts)
-
-    @property
-    def _model_name(self) -> str:
-        """The variant's, or the file's or folder's."""
-        options = self.session.options
-        model = self.session.variant.name if options is None else options.model
-        return Path(model or self.session.variant.name).stem
 
     @cached_property
     def _weights(self) -> list[tuple[str, FileState]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _FASTER = "Faster, approximately"
 _ADDED = "LoRA and textual inversion"
 
 AUTO = "auto"
+RANDOM = "random"
+LARGEST_SEED = 2**63 - 1
 
 
 def sampler_label(scheduler: str) -> str:
@@ -37,6 +40,20 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     text, home = os.fspath(path), os.path.expanduser("~")
     inside = home not in ("", "/", "~") and text.startswith(home + os.sep)
     return "~" + text[len(home) :] if inside else text
+
+
+def read_seed(value: int | str) -> int:
+    """A seed; ``random`` and -1 draw one, below 2^32 as other programs do.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    text = str(value).strip().lower()
+    if text in (RANDOM, "-1"):
+        return secrets.randbelow(2**32)
+    if not text.isascii() or not text.isdigit() or int(text) > LARGEST_SEED:
+        raise UsageError(f"--seed {value}: use random, -1 for the same, or 0 to {LARGEST_SEED}")
+    return int(text)
 
 
 def read_batch_size(value: int | str) -> int | str:
@@ -225,11 +242,14 @@ class GenerationOptions:
     seed: int = option(
         32,
         "--seed",
-        help="Seed of the noise. Image k, counted from 0, uses SEED + k.",
+        help="Seed of the noise. Image k, counted from 0, uses SEED + k. random, or -1: one is "
+        "drawn and told.",
         panel=_GENERATION,
-        metavar="INTEGER",
+        metavar="INTEGER|random",
         minimum=0,
-        maximum=2**63 - 1,
+        maximum=LARGEST_SEED,
+        cli_type=str,
+        parse=read_seed,
         label="Seed",
         always=True,
     )

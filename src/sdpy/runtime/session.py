@@ -191,6 +191,12 @@ class Session:
         """Sizes, noise and defaults of the models."""
         return self.source.variant
 
+    @property
+    def name(self) -> str:
+        """What the model is called: the name of its variant, or of the file or folder it is in."""
+        model = None if self.options is None else self.options.model
+        return self.variant.name if model is None else Path(model).stem
+
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -152,6 +153,12 @@ def test_a_dry_run_lists_and_fetches_nothing(
         ["missing", "40.0", "kB", "data/unet.safetensors"],
     ]
     assert lines[4].startswith("to download: 80.0 kB; free in data: ")
+    assert download(hub, "sd15", "--dry-run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["files"]
+    assert [(file["state"], file["path"]) for file in told] == [
+        (line.split()[0], line.split()[3]) for line in lines[:4]
+    ]
+    assert [file["size"] for file in told[:2]] == [26, 40_000]
     assert [request for request in hub.requests if "/resolve/" in request.path] == []
 
 
