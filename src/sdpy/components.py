@@ -146,10 +146,14 @@ COMPONENTS: dict[str, Component] = {
             is_required=True,
             cpu_word="vae",
             option="--vae-weights",
-            option_help="Autoencoder, likewise; TAESD's too.",
+            option_help="Autoencoder, likewise; TAESD's too, whose two files are named with a comma"
+            " between, or one of them if they lie in one folder.",
             prefixes=("first_stage_model.",),
             # A tiny autoencoder's encoder has the names of a text encoder without its prefix.
-            telltales=("decoder.layers.", "encoder.", "decoder."),
+            telltales=(
+                *("decoder.layers.", "encoder.", "decoder."),
+                *("taesd_encoder.", "taesd_decoder."),
+            ),
             original_telltales=("encoder.down.", "decoder.up."),
         ),
         Component(

@@ -160,7 +160,12 @@ def test_fp8_is_named(tmp_path: Path) -> None:
     assert "8-bit floating-point numbers (fp8)" in refusal(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("content", [{}, {"a": 1}, [torch.ones(1)], torch.ones(1)])
+def test_lists_of_tensors_are_known(tmp_path: Path) -> None:
+    torch.save([torch.ones(2, 1), torch.ones(1, 2)], tmp_path / "lora.pt")
+    assert "cloneofsimo" in refusal(tmp_path / "lora.pt")
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, (torch.ones(1),), torch.ones(1)])
 def test_files_without_named_tensors(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pt")
     message = refusal(tmp_path / "x.pt")

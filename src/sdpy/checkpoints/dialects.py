@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints import clip_names, ema, ldm
+from sdpy.checkpoints import clip_names, ema, ldm, taesd
 from sdpy.components import COMPONENTS
 
 DIFFUSERS = "diffusers"
 OLD_DIFFUSERS = "diffusers until 0.17"
 ORIGINAL = "original"
-"""Dialects: our names; those with the VAE's old attention, as .ot files need; and LDM's."""
+TAESD = "TAESD's own"
+"""Dialects: our names; those with the VAE's old attention, as .ot files need; LDM's; and those of
+the tiny autoencoder's author."""
 
 SINGLE_FILES: dict[str, dict[str, tuple[str, bool]]] = {
     "sd1": {"text_encoder": ("cond_stage_model.transformer.", False)},
@@ -230,9 +232,10 @@ def _single_part(names: Collection[str], wanted: str | None) -> Part:
     component = None if component is None else _of_one_role(component, wanted)
     ours = {name: _our_name(component, name) for name in names}
     old = any(name in OLD_VAE_ATTENTION for name in names)
+    tiny = any(taesd.our_name(name) is not None for name in names)
     return _part(
         component,
-        OLD_DIFFUSERS if old else DIFFUSERS,
+        TAESD if tiny else OLD_DIFFUSERS if old else DIFFUSERS,
         {name: () if mine is None else (mine,) for name, mine in ours.items()},
     )
 
@@ -284,7 +287,7 @@ def _part(
 def _our_name(component: str | None, name: str) -> str | None:
     role = None if component is None else COMPONENTS[component].role
     if role == "vae":
-        return VAE_ATTENTION.get(name, name)
+        return taesd.our_name(name) or VAE_ATTENTION.get(name, name)
     if component is not None and role == "text_encoder":
         return clip_names.our_name(name, COMPONENTS[component].own_names)
     return name

@@ -10,7 +10,6 @@ _TELLTALES: tuple[tuple[str, str], ...] = (
     ("lora_", "a LoRA"),
     (".lora.", "a LoRA"),
     ("controlnet_cond_embedding.", "a ControlNet"),
-    ("decoder.layers.2.conv.", "a tiny VAE (TAESD)"),
     ("down_block_add_embeds.", "an adapter"),
     ("vision_model.", "a whole CLIP model, text and vision"),
     ("shared.weight", "a T5 text encoder"),
@@ -37,7 +36,28 @@ def guess_kind(shapes: Mapping[str, Sequence[int]]) -> str | None:
     for fragment, meaning in _TELLTALES:
         if any(fragment in name for name in shapes):
             return meaning
-    return _guess_unet(shapes) or _guess_text_encoder(shapes) or _guess_vae(shapes)
+    return (
+        _guess_tiny_vae(shapes)
+        or _guess_unet(shapes)
+        or _guess_text_encoder(shapes)
+        or _guess_vae(shapes)
+    )
+
+
+def _guess_tiny_vae(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    decoder, encoder = (shapes.get(f"{half}.layers.0.weight") for half in ("decoder", "encoder"))
+    if "encoder.layers.1.conv.0.weight" not in shapes and "decoder.layers.2.conv.0.weight" not in (
+        shapes
+    ):
+        return None
+    if decoder is not None and encoder is None:
+        return "the decoder of a tiny VAE (TAESD), without the encoder that belongs beside it"
+    if encoder is not None and decoder is None:
+        return "the encoder of a tiny VAE (TAESD), without the decoder that belongs beside it"
+    channels = decoder[1] if decoder is not None and len(decoder) == 4 else 4
+    other = "" if channels == 4 else f" for latents of {channels} channels"
+    families = {16: " (Stable Diffusion 3, FLUX), not for Stable Diffusion 1, 2 and XL"}
+    return f"a tiny VAE (TAESD){other}{families.get(channels, '')}"
 
 
 def _guess_unet(shapes: Mapping[str, Sequence[int]]) -> str | None:

@@ -178,7 +178,7 @@ def _fitting_weights(model: nn.Module, source: Source, component: str | None) ->
     weights = open_weights(source, component)
     problems = misfits(model, weights)
     if any(problems.values()):
-        raise WeightsError(_report(model, weights.checkpoint, problems))
+        raise WeightsError(_report(model, weights, problems))
     return weights
 
 
@@ -186,7 +186,8 @@ def _converts(stored: torch.dtype, wanted: torch.dtype) -> bool:
     return stored in FLOATS if wanted.is_floating_point else stored == wanted
 
 
-def _report(model: nn.Module, checkpoint: Checkpoint, problems: dict[str, list[str]]) -> str:
+def _report(model: nn.Module, weights: Weights, problems: dict[str, list[str]]) -> str:
+    checkpoint = weights.checkpoint
     parts = [
         f"{len(cases)} {problem} ({_some(cases)})" for problem, cases in problems.items() if cases
     ]
@@ -195,7 +196,9 @@ def _report(model: nn.Module, checkpoint: Checkpoint, problems: dict[str, list[s
             f"{checkpoint.path} holds 8-bit floating-point numbers (fp8), which sdpy does not "
             "read; take the fp16 or fp32 version"
         )
-    guess = guess_kind({name: tuple(tensor.shape) for name, tensor in checkpoint.outline.items()})
+    outlines = (checkpoint.outline, weights.outline)  # by the file's names, then by ours
+    shapes = ({name: tuple(tensor.shape) for name, tensor in one.items()} for one in outlines)
+    guess = next((found for found in map(guess_kind, shapes) if found is not None), None)
     hint = f"this looks like {guess}; " if guess else ""
     return (
         f"{checkpoint.path} does not fit {type(model).__name__}: {', '.join(parts)}; "

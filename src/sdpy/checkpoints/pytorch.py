@@ -187,10 +187,15 @@ def _read_zip(file: BinaryIO) -> tuple[dict[Any, Any], Storages, MappedFile]:
         root = load_inert(read_small(archive, members[roots[0] + "data.pkl"]), _is_allowed)
         storages = ArchiveStorages(file, archive, roots[0] + "data/")
         # All storages are found while the file is open.
-        return _dict(root), storages, storages.mapping
+        return _dict(root, file.name), storages, storages.mapping
 
 
-def _dict(root: Any) -> dict[Any, Any]:
+def _dict(root: Any, path: str) -> dict[Any, Any]:
+    if isinstance(root, list):
+        raise WeightsError(
+            f"{path} is a list of tensors without names, as the LoRAs of cloneofsimo's programs "
+            "are: it does not say whose layers they are; take a version with names"
+        )
     if not isinstance(root, dict):
         raise ValueError("it holds no dict of tensors")
     return root
@@ -275,4 +280,4 @@ def _read_legacy(file: BinaryIO) -> tuple[dict[Any, Any], Storages, MappedFile]:
         places[key] = range(start, start + numel * itemsizes[key])
         file.seek(places[key].stop)
     mapping = map_file(file)
-    return _dict(root), _LegacyStorages(mapping, places), mapping
+    return _dict(root, file.name), _LegacyStorages(mapping, places), mapping

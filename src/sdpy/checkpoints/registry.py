@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from torch import Tensor
 
+from sdpy.checkpoints import taesd
 from sdpy.checkpoints.base import Checkpoint, CheckpointFormat, reading
 from sdpy.checkpoints.folders import (
     SHARD_MARK,
@@ -55,7 +56,7 @@ def fingerprint(path: str | os.PathLike[str]) -> tuple[FileState, ...]:
     """What identifies the weights at a path: the state of all files that they are in.
 
     The folder of one component stands for its weights file; the index of weights in several files
-    brings all of these with it. Opens no weights.
+    brings all of these with it, a half of TAESD the other half. Opens no weights.
 
     Raises:
         WeightsError: a file is missing, or an index cannot be read.
@@ -63,7 +64,7 @@ def fingerprint(path: str | os.PathLike[str]) -> tuple[FileState, ...]:
     file = Path(path)
     if os.path.isdir(file) and not is_model_folder(file):
         file = find_weights(file)
-    files = [file]
+    files = list(taesd.halves(file))
     if SHARD_MARK in file.name and os.path.isfile(file) and is_shard_index(probe(file)):
         files += shard_files(file)
     return tuple(file_state(one) for one in files)
@@ -100,11 +101,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     files = fingerprint(path)
     checkpoint = _open.get(files)
     if checkpoint is None:
-        checkpoint = _open[files] = _read(Path(files[0].path))
+        checkpoint = _open[files] = _read(*(Path(file.path) for file in files))
     return checkpoint
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, *others: Path) -> Checkpoint:
+    """A file, with those of the others that belong to it."""
     found = probe(path)
     if is_shard_index(found):
         return read_shards(found.path, read_checkpoint)
@@ -114,8 +116,19 @@ def _read(path: Path) -> Checkpoint:
             with reading(path, form.name):
                 check_names(checkpoint.outline)
                 check_growth(checkpoint.outline.values(), found.size)
-            return checkpoint
+            half = taesd.half_of(checkpoint.outline)
+            return checkpoint if half is None else _with_mate(checkpoint, half, others)
     raise WeightsError(f"{path} {looks_like(found)}")
+
+
+def _with_mate(checkpoint: Checkpoint, half: str, others: Iterable[Path]) -> Checkpoint:
+    """A half of TAESD with the other half, if it is there."""
+    one = taesd.with_prefix(checkpoint, half)
+    for path in others:
+        other = _read(path)
+        if taesd.other_half(half, other.outline):
+            return taesd.joined(one, other)
+    return one
 
 
 def write_checkpoint(

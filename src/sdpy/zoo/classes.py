@@ -37,6 +37,7 @@ from sdpy.zoo.configs import (
     is_tiny_vae,
     text_config,
     text_encoder_json,
+    tiny_vae_config,
     tiny_vae_json,
     unet_config,
     unet_inputs,
@@ -106,7 +107,7 @@ MODEL_CLASSES: dict[str, ModelClass] = {
     "AutoencoderTiny": ModelClass(
         config=AutoencoderTinyConfig,
         model=AutoencoderTiny,
-        read=lambda outline, config: AutoencoderTinyConfig(),
+        read=tiny_vae_config,
         write=lambda config, variant: tiny_vae_json(config),
         fit=lambda own, variant, outline: variant.tiny_vae,
         matches=is_tiny_vae,

@@ -119,8 +119,15 @@ def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConf
 
 
 def is_tiny_vae(outline: Outline) -> bool:
-    """Whether these are the names of a tiny autoencoder."""
-    return "decoder.layers.0.weight" in outline
+    """Whether these are the names of a tiny autoencoder, or of a half of it."""
+    return "decoder.layers.0.weight" in outline or "encoder.layers.0.weight" in outline
+
+
+def tiny_vae_config(outline: Outline, config: Json) -> AutoencoderTinyConfig:
+    """The sizes of a tiny autoencoder; see `unet_config`."""
+    latents = outline.get("decoder.layers.0.weight")
+    channels = 4 if latents is None or latents.ndim < 2 else latents.shape[1]
+    return AutoencoderTinyConfig(latent_channels=channels)
 
 
 def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2DConditionConfig:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.checkpoints.adapters.base import Adapter, Factors
+from sdpy.checkpoints.adapters.difference import BIASES
 from sdpy.checkpoints.adapters.files import Lora, lora_files
 from sdpy.checkpoints.adapters.kinds import (
     guess_adapter,
@@ -187,7 +188,7 @@ class AdapterFile:
             return {}
         names = layer_names(model, COMPONENTS[component].role)
         placed: dict[str, Adapter] = {}
-        homeless, incomplete, misshapen = [], [], []
+        homeless, incomplete, misshapen, biasless = [], [], [], []
         doubled = [layers[name] for name in twice]
         for name, factors in layers.items():
             place = find_layer(name, names)
@@ -201,7 +202,9 @@ class AdapterFile:
             owned = dict(model.get_submodule(place).named_parameters(recurse=False))
             for parameter, adapter in adapters.items():
                 weight = owned.get(parameter)
-                if weight is None or not _fits(adapter, factors, weight):
+                if weight is None:
+                    biasless.append(factors)
+                elif not _fits(adapter, factors, weight):
                     misshapen.append(factors)
                 elif f"{place}.{parameter}" in placed:
                     doubled.append(factors)
@@ -214,6 +217,8 @@ class AdapterFile:
             raise self._error(
                 "some of the tensors that belong together are missing beside", _shown(incomplete)
             )
+        if biasless:
+            raise self._error(f"{owner} has layers without a bias for", _shown(biasless))
         if misshapen:
             raise self._error(f"{owner} has layers of other sizes than", _shown(misshapen))
         if doubled:
@@ -246,6 +251,8 @@ class AdapterFile:
                 kind = kind_name(factors)
                 if kind not in (None, LoRA.kind):
                     return f"{kind} for other layers"
+                if any(role in factors for role in BIASES.values()):
+                    return "a LoRA with biases for other layers"
         return None
 
 
@@ -255,5 +262,8 @@ def _fits(adapter: Adapter, factors: Factors, weight: Tensor) -> bool:
 
 
 def _shown(layers: Iterable[Factors]) -> list[str]:
-    """The name of one tensor of each of some layers."""
-    return [next(iter(one.names.values())) for one in layers]
+    """The name of a tensor of each of some layers; not of its alpha, which fits everywhere."""
+    return [
+        next((name for role, name in one.names.items() if role != "alpha"), one.layer)
+        for one in layers
+    ]
