@@ -20,7 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("options",),  # how options are declared, without Typer and without torch
     ("components",),  # the table of components, without torch
-    ("files",),  # atomic writing, for images and weights
+    ("files", "schema"),  # opening and atomic writing; what JSON files may say
     ("models", "schedulers", "checkpoints", "images"),
     ("text", "metadata"),
     ("zoo",),

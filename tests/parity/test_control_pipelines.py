@@ -136,6 +136,45 @@ def test_generate(ours: Ours, tokenizer: Any, files: list[Path], name: str) -> N
     assert relative_error(free[0], theirs[0]) > 100 * RUN_TOLERANCE
 
 
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+@pytest.mark.parametrize(
+    "told",
+    [{"global_pool_conditions": True}, {"controlnet_conditioning_channel_order": "bgr"}],
+    ids=["pooled", "bgr"],
+)
+def test_what_the_file_beside_a_controlnet_says(
+    ours: Ours, tokenizer: Any, tmp_path: Path, guidance_scale: float, told: dict[str, Any]
+) -> None:
+    """A ControlNet that pools steers the prompts alone, and not the negative ones."""
+    nets = controlnet(0)
+    theirs_net = reference_controlnet(CONTROLNET, **told)
+    theirs_net.load_state_dict(nets.state_dict())
+    theirs_net.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    request = ours.request(
+        guidance_scale, negative_prompt=NEGATIVE, seed=5, controls=controls([file], [(0.7, 0, 1)])
+    )
+    session = tiny_session(ours.data, EPSILON)
+    result = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
+    pipeline = with_controlnets(diffusers.StableDiffusionControlNetPipeline, tokenizer, [0])
+    pipeline.register_modules(controlnet=theirs_net)
+    theirs = latents_and_image(
+        pipeline,
+        image=image(20),
+        negative_prompt=NEGATIVE,
+        guidance_scale=guidance_scale,
+        generator=seeded(5),
+        width=WIDTH,
+        height=HEIGHT,
+        **their_options([(0.7, 0.0, 1.0)]),
+    )
+    assert_agree(result, theirs)
+    (tmp_path / "config.json").unlink()
+    session = tiny_session(ours.data, EPSILON)
+    unsaid = ours.finish(text2img(session, request, width=WIDTH, height=HEIGHT))
+    assert relative_error(unsaid[0], theirs[0]) > 10 * RUN_TOLERANCE
+
+
 @pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
 def test_img2img(ours: Ours, tokenizer: Any, files: list[Path], guidance_scale: float) -> None:
     """The shares are those of the steps that are done."""

@@ -58,7 +58,8 @@ class ModelFolder:
     Attributes:
         path: the folder.
         weights: component to its weights file.
-        configs: component, or "scheduler", to what its JSON file says; empty where there is none.
+        configs: component, or "scheduler", to what its JSON file says, unchecked; empty where there
+            is none.
         vocabulary: CLIP's merges, which all text encoders share; None if the folder has none.
         pad_ids: text encoder to the token that fills up its prompts: 0, as in Stable Diffusion 2.x,
             or None for the end token. Only those whose tokenizer is there.

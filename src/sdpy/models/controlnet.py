@@ -28,12 +28,15 @@ class ControlNetConfig:
     ``unet`` is the UNet's that it steers, as an ordinary one takes 4 channels: the mask and the
     masked image of inpainting are not shown to a ControlNet.
     ``conditioning_embedding_out_channels`` has one entry a resolution, from the image's down to
-    the latents'.
+    the latents'. ``controlnet_conditioning_channel_order`` is that in which it was shown colours,
+    ``rgb`` or ``bgr``. With ``global_pool_conditions`` it adds the mean over all positions.
     """
 
     unet: UNet2DConditionConfig = UNet2DConditionConfig()
     conditioning_channels: int = 3
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    controlnet_conditioning_channel_order: str = "rgb"
+    global_pool_conditions: bool = False
 
 
 class ControlNetConditioningEmbedding(nn.Module):
@@ -98,7 +101,7 @@ class ControlNetModel(UNetBase):
             encoder_hidden_states: (k B, S, cross_attention_dim) prompt embeddings, k for each
                 sample, as for the UNet.
             controlnet_cond: (B or 1, conditioning_channels, f H, f W) in [0, 1], the image that
-                steers: edges, depth, a pose, ...
+                steers: edges, depth, a pose, ...; its colours in the order RGB.
             text_embeds, time_ids, emb: as for the UNet, but by the ControlNet's own `embed`.
 
         Returns:
@@ -113,6 +116,8 @@ class ControlNetModel(UNetBase):
         check_rows(sample, context)
         if emb is None:
             emb = self.embed(timestep, None, text_embeds, time_ids)
+        if self.config.controlnet_conditioning_channel_order == "bgr":
+            controlnet_cond = controlnet_cond.flip(1)
 
         x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
         skips = self.down_blocks(x, emb, context)
@@ -121,4 +126,8 @@ class ControlNetModel(UNetBase):
             convolution(skip)
             for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         ]
-        return down_residuals, self.controlnet_mid_block(x)
+        mid_residual = self.controlnet_mid_block(x)
+        if self.config.global_pool_conditions:
+            down_residuals = [one.mean(dim=(2, 3), keepdim=True) for one in down_residuals]
+            mid_residual = mid_residual.mean(dim=(2, 3), keepdim=True)
+        return down_residuals, mid_residual

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.models import ControlNetModel
+from sdpy.models.rows import repeat_rows
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.text.conditioning import Conditioning
 
@@ -72,8 +73,15 @@ class LoadedControl:
         down, mid = self.model(
             sample, timestep, controlnet_cond=self.images, **conditioning.inputs()
         )
-        scale = self.control.scale
-        return [scale * residual for residual in down], scale * mid
+        scale: float | Tensor = self.control.scale
+        rows, images = len(conditioning), len(sample)
+        if self.model.config.global_pool_conditions and rows > images:
+            # Such a network was trained to steer the prompts alone, not the negative ones, which
+            # come first.
+            steered = torch.ones(rows, 1, 1, 1, device=sample.device, dtype=mid.dtype)
+            steered[:images] = 0
+            scale = scale * steered
+        return [scale * repeat_rows(one, rows) for one in down], scale * repeat_rows(mid, rows)
 
 
 def check_controls(

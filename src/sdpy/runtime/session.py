@@ -48,6 +48,7 @@ from sdpy.runtime.fallbacks import Notice
 from sdpy.runtime.offloading import moved
 from sdpy.text.conditioning import PromptConditioning
 from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.schemas import told_beside
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import ModelVariant
 
@@ -177,7 +178,7 @@ class Session:
         self._sizes: dict[Hashable, FileSize] = {}
         self._checked: set[Hashable] = set()
         self._lora_files: tuple[Checkpoint, ...] = ()
-        self._has_told = False
+        self._notices = [*source.assumptions, *source.notices]
         self._is_closed = False
 
     def __enter__(self) -> Session:
@@ -284,6 +285,7 @@ class Session:
             made = self.source.make("controlnet", path)
             opened = self.source.checkpoint("controlnet", path)
             check_weights(made, opened, component="controlnet")
+            self._notices += told_beside("controlnet", opened.path).notices
             self._checked.add(checked)
 
     def models(
@@ -310,10 +312,9 @@ class Session:
         return RequestModels(self, execution, self.placement, loras, chosen)
 
     def take_notices(self) -> Iterator[Notice]:
-        """What the user should know about the files; told once in a session."""
-        if not self._has_told:
-            self._has_told = True
-            yield from (Notice(text) for text in self.source.assumptions)
+        """What the user should know about the files; each is told once in a session."""
+        while self._notices:
+            yield Notice(self._notices.pop(0))
 
     def has_prompt(self, key: Hashable) -> bool:
         """Whether an encoded prompt is there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdpy.schedulers.base import Scheduler
-from sdpy.schedulers.config import PREDICTION_TYPES, NoiseConfig
+from sdpy.schedulers.config import BETA_SCHEDULES, PREDICTION_TYPES, NoiseConfig
 from sdpy.schedulers.registry import (
     SCHEDULERS,
     SIGMAS,
@@ -13,6 +13,7 @@ from sdpy.schedulers.registry import (
 )
 
 __all__ = [
+    "BETA_SCHEDULES",
     "PREDICTION_TYPES",
     "SCHEDULERS",
     "SIGMAS",

@@ -19,19 +19,25 @@ def make_alphas_cumprod(config: NoiseConfig) -> Tensor:
 
     The betas are made in float32 and multiplied up in float64, as the original program does.
     """
-    betas = (
-        torch.linspace(
-            config.beta_start**0.5,
-            config.beta_end**0.5,
-            config.num_train_timesteps,
-            dtype=torch.float32,
-        )
-        ** 2
-    )
-    alphas_cumprod = torch.cumprod(1.0 - betas.double(), dim=0)
+    alphas_cumprod = torch.cumprod(1.0 - _betas(config).double(), dim=0)
     if config.rescale_betas_zero_snr:
         alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
     return alphas_cumprod
+
+
+def _betas(config: NoiseConfig) -> Tensor:
+    """The variance that each timestep adds: (num_train_timesteps,) float32."""
+    steps = config.num_train_timesteps
+    if config.trained_betas is not None:
+        return torch.tensor(config.trained_betas, dtype=torch.float32)
+    if config.beta_schedule == "linear":
+        return torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float32)
+    if config.beta_schedule == "squaredcos_cap_v2":
+        times = torch.arange(steps + 1, dtype=torch.float64) / steps
+        left = torch.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - left[1:] / left[:-1]).clamp(max=0.999).float()
+    roots = config.beta_start**0.5, config.beta_end**0.5
+    return torch.linspace(*roots, steps, dtype=torch.float32) ** 2
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from sdpy.zoo.configs import (
     text_encoder_json,
     tiny_vae_config,
     tiny_vae_json,
+    told_controlnet,
     unet_config,
     unet_inputs,
     unet_json,
@@ -60,6 +61,7 @@ class ModelClass:
         write: what ``config.json`` says of these sizes in a folder of that variant.
         fit: the sizes with which weights of this outline are loaded for a variant; they are the
             variant's own but for what files of one variant differ in.
+        settle: what the weights' ``config.json`` changes in the sizes that ``fit`` gives.
         matches: whether weights are of this class, of those that their component may be of.
     """
 
@@ -68,6 +70,7 @@ class ModelClass:
     read: Callable[[Outline, Json], Config]
     write: Callable[[Any, ModelVariant], dict[str, Any]]
     fit: Callable[[Config, ModelVariant, Outline], Config] = lambda own, variant, outline: own
+    settle: Callable[[Any, Json], Config] = lambda config, told: config
     matches: Callable[[Outline], bool] = lambda outline: True
 
 
@@ -118,6 +121,7 @@ MODEL_CLASSES: dict[str, ModelClass] = {
         read=controlnet_config,
         write=lambda config, variant: controlnet_json(config),
         fit=lambda own, variant, outline: controlnet_beside(variant, outline),
+        settle=told_controlnet,
     ),
 }
 
@@ -137,8 +141,16 @@ def read_config(component: str, outline: Outline, config: Json) -> Config:
     return class_of(component, outline).read(outline, config)
 
 
-def fit_config(component: str, outline: Outline, variant: ModelVariant) -> Config:
+def fit_config(
+    component: str, outline: Outline, variant: ModelVariant, told: Json | None = None
+) -> Config:
     """The sizes with which a component's weights are loaded for a variant.
+
+    Args:
+        component: its name.
+        outline: its weights' shapes.
+        variant: of the model that it is a part of or goes with.
+        told: what the ``config.json`` beside a companion's weights says.
 
     Raises:
         WeightsError: the variant does not know the component, and its weights do not tell.
@@ -147,7 +159,7 @@ def fit_config(component: str, outline: Outline, variant: ModelVariant) -> Confi
     own = variant.configs.get(component)
     if own is None and not COMPONENTS[component].is_companion:
         own = found.read(outline, {})
-    return found.fit(own, variant, outline)
+    return found.settle(found.fit(own, variant, outline), {} if told is None else told)
 
 
 def class_name(component: str, config: Config) -> str:

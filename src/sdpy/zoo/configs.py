@@ -75,7 +75,7 @@ def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
     halvings = _count(outline, rf"{embedding}\.blocks\.(\d+)\.") // 2
     layers = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
     in_channels = _size(outline, "conv_in.weight", 1)
-    return ControlNetConfig(
+    found = ControlNetConfig(
         # A UNet gives back as many channels as it takes, if it is not for inpainting.
         unet=_unet_config(outline, config, out_channels=in_channels),
         conditioning_channels=_size(outline, f"{embedding}.conv_in.weight", 1),
@@ -83,6 +83,7 @@ def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
             _size(outline, f"{embedding}.{layer}.weight", 0) for layer in layers
         ),
     )
+    return told_controlnet(found, config)
 
 
 def unet_inputs(outline: Outline) -> dict[str, Any]:
@@ -116,6 +117,32 @@ def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConf
             1 if tensor is None else tensor.shape[0] for tensor in tensors
         ),
     )
+
+
+def told_controlnet(config: ControlNetConfig, told: Json) -> ControlNetConfig:
+    """The sizes of a ControlNet with what its own ``config.json`` says and weights do not show."""
+    if not told:
+        return config
+    levels = len(config.unet.block_out_channels)
+    return replace(
+        config,
+        unet=replace(
+            config.unet,
+            attention_heads=_heads(told, levels),
+            norm_num_groups=told.get("norm_num_groups", 32),
+        ),
+        controlnet_conditioning_channel_order=told.get(
+            "controlnet_conditioning_channel_order", "rgb"
+        ),
+        global_pool_conditions=told.get("global_pool_conditions", False),
+    )
+
+
+def _heads(config: Json, levels: int) -> tuple[int, ...]:
+    """Of each level. diffusers calls them dimensions, mistakenly."""
+    heads = config.get("num_attention_heads")
+    heads = config.get("attention_head_dim", 8) if heads is None else heads
+    return tuple(heads) if isinstance(heads, list) else (heads,) * levels
 
 
 def is_tiny_vae(outline: Outline) -> bool:
@@ -165,13 +192,11 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
         else None,
     )
     if config:
-        heads = config.get("num_attention_heads")
-        heads = config.get("attention_head_dim", 8) if heads is None else heads
         only = config.get("only_cross_attention")
         only = _alike(only) if isinstance(only, list) else only
         return replace(
             found,
-            attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(channels),
+            attention_heads=_heads(config, len(channels)),
             norm_num_groups=config.get("norm_num_groups", 32),
             only_cross_attention=found.only_cross_attention if only is None else only,
             addition_time_embed_dim=config.get(
@@ -275,11 +300,10 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
         projection_dim=_size(outline, PROJECTION, 0) if PROJECTION in outline else None,
     )
     if config:
-        config = config.get("text_config", config)
         return replace(
             found,
-            num_attention_heads=config.get("num_attention_heads", found.num_attention_heads),
-            hidden_act=config.get("hidden_act", found.hidden_act),
+            num_attention_heads=config.get("num_attention_heads", 8),  # as in transformers
+            hidden_act=config.get("hidden_act", "quick_gelu"),
         )
     for known in _known_configs(CLIPTextConfig):
         if _agree(known, found, {"num_attention_heads", "hidden_act"}):
@@ -335,23 +359,39 @@ def _size(outline: Outline, name: str, dimension: int) -> int:
 def noise_config(config: Json, default: NoiseConfig) -> NoiseConfig:
     """What a ``scheduler_config.json`` says of the noise and the prediction.
 
+    Args:
+        config: as `sdpy.zoo.schemas.check_scheduler` gives it; what is missing there has the
+            default of its class in diffusers.
+        default: where there is no such file.
+
     Raises:
-        WeightsError: a kind of schedule that no Stable Diffusion has.
+        UsageError: the numbers of timesteps and of trained betas differ.
     """
     if not config:
         return default
-    schedule = config.get("beta_schedule", "scaled_linear")
-    if schedule != "scaled_linear":
-        raise WeightsError(f"its scheduler has the unknown beta_schedule '{schedule}'")
+    name = config.get("_class_name", "")
+    start, end = (0.00085, 0.012) if name in _SCALED_BETAS else (0.0001, 0.02)
+    scaled = name in _SCALED_SCHEDULES
     prediction = config.get("prediction_type", "epsilon")
+    betas = config.get("trained_betas")
     return NoiseConfig(
         num_train_timesteps=config.get("num_train_timesteps", default.num_train_timesteps),
-        beta_start=config.get("beta_start", default.beta_start),
-        beta_end=config.get("beta_end", default.beta_end),
+        beta_start=config.get("beta_start", start),
+        beta_end=config.get("beta_end", end),
         prediction_type=prediction,
         rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False))
         and prediction != "epsilon",
+        beta_schedule=config.get("beta_schedule", "scaled_linear" if scaled else "linear"),
+        trained_betas=None if betas is None else tuple(betas),
     )
+
+
+# The defaults of these classes of diffusers are not those of the others.
+_SCALED_SCHEDULES = ("LCMScheduler", "TCDScheduler")
+_SCALED_BETAS = (
+    *_SCALED_SCHEDULES,
+    *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+)
 
 
 def unet_json(config: UNet2DConditionConfig, sample_size: int) -> dict[str, Any]:
@@ -399,7 +439,8 @@ def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
         "_class_name": "ControlNetModel",
         "conditioning_channels": config.conditioning_channels,
         "conditioning_embedding_out_channels": list(config.conditioning_embedding_out_channels),
-        "controlnet_conditioning_channel_order": "rgb",
+        "controlnet_conditioning_channel_order": config.controlnet_conditioning_channel_order,
+        "global_pool_conditions": config.global_pool_conditions,
     }
 
 
@@ -474,7 +515,7 @@ def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
     return {
         "_class_name": "DDIMScheduler",
         "beta_end": noise.beta_end,
-        "beta_schedule": "scaled_linear",
+        "beta_schedule": noise.beta_schedule,
         "beta_start": noise.beta_start,
         "clip_sample": False,
         "num_train_timesteps": noise.num_train_timesteps,
@@ -482,6 +523,7 @@ def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
         "rescale_betas_zero_snr": noise.rescale_betas_zero_snr,
         "set_alpha_to_one": False,
         "steps_offset": 1,
+        "trained_betas": None if noise.trained_betas is None else list(noise.trained_betas),
         # diffusers does not know the original program's spacing; this is the nearest.
         "timestep_spacing": "leading" if timestep_spacing == "original" else timestep_spacing,
     }

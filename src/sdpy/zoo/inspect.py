@@ -14,7 +14,6 @@ from torch import Tensor
 from sdpy.checkpoints import (
     Checkpoint,
     Weights,
-    config_beside,
     find_parts,
     find_weights,
     guess_kind,
@@ -29,9 +28,11 @@ from sdpy.checkpoints import (
 from sdpy.components import COMPONENTS, label_of
 from sdpy.errors import UsageError, WeightsError
 from sdpy.schedulers import NoiseConfig
+from sdpy.schema import Validated
 from sdpy.zoo.classes import make_model, read_config
 from sdpy.zoo.configs import is_known, noise_config
 from sdpy.zoo.recognise import component_files, family_of
+from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.variants import VOCABULARY, ModelVariant
 
 
@@ -132,13 +133,14 @@ def _read_averages(path: Path) -> Checkpoint:
 
 def _look_at(path: Path, variant: str | None, read: Callable[[Path], Checkpoint]) -> Inspection:
     if is_model_folder(path):
-        folder = read_model_folder(path, variant)
+        folder, notices = check_folder(read_model_folder(path, variant))
         found = [
             _component(read(file), name, folder.configs[name])
             for name, file in folder.weights.items()
         ]
         seen = Inspection(path, "diffusers folder", tuple(found), vocabulary=folder.vocabulary)
-        return _with_variant(seen, folder.configs["scheduler"])
+        seen = _with_variant(seen, folder.configs["scheduler"])
+        return replace(seen, assumptions=(*seen.assumptions, *notices))
     if variant is not None and os.path.isdir(path):
         return _look_at(find_weights(path, variant), None, read)
     if variant is not None:
@@ -152,12 +154,15 @@ def _look_at(path: Path, variant: str | None, read: Callable[[Path], Checkpoint]
     parts = find_parts(checkpoint.outline)
     order = [None, *COMPONENTS]
     names = sorted(parts.by_component, key=order.index)
-    config = config_beside(checkpoint.path) if len(names) == 1 else {}
-    components = tuple(_component(checkpoint, name, config) for name in names)
+    told = Validated({})
+    if len(names) == 1 and names[0] is not None:
+        told = told_beside(names[0], checkpoint.path)
+    components = tuple(_component(checkpoint, name, told.values) for name in names)
     seen = Inspection(
         path,
         "file",
         components,
+        assumptions=told.notices,
         unexpected=parts.unexpected,
         metadata=checkpoint.metadata,
     )
@@ -201,4 +206,5 @@ def _with_variant(seen: Inspection, scheduler: Mapping[str, Any]) -> Inspection:
         return seen
     family, assumptions = family_of(unet.config, unet.weights.checkpoint, scheduler)
     noise: NoiseConfig = noise_config(scheduler, family.noise)
-    return replace(seen, variant=replace(family, noise=noise), assumptions=assumptions)
+    told = (*assumptions, *seen.assumptions)
+    return replace(seen, variant=replace(family, noise=noise), assumptions=told)

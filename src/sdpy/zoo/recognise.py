@@ -13,7 +13,6 @@ from torch import Tensor
 from sdpy.checkpoints import (
     Checkpoint,
     ModelFolder,
-    config_beside,
     find_parts,
     holds_averages,
     holds_only_averages,
@@ -23,12 +22,14 @@ from sdpy.checkpoints import (
     read_model_folder,
 )
 from sdpy.components import COMPONENTS, label_of, model_components
-from sdpy.errors import UsageError, WeightsError
+from sdpy.errors import SdpyError, UsageError, WeightsError
 from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from sdpy.schedulers import SCHEDULERS, NoiseConfig
+from sdpy.schema import Validated
 from sdpy.zoo.classes import read_config
 from sdpy.zoo.configs import GUESSED, is_known, noise_config
 from sdpy.zoo.files import ModelFiles, find_files
+from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import (
     SD2_INPAINT,
@@ -158,7 +159,9 @@ def recognise(
         WeightsError: a part is missing or broken, or it is another kind of model.
     """
     given = {} if given is None else given
-    folder = read_model_folder(path, variant) if is_model_folder(path) else None
+    folder, notices = None, tuple[str, ...]()
+    if is_model_folder(path):
+        folder, notices = check_folder(read_model_folder(path, variant))
     if folder is None and variant is not None:
         raise UsageError(_NO_VARIANTS.format(path=path))
     chosen = {name: file for name, file in given.items() if file is not None}
@@ -167,11 +170,14 @@ def recognise(
     jsons: dict[str, Mapping[str, Any]] = {}
     for name, file in files.weights.items():
         opened[file] = read_checkpoint(file)
-        own = folder is not None and name not in chosen
-        jsons[name] = config_beside(file) if own else {}
+        if folder is not None and name not in chosen:
+            jsons[name] = folder.configs[name]
+        else:
+            beside = told_beside(name, file) if name in chosen else Validated({})
+            jsons[name], notices = beside.values, (*notices, *beside.notices)
     scheduler = folder.configs["scheduler"] if folder is not None else {}
     kind, assumptions = _variant_of(files, opened, jsons, scheduler, folder, prediction)
-    return ModelSource(kind, files, assumptions, checkpoints=opened)
+    return ModelSource(kind, files, assumptions, notices, checkpoints=opened)
 
 
 def _variant_of(
@@ -189,7 +195,7 @@ def _variant_of(
         found = {name: read_config(name, outlines[name], jsons[name]) for name in outlines}
         family, assumptions = family_of(found["unet"], checkpoints["unet"], scheduler, prediction)
         noise = noise_config(scheduler, family.noise)
-    except (WeightsError, ValueError, TypeError) as error:
+    except (SdpyError, ValueError) as error:
         raise WeightsError(
             f"the model of {files.weights['unet']} is of an unknown kind: {error}"
         ) from error
@@ -205,6 +211,7 @@ def _variant_of(
         },
         noise=noise,
         pad_ids=_pad_ids(family, folder),
+        sample_size=_sample_size(family, jsons["unet"]),
         timestep_spacing=spacing
         if spacing in ("trailing", "linspace")
         else family.timestep_spacing,
@@ -233,6 +240,14 @@ def _following(variant: ModelVariant, scheduler: Mapping[str, Any]) -> ModelVari
         sampler = f"{sampler}-karras"
     spacing = scheduler.get("timestep_spacing", variant.timestep_spacing)
     return replace(variant, scheduler=sampler, timestep_spacing=spacing)
+
+
+def _sample_size(family: ModelVariant, told: Mapping[str, Any]) -> int:
+    """Side of the images that the UNet was trained on; of others than squares, the longer one."""
+    size = told.get("sample_size")
+    if size is None:
+        return family.sample_size
+    return max(size if isinstance(size, list) else [size]) * family.vae.downsample_factor
 
 
 def part_outline(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
@@ -270,8 +285,8 @@ def _files(
             (file for file in candidates if os.path.exists(file)), candidates[0]
         )
     found |= chosen
-    is_told = folder is not None and "unet" not in chosen
-    needed = _needed(found, opened, is_told=is_told)
+    told = folder.configs["unet"] if folder is not None and "unet" not in chosen else {}
+    needed = _needed(found, opened, told)
     missing = [COMPONENTS[name] for name in needed if name not in found]
     if missing:
         labels = " and no ".join(component.label for component in missing)
@@ -287,19 +302,18 @@ def _files(
 
 
 def _needed(
-    found: Mapping[str, Path], opened: dict[Path, Checkpoint], *, is_told: bool
+    found: Mapping[str, Path], opened: dict[Path, Checkpoint], told: Mapping[str, Any]
 ) -> Iterable[str]:
     """The components that a model with these files has to have; without a UNet, those of most.
 
-    ``is_told``: whether a ``config.json`` beside the UNet says its sizes.
+    ``told`` is what the UNet's ``config.json`` says.
     """
     if "unet" not in found:
         return SD15.configs
     path = found["unet"]
     opened[path] = checkpoint = read_checkpoint(path)
     try:
-        config = config_beside(path) if is_told else {}
-        unet = read_config("unet", part_outline(checkpoint, "unet"), config)
+        unet = read_config("unet", part_outline(checkpoint, "unet"), told)
         family, _ = family_of(unet, checkpoint, {})
     except (WeightsError, ValueError, TypeError):
         return SD15.configs  # what is wrong with it is told later

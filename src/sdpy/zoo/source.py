@@ -15,8 +15,10 @@ from sdpy.checkpoints import (
     read_checkpoint,
     without_plain,
 )
+from sdpy.components import COMPONENTS
 from sdpy.zoo.classes import fit_config, make_model
 from sdpy.zoo.files import ModelFiles
+from sdpy.zoo.schemas import told_beside
 from sdpy.zoo.variants import Config, ModelVariant
 
 
@@ -31,6 +33,7 @@ class ModelSource:
         variant: its sizes, noise and defaults.
         files: where its components are.
         assumptions: what could not be told and was assumed, a line each for the user.
+        notices: what the user should know of its configuration files, likewise.
         ema: whether averaged weights of the UNet are taken where a file has both.
         checkpoints: the files that were opened, which stay open as long as this object, so that
             nobody reads their headers again.
@@ -39,6 +42,7 @@ class ModelSource:
     variant: ModelVariant
     files: ModelFiles
     assumptions: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     ema: bool = False
     checkpoints: dict[Path, Checkpoint] = field(
         default_factory=dict, compare=False, repr=False, hash=False
@@ -70,13 +74,18 @@ class ModelSource:
         """The sizes of a component: the variant's, but for what its file decides.
 
         That is the number of a UNet's input channels, 9 for inpainting, and the width of its
-        guidance embedding; that an autoencoder is a tiny one; a ControlNet's embedding.
+        guidance embedding; that an autoencoder is a tiny one; a ControlNet's embedding, and what
+        the ``config.json`` beside it says.
 
         Raises:
             WeightsError: the file cannot be read.
         """
-        outline = outline_of(self.checkpoint(name, path), name)
-        return fit_config(name, outline, self.variant)
+        checkpoint = self.checkpoint(name, path)
+        outline = outline_of(checkpoint, name)
+        # Those of a model's own components are in the variant.
+        is_companion = COMPONENTS[name].is_companion
+        told = told_beside(name, checkpoint.path).values if is_companion else {}
+        return fit_config(name, outline, self.variant, told)
 
     def make(self, name: str, path: Path | None = None) -> nn.Module:
         """The network of a component without weights, on the meta device.
