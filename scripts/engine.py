@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sdpy.pipelines.denoise import Guidance, denoise
+from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import ImageDecoded
-from sdpy.pipelines.generate import encode_plans, generate
+from sdpy.pipelines.generate import generate
 from sdpy.pipelines.plan import plan_request, plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.vae import decode, encode
@@ -29,7 +30,7 @@ from sdpy.zoo.files import find_files
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import DEMO, VOCABULARY, ModelVariant
 
-DEFAULT_SCHEDULER = Request("").scheduler
+DEFAULT_SCHEDULER = DEMO.scheduler
 """The scheduler of a request that names none."""
 
 

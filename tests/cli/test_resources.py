@@ -44,7 +44,7 @@ def test_garbage_is_rarely_looked_for_while_a_command_runs(
         seen.append(gc.get_threshold()[0])
         raise RuntimeError("that is enough")
 
-    monkeypatch.setattr("sdpy.pipelines.generate.encode_prompts", encode)
+    monkeypatch.setattr("sdpy.pipelines.encoding.encode_prompts", encode)
     assert sdpy("generate", "x", *FAST).code != 0
     assert seen == [100_000]
     assert gc.get_threshold() == usual

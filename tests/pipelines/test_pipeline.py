@@ -134,7 +134,7 @@ def test_editors_and_help_see_the_options() -> None:
     assert "Generate an image" in (inspect.getdoc(sdpy.Pipeline.generate) or "")
     parameters = inspect.signature(sdpy.Pipeline.generate).parameters
     assert {"prompt", "seed", "scheduler", "strength"} <= set(parameters)
-    assert parameters["steps"].default == 30
+    assert parameters["seed"].default == 32
     assert {"image", "prompt", "strength"} <= set(
         inspect.signature(sdpy.Pipeline.img2img).parameters
     )

@@ -102,11 +102,11 @@ def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluat
     """Prompts to embeddings (2, T, D), the negative prompt's first."""
     with target.session() as session, session.models().text_encoder() as text_encoder:
         plan = plan_request(session, _for_any_unet(target, target.request(1)))
-        (prompts,), _ = plan.prompts.steps()
+        ((prompts, *_),), _ = plan.prompts.steps()
 
         def evaluate() -> Tensor:
             (made,) = encode_prompts(
-                [(*prompts.parts, prompts.negative)],
+                [prompts.all],
                 session.tokenizer,
                 text_encoder,
                 pad_id=session.variant.pad_ids.get("text_encoder"),

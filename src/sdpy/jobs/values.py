@@ -25,6 +25,7 @@ def image_values(
         moment: when the run began.
         sample: number of the image within its request, from 0.
     """
+    assert resolved.scheduler is not None
     options = {name.replace("-", "_"): value for name, value in given(resolved).items()}
     return {
         **options,

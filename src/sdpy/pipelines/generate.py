@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,6 +13,7 @@ from sdpy.optimizations.approximate import approximate
 from sdpy.optimizations.exact.sliced_attention import slice_attention
 from sdpy.pipelines.controlnet import LoadedControl, loaded_controls
 from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
+from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
 from sdpy.pipelines.mask_conditioning import takes_mask
 from sdpy.pipelines.plan import PlannedRequest, describe_plan, plan_request, resolved
@@ -23,12 +24,7 @@ from sdpy.runtime.devices import seeded_generator
 from sdpy.runtime.fallbacks import Fallback, release_cached_memory
 from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory
 from sdpy.runtime.session import RequestModels, Session
-from sdpy.text.conditioning import (
-    ConditioningSchedule,
-    PromptConditioning,
-    encode_prompts,
-)
-from sdpy.text.schedule import StepPrompts
+from sdpy.text.conditioning import ConditioningSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,62 +177,6 @@ def _generate_batch(
     for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
         request = resolved(models.session, job.plan, job.seed)
         yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
-
-
-def encode_plans(
-    models: RequestModels, plans: Sequence[PlannedRequest]
-) -> list[ConditioningSchedule]:
-    """What the images of each request are guided by; a prompt that repeats is encoded once."""
-    session = models.session
-    steps = [plan.prompts.steps() for plan in plans]
-    keys = [
-        [_prompt_key(models, plan, prompts) for prompts in distinct]
-        for plan, (distinct, _) in zip(plans, steps, strict=True)
-    ]
-    encoded: dict[Hashable, PromptConditioning] = {}
-    missing: list[tuple[PlannedRequest, dict[Hashable, StepPrompts]]] = []
-    for plan, (distinct, _), some in zip(plans, steps, keys, strict=True):
-        absent: dict[Hashable, StepPrompts] = {}
-        for key, prompts in zip(some, distinct, strict=True):
-            if session.has_prompt(key):
-                encoded[key] = session.cached_prompt(key)
-            elif not any(key in others for _, others in missing):
-                absent[key] = prompts
-        if absent:
-            missing.append((plan, absent))
-    if missing:
-        with models.text_encoder() as text_encoder:
-            for plan, absent in missing:
-                made = encode_prompts(
-                    [(*prompts.parts, prompts.negative) for prompts in absent.values()],
-                    session.tokenizer,
-                    text_encoder,
-                    pad_id=session.variant.pad_ids.get("text_encoder"),
-                    skip_layers=plan.request.clip_skip - 1,
-                    textual_inversions=plan.request.embedding,
-                )
-                for key, (*parts, negative) in zip(absent, made, strict=True):
-                    encoded[key] = PromptConditioning(tuple(parts), negative)
-                    session.cache_prompt(key, encoded[key])
-                    session.counters.encoded_prompts += 1
-    return [
-        ConditioningSchedule(
-            tuple(encoded[key] for key in some),
-            indices if len(some) > 1 else (),
-            None if plan.prompts.weights is None else (plan.prompts.weights,),
-        )
-        for plan, (_, indices), some in zip(plans, steps, keys, strict=True)
-    ]
-
-
-def _prompt_key(models: RequestModels, plan: PlannedRequest, prompts: StepPrompts) -> Hashable:
-    """What encoded prompts depend on."""
-    tokens = tuple(
-        tuple(tuple((token.ids, token.weight) for token in chunk) for chunk in prompt.chunks)
-        for prompt in (*prompts.parts, prompts.negative)
-    )
-    words = tuple(one.vectors.numpy().tobytes() for one in plan.request.embedding)
-    return (models.key("text_encoder"), tokens, plan.request.clip_skip, words)
 
 
 def _fallbacks(

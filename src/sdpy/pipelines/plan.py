@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from sdpy.errors import UsageError, WeightsError
 from sdpy.optimizations.approximate import Approximation
 from sdpy.pipelines.controlnet import check_controls
@@ -14,14 +16,15 @@ from sdpy.pipelines.events import Event, Notice, PromptTokenized
 from sdpy.pipelines.img2img import ImageToImage
 from sdpy.pipelines.inpaint import Inpainting
 from sdpy.pipelines.mask_conditioning import unet_in_channels
+from sdpy.pipelines.prompting import has_zero_negative, plan_prompts, plan_sizes
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Task, skipped_steps
 from sdpy.pipelines.text2img import TextToImage
 from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
 from sdpy.schedulers.registry import SIGMA_SCHEDULES, choose_schedule, make_scheduler
-from sdpy.text.prompts import TokenizedPrompt, tokenize_prompt
-from sdpy.text.schedule import PromptSchedule
+from sdpy.text.schedule import EncoderPrompts
+from sdpy.zoo.variants import ModelVariant
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class PlannedRequest:
     """A request that has been checked, with what it needs but the models.
 
     Attributes:
-        request: what is asked for.
+        request: what is asked for; steps and scheduler are the model's where nothing was said.
         task: which of the three it is.
         shape: (1, C, h, w) of an image's latents.
         skip: number of steps that are left out at the start.
@@ -37,8 +40,10 @@ class PlannedRequest:
         guidance_scale: the request's or the model's.
         guided: whether the UNet sees the negative prompt: not at guidance scale 1, unless ``AND``
             joins several prompts, nor where it takes the scale as an embedding.
-        prompts: tokens of the prompt and the negative prompt, step by step; the negative prompt is
-            empty where it is not looked at.
+        prompts: tokens of the prompt and the negative prompt, step by step, for each text encoder;
+            the negative prompt is empty where it is not looked at.
+        zero_negative: whether zeros take the place of the negative prompt's embeddings.
+        sizes, negative_sizes: (1, n) that the UNet is told; None where it is told none.
         approximations: of the UNet.
     """
 
@@ -49,7 +54,10 @@ class PlannedRequest:
     scheduler: Scheduler
     guidance_scale: float
     guided: bool
-    prompts: PromptSchedule
+    prompts: EncoderPrompts
+    zero_negative: bool
+    sizes: Tensor | None
+    negative_sizes: Tensor | None
     approximations: tuple[Approximation, ...]
 
     def fresh_scheduler(self) -> Scheduler:
@@ -102,6 +110,8 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
         ImageError: a mask that vanishes at the latents' resolution.
         WeightsError: a file that is broken, of the wrong kind, or a UNet that no task can use.
     """
+    request = _with_defaults(session.variant, request)
+    assert request.steps is not None
     task = find_task(request)
     shape = task.latent_shape(session, request)
     task.check(session, request)
@@ -114,7 +124,7 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     scale = request.guidance_scale
     scale = session.variant.guidance_scale if scale is None else scale
     can_guide = unet.time_cond_proj_dim is None
-    prompts = _tokenize(session, request, len(scheduler.timesteps), can_guide and scale != 1)
+    prompts = plan_prompts(session, request, len(scheduler.timesteps), can_guide and scale != 1)
     if len(prompts.parts) > 1 and not can_guide:
         raise UsageError(
             "AND joins prompts by guidance, but this UNet takes the guidance scale itself: leave "
@@ -138,8 +148,29 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     factor = session.variant.vae.downsample_factor
     width, height = factor * shape[-1], factor * shape[-2]
     check_controls(session, request.controls, width=width, height=height)
+    sizes, negative_sizes = plan_sizes(session.variant, request, width=width, height=height)
     return PlannedRequest(
-        request, task, shape, skip, scheduler, scale, guided, prompts, approximations
+        request=request,
+        task=task,
+        shape=shape,
+        skip=skip,
+        scheduler=scheduler,
+        guidance_scale=scale,
+        guided=guided,
+        prompts=prompts,
+        zero_negative=has_zero_negative(session.variant, request),
+        sizes=sizes,
+        negative_sizes=negative_sizes,
+        approximations=approximations,
+    )
+
+
+def _with_defaults(variant: ModelVariant, request: Request) -> Request:
+    """The request with the model's steps and scheduler where it names none."""
+    return replace(
+        request,
+        steps=variant.steps if request.steps is None else request.steps,
+        scheduler=variant.scheduler if request.scheduler is None else request.scheduler,
     )
 
 
@@ -150,6 +181,8 @@ def plan_schedule(session: Session, request: Request, skip: int = 0) -> Schedule
         UsageError: an unknown scheduler or option, one that does not apply, or a number of steps
             that does not suit them.
     """
+    request = _with_defaults(session.variant, request)
+    assert request.scheduler is not None and request.steps is not None
     scheduler = make_scheduler(
         request.scheduler,
         session.variant.noise,
@@ -165,12 +198,16 @@ def plan_schedule(session: Session, request: Request, skip: int = 0) -> Schedule
 def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
     """What is to be said of a request before the work: its prompts, and what has no effect."""
     request = plan.request
-    for what, prompt in plan.prompts.describe_prompt():
-        yield PromptTokenized(what, prompt)
-    if request.negative_prompt and plan.guided:
-        for what, prompt in plan.prompts.negative.describe("negative prompt"):
-            yield PromptTokenized(what, prompt)
-    elif request.negative_prompt:
+    schedules = plan.prompts.distinct
+    for number, schedule in schedules:
+        for what, prompt in schedule.describe_prompt():
+            yield PromptTokenized(f"{what}{number}", prompt)
+    negatives = (request.negative_prompt, request.negative_prompt_2)
+    if any(negatives) and plan.guided:
+        for number, schedule in schedules:
+            for what, prompt in schedule.negative.describe("negative prompt"):
+                yield PromptTokenized(f"{what}{number}", prompt)
+    elif any(negatives):
         yield Notice(
             "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
             "scale itself"
@@ -180,11 +217,16 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             "the guidance interval changes nothing: the guidance scale is 1, or this UNet takes "
             "the scale itself"
         )
-    for what, one in plan.prompts.all_prompts():
+    prompts = [
+        (f"{what}{number}", prompt)
+        for number, schedule in schedules
+        for what, prompt in schedule.all_prompts()
+    ]
+    for what, one in prompts:
         if one.dropped:
             yield Notice(f"the {what} is too long, its end was left out: '{one.dropped}'")
     for inversion in request.embedding:
-        if not any(prompt.uses(inversion) for _, prompt in plan.prompts.all_prompts()):
+        if not any(prompt.uses(inversion) for _, prompt in prompts):
             names = " or ".join(f"'{name}'" for name in inversion.names)
             yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
 
@@ -192,6 +234,7 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
 def resolved(session: Session, plan: PlannedRequest, seed: int) -> Request:
     """The request of one image with what was left to the model or the scheduler filled in."""
     request = plan.request
+    assert request.scheduler is not None
     chosen = choose_schedule(
         request.scheduler,
         session.variant.noise,
@@ -224,9 +267,11 @@ def _check_options(request: Request) -> None:
     for name, text in (
         ("prompt", request.prompt),
         ("negative prompt", request.negative_prompt),
+        ("prompt for the second text encoder", request.prompt_2),
+        ("negative prompt for the second text encoder", request.negative_prompt_2),
     ):
         # Bytes of the command line that are no text arrive as lone surrogates.
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if any("\ud800" <= character <= "\udfff" for character in text or ""):
             raise UsageError(f"the {name} is not Unicode text: type it in the terminal's encoding")
     if not 0.0 <= request.guidance_rescale <= 1.0:
         raise UsageError(f"guidance rescale {request.guidance_rescale:g}: use 0 (off) to 1")
@@ -238,29 +283,3 @@ def _check_options(request: Request) -> None:
         )
     if request.guidance_scale is not None and not math.isfinite(request.guidance_scale):
         raise UsageError(f"--guidance-scale {request.guidance_scale}: use a finite number")
-
-
-def _tokenize(session: Session, request: Request, steps: int, scaled: bool) -> PromptSchedule:
-    """The prompts in each of ``steps`` steps; ``scaled``: at a guidance scale other than 1."""
-    config = session.variant.text_encoder
-    if not 1 <= request.clip_skip <= config.num_hidden_layers:
-        raise UsageError(
-            f"--clip-skip {request.clip_skip}: this text encoder has {config.num_hidden_layers} "
-            f"layers, use 1 (all of them) to {config.num_hidden_layers}"
-        )
-
-    def tokenize(text: str, what: str) -> TokenizedPrompt:
-        return tokenize_prompt(
-            text,
-            session.tokenizer,
-            config,
-            syntax=request.prompt_syntax,
-            long_prompt=request.long_prompt,
-            textual_inversions=request.embedding,
-            what=what,
-        )
-
-    plain = request.prompt_syntax == "plain"
-    return PromptSchedule.of(
-        request.prompt, request.negative_prompt, steps, tokenize, plain=plain, scaled=scaled
-    )

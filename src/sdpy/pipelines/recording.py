@@ -122,7 +122,7 @@ class Recorder:
         for approximation in resolved.approximations:
             facts |= approximation.facts()
         facts["Version"] = f"sdpy {__version__}"
-        return Parameters(record.prompt, resolved.negative_prompt, facts)
+        return Parameters(record.prompt, resolved.negative_prompt or "", facts)
 
     @cached_property
     def _weights(self) -> list[tuple[str, FileState]]:

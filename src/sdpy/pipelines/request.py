@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # at run time these would import torch before the command lin
 
 _GENERATION = "Generation"
 _PROMPT = "Prompts"
+_SIZES = "Sizes that Stable Diffusion XL is told"
 _FASTER = "Faster, approximately"
 _ADDED = "LoRA and textual inversion"
 
@@ -83,6 +84,43 @@ def read_interval(value: str | tuple[float, float]) -> tuple[float, float]:
             f"--guidance-interval {value}: give two numbers with a comma, such as 0.2,0.8"
         ) from None
     return (low, high)
+
+
+def read_size(value: str | Iterable[int]) -> tuple[int, int]:
+    """Width and height that ``WIDTHxHEIGHT`` names.
+
+    Raises:
+        UsageError: they are not two whole numbers from 1 on.
+    """
+    found = _two_numbers(value, "x")
+    if found is None or min(found) < 1:
+        raise UsageError(f"size {value}: give width and height in pixels, such as 1024x1024")
+    return found
+
+
+def read_crop(value: str | Iterable[int]) -> tuple[int, int]:
+    """The numbers of pixels that ``LEFT,TOP`` names.
+
+    Raises:
+        UsageError: they are not two whole numbers from 0 on.
+    """
+    found = _two_numbers(value, ",")
+    if found is None or min(found) < 0:
+        raise UsageError(f"--crop {value}: give two numbers of pixels with a comma, such as 0,0")
+    return found
+
+
+def show_image_size(size: tuple[int, int]) -> str:
+    """What `read_size` takes."""
+    return "{}x{}".format(*size)
+
+
+def _two_numbers(value: str | Iterable[int], separator: str) -> tuple[int, int] | None:
+    try:
+        first, second = value.lower().split(separator) if isinstance(value, str) else value
+        return int(first), int(second)
+    except (TypeError, ValueError):
+        return None
 
 
 def read_loras(values: str | Iterable[str | Lora]) -> tuple[Lora, ...]:
@@ -168,24 +206,31 @@ class GenerationOptions:
     An image is exact unless one of the panel "Faster, approximately" is used.
     """
 
-    negative_prompt: str = option(
-        "", "--negative-prompt", "-n", help="What to avoid.", panel=_GENERATION
+    negative_prompt: str | None = option(
+        None,
+        "--negative-prompt",
+        "-n",
+        help="What to avoid.",
+        panel=_GENERATION,
+        shown_default="none",
     )
-    steps: int = option(
-        30,
+    steps: int | None = option(
+        None,
         "--steps",
         "--n-steps",
         help="Denoising steps.",
         panel=_GENERATION,
+        shown_default="30; 4 for models of few steps",
         minimum=1,
         label="Steps",
         always=True,
     )
-    scheduler: str = option(
-        "ddim",
+    scheduler: str | None = option(
+        None,
         "--scheduler",
         help="Sampler; 'sdpy schedulers' lists them.",
         panel=_GENERATION,
+        shown_default="the model's own: ddim; euler for Stable Diffusion XL",
         label="Sampler",
         show=sampler_label,
         always=True,
@@ -234,7 +279,7 @@ class GenerationOptions:
         "--guidance-scale",
         help="How strongly to follow the prompt; 1 is without guidance and twice as fast.",
         panel=_GENERATION,
-        shown_default="7.5; 4 for the demo model",
+        shown_default="the model's own: 7.5; 5 for Stable Diffusion XL, 1 for Turbo and Lightning",
         label="CFG scale",
         show=number_text,
         always=True,
@@ -296,6 +341,85 @@ class GenerationOptions:
         panel=_PROMPT,
         minimum=1,
         label="Clip skip",
+    )
+    prompt_2: str | None = option(
+        None,
+        "--prompt-2",
+        help="Prompt for the second text encoder, of Stable Diffusion XL.",
+        panel=_PROMPT,
+        shown_default="the prompt",
+        label="Prompt 2",
+    )
+    negative_prompt_2: str | None = option(
+        None,
+        "--negative-prompt-2",
+        help="What to avoid, for the second text encoder.",
+        panel=_PROMPT,
+        shown_default="the negative prompt",
+        label="Negative prompt 2",
+    )
+    original_size: tuple[int, int] | None = option(
+        None,
+        "--original-size",
+        help="Size that the model is told the image had before it was resized; small sizes give "
+        "blurred images.",
+        panel=_SIZES,
+        metavar="WIDTHxHEIGHT",
+        shown_default="the image's",
+        cli_type=str,
+        parse=read_size,
+        unparse=show_image_size,
+        label="Original size",
+        show=show_image_size,
+    )
+    crop: tuple[int, int] | None = option(
+        None,
+        "--crop",
+        help="Pixels that the model is told were cut off; other than 0,0 moves the subject out of "
+        "the middle.",
+        panel=_SIZES,
+        metavar="LEFT,TOP",
+        shown_default="0,0",
+        cli_type=str,
+        parse=read_crop,
+        unparse=lambda crop: "{},{}".format(*crop),
+        label="Crop",
+        show=lambda crop: "{},{}".format(*crop),
+    )
+    target_size: tuple[int, int] | None = option(
+        None,
+        "--target-size",
+        help="Size that the model is told the image has.",
+        panel=_SIZES,
+        metavar="WIDTHxHEIGHT",
+        shown_default="the image's",
+        cli_type=str,
+        parse=read_size,
+        unparse=show_image_size,
+        label="Target size",
+        show=show_image_size,
+    )
+    aesthetic_score: float | None = option(
+        None,
+        "--aesthetic-score",
+        help="How pleasing SDXL's refiner is told the image is.",
+        panel=_SIZES,
+        shown_default="6",
+        minimum=0.0,
+        maximum=10.0,
+        label="Aesthetic score",
+        show=number_text,
+    )
+    negative_aesthetic_score: float | None = option(
+        None,
+        "--negative-aesthetic-score",
+        help="The same of what is to be avoided.",
+        panel=_SIZES,
+        shown_default="2.5",
+        minimum=0.0,
+        maximum=10.0,
+        label="Negative aesthetic score",
+        show=number_text,
     )
     prompt_syntax: str = option(
         "weighted",

@@ -35,6 +35,7 @@ from sdpy.models import (
     AutoencoderKL,
     AutoencoderTiny,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     ControlNetModel,
     UNet2DConditionModel,
 )
@@ -516,9 +517,11 @@ class RequestModels:
         return self.execution.dtype_on(self.placement["vae"])
 
     @contextmanager
-    def text_encoder(self) -> Iterator[CLIPTextModel]:
-        """The text encoder, for the duration of the block."""
-        with self._use("text_encoder") as model:
+    def text_encoder(
+        self, name: str = "text_encoder"
+    ) -> Iterator[CLIPTextModel | CLIPTextModelWithProjection]:
+        """A text encoder, by the name of its component, for the duration of the block."""
+        with self._use(name) as model:
             yield cast(CLIPTextModel, model)
 
     @contextmanager

@@ -1,17 +1,17 @@
-"""What a UNet is conditioned on, and how the text encoder makes it of prompts."""
+"""What a UNet is conditioned on, and how text encoders make it of prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from sdpy.checkpoints import TextualInversion
 from sdpy.errors import UsageError
-from sdpy.models import CLIPTextModel
+from sdpy.models import CLIPTextModel, CLIPTextModelWithProjection
 from sdpy.text.prompts import Chunk, TokenizedPrompt, token_ids
 from sdpy.text.tokenizer import CLIPTokenizer
 
@@ -26,7 +26,7 @@ class Conditioning:
     Attributes:
         encoder_hidden_states: (B, S, D), the prompts' embeddings that cross-attention looks at.
         text_embeds: (B, P), pooled embeddings, for UNets that take them (Stable Diffusion XL).
-        time_ids: (B, 6), original size, crop and target size, for UNets that take them.
+        time_ids: (B, n) float32, sizes, for UNets that take them; see `sdpy.text.sizes`.
     """
 
     encoder_hidden_states: Tensor
@@ -58,8 +58,38 @@ class Conditioning:
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
-        """The same on another device and in another dtype."""
-        return Conditioning(**{name: x.to(device, dtype) for name, x in self.inputs().items()})
+        """The same on another device, and in another dtype but for the sizes.
+
+        These are numbers such as 1001, which bfloat16 does not have.
+        """
+        return Conditioning(
+            **{
+                name: x.to(device, None if name == "time_ids" else dtype)
+                for name, x in self.inputs().items()
+            }
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """What several text encoders made of the same prompts: their states side by side.
+
+        The pooled embedding is that of the only one that makes one.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        device = parts[0].encoder_hidden_states.device
+        states = [part.encoder_hidden_states.to(device) for part in parts]
+        pooled = [part.text_embeds.to(device) for part in parts if part.text_embeds is not None]
+        return cls(torch.cat(states, dim=-1), pooled[0] if pooled else None)
+
+    def zeros(self) -> Conditioning:
+        """Zeros instead of embeddings, as some models take an absent negative prompt."""
+        pooled = self.text_embeds
+        return replace(
+            self,
+            encoder_hidden_states=torch.zeros_like(self.encoder_hidden_states),
+            text_embeds=None if pooled is None else torch.zeros_like(pooled),
+        )
 
     def inputs(self) -> dict[str, Tensor]:
         """What there is of it, by the names of the UNet's arguments."""
@@ -138,10 +168,12 @@ class ConditioningSchedule:
 def encode_prompts(
     prompts: Sequence[tuple[TokenizedPrompt, ...]],
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection,
     *,
+    chunks: Sequence[int] | None = None,
     pad_id: int | None = None,
     skip_layers: int = 0,
+    final_norm: bool = True,
     textual_inversions: Sequence[TextualInversion] = (),
 ) -> list[tuple[Conditioning, ...]]:
     """Encode prompts; chunks that repeat are encoded once.
@@ -152,50 +184,61 @@ def encode_prompts(
             chunks, as in A1111's web UI.
         tokenizer: that made them.
         text_encoder: on any device; its length is ``room`` and two more.
+        chunks: of so many chunks each group is to be; None for that of its longest prompt.
         pad_id: fills up short chunks; None for the end token.
         skip_layers: last layers of the text encoder that are left out.
+        final_norm: whether its final layer norm is applied.
         textual_inversions: the same as when the prompts were tokenised.
 
     Returns:
         One conditioning of batch 1 for each prompt of each group, float32 on the text encoder's
-        device.
+        device. The pooled embedding, of encoders that make one, is the first chunk's.
 
     Raises:
         UsageError: weights that make the embeddings infinite.
     """
+    counts = [max(len(one.chunks) for one in group) for group in prompts]
+    counts = counts if chunks is None else list(chunks)
     framed = [
-        [[frame(chunk, tokenizer, pad_id, one.room) for chunk in chunks] for one, chunks in group]
-        for group in map(_of_equal_length, prompts)
+        [[frame(chunk, tokenizer, pad_id, one.room) for chunk in _filled(one, n)] for one in group]
+        for group, n in zip(prompts, counts, strict=True)
     ]
-    distinct = {_hashable(one): one for group in framed for chunks in group for one in chunks}
+    distinct = {_hashable(one): one for group in framed for made in group for one in made}
     added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
-    encoded: dict[tuple[tuple[float, ...], ...], Tensor] = {}
+    encoded: dict[Hashable, tuple[Tensor, Tensor | None]] = {}
     items = list(distinct.items())
     for start in range(0, len(items), CHUNKS_AT_ONCE):
         some = items[start : start + CHUNKS_AT_ONCE]
         input_ids = torch.tensor([ids for _, (ids, _) in some], device=text_encoder.device)
         weights = torch.tensor([weights for _, (_, weights) in some], device=text_encoder.device)
         with torch.inference_mode():
-            embeddings = text_encoder(input_ids, skip_layers=skip_layers, added_embeddings=added)
-            rows = weigh(embeddings.float(), weights)  # (chunks, T, D)
-        encoded |= {key: row for (key, _), row in zip(some, rows, strict=True)}
+            result = text_encoder(
+                input_ids,
+                skip_layers=skip_layers,
+                final_norm=final_norm,
+                added_embeddings=added,
+            )
+            states, pooled = result if isinstance(result, tuple) else (result, None)
+            rows = weigh(states.float(), weights)  # (chunks, T, D)
+        sums = [None] * len(some) if pooled is None else pooled.float().split(1)
+        for (key, _), row, summed in zip(some, rows, sums, strict=True):
+            encoded[key] = row, summed
 
-    def joined(chunks: Iterable[tuple[list[int], list[float]]]) -> Conditioning:
-        return Conditioning(torch.cat([encoded[_hashable(chunk)] for chunk in chunks])[None])
+    def joined(made: Sequence[tuple[list[int], list[float]]]) -> Conditioning:
+        rows = [encoded[_hashable(chunk)] for chunk in made]
+        return Conditioning(torch.cat([row for row, _ in rows])[None], rows[0][1])
 
-    return [tuple(joined(chunks) for chunks in group) for group in framed]
+    return [tuple(joined(made) for made in group) for group in framed]
 
 
-def _hashable(framed: tuple[list[int], list[float]]) -> tuple[tuple[float, ...], ...]:
+def _hashable(framed: tuple[list[int], list[float]]) -> Hashable:
     ids, weights = framed
     return tuple(ids), tuple(weights)
 
 
-def _of_equal_length(
-    prompts: Sequence[TokenizedPrompt],
-) -> list[tuple[TokenizedPrompt, list[Chunk]]]:
-    count = max(len(one.chunks) for one in prompts)
-    return [(one, [*one.chunks, *[()] * (count - len(one.chunks))]) for one in prompts]
+def _filled(prompt: TokenizedPrompt, count: int) -> list[Chunk]:
+    """Its chunks, and empty ones up to that number."""
+    return [*prompt.chunks, *[()] * (count - len(prompt.chunks))]
 
 
 def frame(

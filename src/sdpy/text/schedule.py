@@ -26,6 +26,11 @@ class StepPrompts:
     parts: tuple[TokenizedPrompt, ...]
     negative: TokenizedPrompt
 
+    @property
+    def all(self) -> tuple[TokenizedPrompt, ...]:
+        """The prompts, and the negative prompt last."""
+        return (*self.parts, self.negative)
+
 
 @dataclass(frozen=True)
 class EditedPrompt:
@@ -153,3 +158,43 @@ class PromptSchedule:
         for part in self.parts:
             yield from (("prompt", prompt) for prompt in part.prompts)
         yield from (("negative prompt", prompt) for prompt in self.negative.prompts)
+
+
+@dataclass(frozen=True)
+class EncoderPrompts:
+    """The prompts of all text encoders, step by step.
+
+    Attributes:
+        schedules: one a text encoder. Where they all read the same, it is the same object. Each
+            has as many parts as the first, whose weights count.
+    """
+
+    schedules: tuple[PromptSchedule, ...]
+
+    @property
+    def parts(self) -> tuple[EditedPrompt, ...]:
+        """Of the first text encoder."""
+        return self.schedules[0].parts
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """One a part; None for a prompt without ``AND``."""
+        return self.schedules[0].weights
+
+    @property
+    def distinct(self) -> tuple[tuple[str, PromptSchedule], ...]:
+        """Those that differ, each with what people call it, such as "prompt" and "prompt 2"."""
+        one_by_one = dict.fromkeys(self.schedules)
+        return tuple(
+            ("" if i == 0 else f" {i + 1}", schedule) for i, schedule in enumerate(one_by_one)
+        )
+
+    def steps(self) -> tuple[tuple[tuple[StepPrompts, ...], ...], tuple[int, ...]]:
+        """What guides some steps or others, by text encoder, and which of that guides each step."""
+        made = {schedule: schedule.steps() for schedule in dict.fromkeys(self.schedules)}
+        each = list(zip(*(made[schedule][1] for schedule in self.schedules), strict=True))
+        distinct = list(dict.fromkeys(each))
+        return tuple(
+            tuple(made[s][0][i] for s, i in zip(self.schedules, chosen, strict=True))
+            for chosen in distinct
+        ), tuple(distinct.index(chosen) for chosen in each)
