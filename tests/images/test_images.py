@@ -13,10 +13,11 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from sdpy.errors import ImageError, OutputError
-from sdpy.images.files import load_image, read_texts, save_image
+from sdpy.images.files import read_texts, save_image
 from sdpy.images.frame import Frame
-from sdpy.images.mask import composite, load_mask
+from sdpy.images.mask import composite
 from sdpy.images.metadata import ImageTexts
+from sdpy.images.reading import load_image
 from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
 
 
@@ -318,102 +319,6 @@ def test_an_image_without_pixels_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(grey_png(np.zeros((0, 0)), 8))
     refusal(path)
-
-
-# --- masks -------------------------------------------------------------------------------------
-
-
-def mask_of(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    mask = load_mask(path, size)
-    assert mask.mode == "L"
-    values = np.asarray(mask)
-    assert set(np.unique(values)) <= {0, 255}
-    return values == 255
-
-
-def test_mask_is_the_mean_of_the_channels_from_122_and_a_half(tmp_path):
-    colours = [(122, 122, 122), (123, 123, 123), (255, 255, 0), (255, 112, 0), (255, 113, 0)]
-    colours += [(0, 255, 0), (122, 122, 123), (122, 123, 123)]
-    row = np.array([colours], np.uint8)
-    Image.fromarray(row).save(tmp_path / "a.png")
-    # means: 122, 123, 170, 122.33, 122.67, 85, 122.33, 122.67
-    expected = [[False, True, True, False, True, False, False, True]]
-    assert np.array_equal(mask_of(tmp_path / "a.png"), expected)
-
-
-def test_grey_mask_at_every_level(tmp_path):
-    Image.fromarray(np.arange(256, dtype=np.uint8)[None]).save(tmp_path / "a.png")
-    assert np.array_equal(mask_of(tmp_path / "a.png")[0], np.arange(256) >= 122.5)
-
-
-def test_masks_of_one_and_16_bits(tmp_path):
-    bits = noise(16, 16, 1)[..., 0] > 127
-    Image.fromarray(bits).save(tmp_path / "a.png")
-    assert np.array_equal(mask_of(tmp_path / "a.png"), bits)
-    (tmp_path / "b.png").write_bytes(grey_png(np.where(bits, 40000, 20000), 16))
-    assert np.array_equal(mask_of(tmp_path / "b.png"), bits)
-
-
-def test_what_is_transparent_in_a_mask_is_kept(tmp_path):
-    """White strokes on an empty layer, whatever colour hides under the transparency."""
-    rgba = np.full((8, 8, 4), 255, np.uint8)
-    rgba[:, 4:, 3] = 0
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    seen = mask_of(tmp_path / "a.png")
-    assert seen[:, :4].all() and not seen[:, 4:].any()
-
-
-def test_a_mask_with_nothing_to_repaint_is_refused(tmp_path):
-    Image.new("L", (8, 8), 122).save(tmp_path / "a.png")
-    assert "nothing to repaint" in refusal(tmp_path / "a.png", load_mask)
-
-
-@pytest.mark.parametrize("factor", [2, 3])
-def test_mask_is_resized_by_nearest_neighbour(tmp_path, factor):
-    small = noise(6, 4, 1)[..., 0] > 127
-    large = small.repeat(factor, axis=0).repeat(factor, axis=1)
-    Image.fromarray(small).save(tmp_path / "small.png")
-    Image.fromarray(large).save(tmp_path / "large.png")
-    assert np.array_equal(mask_of(tmp_path / "small.png", (6 * factor, 4 * factor)), large)
-    assert np.array_equal(mask_of(tmp_path / "large.png", (6, 4)), small)
-
-
-@pytest.mark.parametrize(
-    ("mask", "size", "fits"),
-    [
-        ((512, 341), (1024, 683), True),
-        ((1024, 683), (512, 341), True),
-        ((100, 67), (1500, 1000), True),
-        ((512, 512), (512, 511), True),
-        ((512, 512), (768, 512), False),
-        ((683, 1024), (1024, 683), False),
-        ((512, 512), (512, 500), False),
-    ],
-)
-def test_mask_must_have_the_image_s_proportions(tmp_path, mask, size, fits):
-    path = tmp_path / "a.png"
-    Image.new("L", mask, 255).save(path)
-    if fits:
-        assert load_mask(path, size).size == size
-    else:
-        message = refusal(path, lambda path: load_mask(path, size))
-        assert f"{mask[0]}x{mask[1]}" in message and f"{size[0]}x{size[1]}" in message
-
-
-def test_white_that_vanishes_when_resized_is_refused(tmp_path):
-    pixels = np.zeros((100, 100), np.uint8)
-    pixels[0, 0] = 255
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert "too small" in refusal(tmp_path / "a.png", lambda path: load_mask(path, (10, 10)))
-
-
-def test_a_mask_is_turned_as_its_exif_says(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    pixels = np.zeros((4, 4), np.uint8)
-    pixels[0, 0] = 255
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    assert np.argwhere(mask_of(tmp_path / "a.png")).tolist() == [[3, 3]]
 
 
 # --- fitting -----------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def test_img2img(
 
 def left_half() -> Tensor:
     mask = torch.zeros(1, 1, HEIGHT, WIDTH)
-    mask[..., 3 : HEIGHT - 5, : WIDTH // 2] = 1
+    mask[..., 4 : HEIGHT - 6, : WIDTH // 2] = 1
     return mask
 
 

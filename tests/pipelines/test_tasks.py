@@ -16,7 +16,7 @@ from sdpy.errors import ImageError, SdpyError, UsageError, WeightsError
 from sdpy.images.mask import composite
 from sdpy.images.tensors import mask_to_tensor, tensor_to_image
 from sdpy.models import UNet2DConditionModel
-from sdpy.pipelines.denoise import classifier_free_guidance
+from sdpy.pipelines.denoise import KnownRegion, classifier_free_guidance
 from sdpy.pipelines.events import Event, Notice, Progress
 from sdpy.pipelines.request import Request
 from sdpy.runtime.session import RequestModels, Session
@@ -277,12 +277,38 @@ def test_blending_ends_with_the_image_s_own_latents_outside(
 
 
 @pytest.mark.parametrize("unet", ["unet.ot", "unet-inpaint.ot"])
-def test_a_mask_that_vanishes_among_the_latents_is_refused(tiny_data: Path, unet: str) -> None:
+def test_a_latent_is_repainted_if_any_of_its_pixels_is(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, unet: str
+) -> None:
+    """However thin the stroke, wherever it lies, and however little is repainted."""
+    seen: list[Tensor] = []
+    put_back, forward = KnownRegion.put_back, UNet2DConditionModel.forward
+
+    def noting(self: KnownRegion, *args: Any) -> Tensor:
+        seen.append(self.mask)
+        return put_back(self, *args)
+
+    def showing(self: Any, sample: Tensor, *args: Any, **options: Any) -> Tensor:
+        if sample.shape[1] == 9:
+            seen.append(sample[:, 4:5])
+        return forward(self, sample, *args, **options)
+
+    monkeypatch.setattr(KnownRegion, "put_back", noting)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", showing)
     mask = torch.zeros(1, 1, SIDE, SIDE)
-    mask[..., 1::2, 1::2] = 1  # nearest neighbour takes even rows and columns
+    mask[..., 5] = 0.1
+    mask[..., 8, 10] = 1
+    expected = torch.zeros(1, 1, SIDE // 2, SIDE // 2)
+    expected[..., 2] = 1
+    expected[..., 4, 5] = 1
     session = tiny_session(tiny_data, unet=unet)
-    with pytest.raises(ImageError, match="2x2 pixels"):
-        next(run("inpaint", session, Request("x"), mask=mask))
+    list(run("inpaint", session, Request("x", steps=1), mask=mask))
+    assert torch.equal(seen[0], expected)
+
+
+def test_a_mask_that_repaints_nothing_is_refused(session: Session) -> None:
+    with pytest.raises(ImageError, match="nothing to repaint"):
+        next(run("inpaint", session, Request("x"), mask=torch.zeros(1, 1, SIDE, SIDE)))
 
 
 def test_an_all_white_mask_repaints_everything(session: Session) -> None:

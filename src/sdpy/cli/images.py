@@ -189,7 +189,7 @@ def image_of(path: Path) -> ImageLike:
     """
     if str(path) != STREAM:
         return path
-    from sdpy.images.files import read_image
+    from sdpy.images.reading import read_image
 
     return read_image(io.BytesIO(sys.stdin.buffer.read()), "standard input")
 

@@ -11,7 +11,7 @@ from sdpy.cli.images import check_streams, image_of, make_images, prompt_of
 from sdpy.cli.options import OutputOptions, Prompt, Strength
 from sdpy.pipelines.control_options import ControlOptions, control_images
 from sdpy.pipelines.inputs import ImageRequest
-from sdpy.pipelines.request import GenerationOptions
+from sdpy.pipelines.request import GenerationOptions, MaskOptions
 from sdpy.runtime.options import ModelOptions
 
 
@@ -29,6 +29,7 @@ def inpaint(
         typer.Argument(metavar="MASK", help="Its mask: white is repainted.", show_default=False),
     ],
     options: GenerationOptions,
+    mask_options: MaskOptions,
     control: ControlOptions,
     model: ModelOptions,
     output: OutputOptions,
@@ -37,10 +38,11 @@ def inpaint(
 ) -> None:
     """Repaint a part of an image; the pixels outside the mask come back unchanged.
 
-    The mask is an image of the same proportions: where the mean of its channels is at least
-    122.5 of 255, the image is repainted; transparency counts as black. Weights made for
-    inpainting (unet-inpaint.ot in DATA) are used if they are there, ordinary ones otherwise. Write
-    a PNG: .jpg and .webp files change all pixels a little.
+    The mask is an image of the same proportions: white is repainted, black is kept, and of grey
+    pixels a share is repainted, the more the brighter. Transparency counts as black; but in a mask
+    that is a photograph, what was erased is repainted. Weights made for inpainting
+    (unet-inpaint.ot in DATA) are used if they are there, ordinary ones otherwise. Write a PNG: .jpg
+    and .webp files change all pixels a little.
 
     Any image will do: it is turned upright as its EXIF data says; transparency is laid over
     white; palettes, grey and 16-bit images become 8-bit RGB. The result has the image's size,
@@ -58,6 +60,7 @@ def inpaint(
             mask=image_of(mask),
             strength=strength,
             controls=control_images(control),
+            **vars(mask_options),
             **vars(options),
         ),
         default_model="sd15-inpaint",

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from sdpy.errors import ImageError
+from sdpy.images.resize import resize_mask
+
+MAX_SIDE = 8192
+"""Pixels of the longest side that an image may be asked to have."""
+
+_HUGE = 32_000_000
+
+Resize = Callable[[Image.Image, tuple[int, int]], Image.Image]
+
+
+def _lanczos(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Frame:
         multiple: int = 8,
         max_pixels: int | None = None,
         min_side: int = 64,
+        max_side: int = MAX_SIDE,
         width: int | None = None,
         height: int | None = None,
     ) -> Frame:
@@ -52,12 +66,14 @@ class Frame:
             max_pixels: an image with more is scaled down to at most this many; None: never. Not
                 applied where a width or height is asked for.
             min_side: shortest side, in pixels, that is worth generating.
+            max_side: longest side, in pixels, that the finished image may have.
             width: wanted width; alone, the height follows from the proportions. With ``height`` the
                 image is scaled to cover both and its centre is taken.
             height: wanted height, likewise.
 
         Raises:
-            ImageError: a side of the finished image would be shorter than ``min_side``.
+            ImageError: a side of the finished image would be shorter than ``min_side`` or longer
+                than ``max_side``.
         """
         if width is not None or height is not None:
             content = _wanted_size(size, width, height)
@@ -70,6 +86,12 @@ class Frame:
                 f"the image has {size_text(size)} pixels{becomes}, too little to work on: "
                 f"both sides must be at least {min_side}; enlarge it first"
             )
+        if max(content) > max_side:
+            becomes = "" if content == size else f" and becomes {size_text(content)}"
+            raise ImageError(
+                f"the image has {size_text(size)} pixels{becomes}: both sides may be at most "
+                f"{max_side}; cut it to other proportions, or give both --width and --height"
+            )
         return cls(
             source=size,
             scaled=scaled,
@@ -80,18 +102,18 @@ class Frame:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Scale (Lanczos), crop and pad an image; the padding repeats the last row and column."""
-        image = self._cut(image, Image.Resampling.LANCZOS)
+        image = self._cut(image, _lanczos)
         if self.padded == self.content:
             return image
         return Image.fromarray(np.pad(np.asarray(image), (*self._padding(), (0, 0)), mode="edge"))
 
     def apply_mask(self, mask: Image.Image) -> Image.Image:
-        """The same for a mask: nearest neighbour; the padding is not repainted.
+        """The same for a mask, of which no stroke is lost; the padding is not repainted.
 
         Raises:
             ImageError: scaling or cropping left no white pixel.
         """
-        mask = self._cut(mask, Image.Resampling.NEAREST)
+        mask = self._cut(mask, resize_mask)
         if not mask.getbbox():
             raise ImageError(
                 f"nothing white is left of the mask where the image is used at "
@@ -111,17 +133,30 @@ class Frame:
             return image
         return image.crop((0, 0, *self.content))
 
-    def _cut(self, image: Image.Image, filter: Image.Resampling) -> Image.Image:
+    def _cut(self, image: Image.Image, resize: Resize) -> Image.Image:
         if image.size != self.source:
             raise ValueError(
                 f"image is {size_text(image.size)}, this frame's is {size_text(self.source)}"
             )
         if self.scaled != self.source:
-            image = image.resize(self.scaled, filter)
+            if self.scaled[0] * self.scaled[1] > _HUGE:
+                # Only a small part of the scaled image is wanted: cut that out first.
+                return resize(image.crop(self._box_of_content()), self.content)
+            image = resize(image, self.scaled)
         if self.content != self.scaled:
             left, top = self.offset
             image = image.crop((left, top, left + self.content[0], top + self.content[1]))
         return image
+
+    def _box_of_content(self) -> tuple[int, int, int, int]:
+        """Which part of the source becomes the content, to the pixel."""
+        starts, ends = [], []
+        for source, scaled, offset, content in zip(
+            self.source, self.scaled, self.offset, self.content, strict=True
+        ):
+            starts.append(offset * source // scaled)
+            ends.append(min(source, -(-(offset + content) * source // scaled)))
+        return (starts[0], starts[1], ends[0], ends[1])
 
     def _padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
         right, bottom = (p - c for p, c in zip(self.padded, self.content, strict=True))

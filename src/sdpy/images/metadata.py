@@ -141,6 +141,8 @@ class GeneratedImage(Image.Image):
         """Write a file as PIL does, with the metadata where it is a PNG, JPEG or WebP."""
         suffix = str(getattr(fp, "name", fp)).lower().rpartition(".")[2]
         params = {**saving(self.texts, (format or suffix).upper()), **params}
+        if self.info.get("icc_profile"):  # which PIL leaves out of JPEG files
+            params.setdefault("icc_profile", self.info["icc_profile"])
         super().save(fp, format, **params)
 
 

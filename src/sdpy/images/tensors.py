@@ -8,7 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 from sdpy.errors import OutputError
-from sdpy.images.mask import MASK_THRESHOLD
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -18,8 +17,8 @@ def image_to_tensor(image: Image.Image) -> Tensor:
 
 
 def mask_to_tensor(mask: Image.Image) -> Tensor:
-    """Mask (mode L, 0 or 255) to float32 (1, 1, H, W): 1 is repainted, 0 is kept."""
-    return torch.from_numpy(np.array(mask.convert("L")) >= MASK_THRESHOLD).float()[None, None]
+    """Mask (mode L) to float32 (1, 1, H, W): 1 is repainted, 0 is kept, and shares in between."""
+    return torch.from_numpy(np.array(mask.convert("L"))).float()[None, None] / 255
 
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:

@@ -19,7 +19,7 @@ from sdpy.components import COMPONENTS
 from sdpy.errors import UsageError
 from sdpy.options import Option, option, options_of, parse
 from sdpy.pipelines.control_options import ControlOptions
-from sdpy.pipelines.request import STRENGTH, GenerationOptions
+from sdpy.pipelines.request import STRENGTH, GenerationOptions, MaskOptions
 from sdpy.runtime.options import ModelOptions
 
 _JOB = "Jobs"
@@ -105,7 +105,9 @@ class TaskOptions:
     )
 
 
-GROUPS: tuple[type, ...] = (TaskOptions, GenerationOptions, ControlOptions, ModelOptions)
+GROUPS: tuple[type, ...] = (
+    *(TaskOptions, GenerationOptions, MaskOptions, ControlOptions, ModelOptions),
+)
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,14 @@ class Inpainting:
         return shape_of_latents(session.variant, request.image.shape[-1], request.image.shape[-2])
 
     def check(self, session: Session, request: Request) -> None:
-        """Refuse a mask of which nothing is left at the latents' resolution.
+        """Refuse a mask that repaints nothing.
 
         Raises:
-            ImageError: the mask vanishes.
+            ImageError: nothing is repainted.
         """
-        if not self._latent_mask(session, request).any():
-            factor = session.variant.vae.downsample_factor
-            raise ImageError(
-                f"the white of the mask is too fine: one latent covers {factor}x{factor} pixels; "
-                "paint larger areas white"
-            )
+        assert request.mask is not None
+        if not (request.mask > 0).any():
+            raise ImageError("the mask has nothing white, so there is nothing to repaint")
 
     def prepare(
         self, models: RequestModels, request: Request, skip: int
@@ -65,17 +62,17 @@ class Inpainting:
                 )
             encoded = yield from encode(models, request.image)
             return _blending(scaling_factor, encoded, latent_mask, skip)
-        masked = yield from encode(models, request.image * (1 - request.mask))
+        hidden = (request.mask > 0).to(request.image.dtype)
+        masked = yield from encode(models, request.image * (1 - hidden))
         # From pure noise, the image itself is not needed.
         whole = None if skip == 0 else (yield from encode(models, request.image))
         shown = MaskConditioning(latent_mask, masked, scaling_factor)
         return _conditioned(shown, whole, skip)
 
     def _latent_mask(self, session: Session, request: Request) -> Tensor:
-        """(1, 1, h, w), by nearest neighbours."""
+        """(1, 1, h, w): 1 where any of a latent's pixels is repainted, however little, else 0."""
         assert request.mask is not None
-        shape = self.latent_shape(session, request)
-        return F.interpolate(request.mask, size=shape[-2:], mode="nearest")
+        return F.max_pool2d((request.mask > 0).float(), session.variant.vae.downsample_factor)
 
 
 def _conditioned(shown: MaskConditioning, encoded: DiagonalGaussian | None, skip: int) -> Begin:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdpy.errors import UsageError
 from sdpy.options import check_ranges
-from sdpy.pipelines.request import STRENGTH, GenerationOptions, Request
+from sdpy.pipelines.request import (
+    STRENGTH,
+    GenerationOptions,
+    MaskOptions,
+    Request,
+)
 
 if TYPE_CHECKING:  # at run time these would import torch or Pillow before they are needed
     from PIL.Image import Image
     from torch import Tensor
 
-    from sdpy.images.frame import Frame
+    from sdpy.images.mask import Mask
+    from sdpy.images.reading import Picture
     from sdpy.pipelines.controlnet import Control
     from sdpy.pipelines.events import PipelineEvent
     from sdpy.runtime.session import Session
@@ -48,7 +54,7 @@ class ControlImage:
 
 
 @dataclass(frozen=True)
-class ImageRequest(GenerationOptions):
+class ImageRequest(GenerationOptions, MaskOptions):
     """A request with images as people have them.
 
     Attributes:
@@ -77,80 +83,186 @@ class PreparedRequest:
         finish: from what the model made to the finished image: without padding, and outside of a
             mask with the pixels of the image that was given.
         size: width and height of the finished image.
+        notices: what is to be said of how the images were read.
     """
 
     request: Request
     finish: Callable[[Image], Image]
     size: tuple[int, int]
+    notices: tuple[str, ...] = ()
 
 
 def prepare_request(session: Session, given: ImageRequest) -> PreparedRequest:
     """Read the images of a request and fit them to what the model takes.
 
     Raises:
-        UsageError: a number out of its range, a mask without an image, or an unknown
-            preprocessor.
-        ImageError: an image that cannot be read, or is or becomes too small.
+        UsageError: a number out of its range, a mask without an image, options of a mask without
+            one, or an unknown preprocessor.
+        ImageError: an image that cannot be read, or is or becomes too small or too large.
     """
+    check_ranges(given)
+    if given.mask is None and mask_options(given) != MaskOptions():
+        raise UsageError("--invert-mask, --mask-blur and --only-masked need a mask")
+    if given.image is not None:
+        return _prepare_image(session, given)
+    if given.mask is not None:
+        raise UsageError("a mask needs the image that it is for")
     from sdpy.images.frame import Frame
-    from sdpy.images.mask import composite, load_mask
+
+    side = session.variant.sample_size
+    whole = Frame.fit((given.width or side, given.height or side), multiple=1, min_side=1)
+    controls = tuple(_fit_control(one, whole.source, whole.apply) for one in given.controls)
+    request = Request(
+        given.prompt, strength=given.strength, controls=controls, **_shared_options(given)
+    )
+    return PreparedRequest(request, lambda image: image, whole.content)
+
+
+def _shared_options(given: ImageRequest) -> dict[str, Any]:
+    return {field.name: getattr(given, field.name) for field in fields(GenerationOptions)}
+
+
+def _prepare_image(session: Session, given: ImageRequest) -> PreparedRequest:
+    """For image-to-image, or with a mask inpainting."""
+    from sdpy.images.frame import Frame
+    from sdpy.images.mask import composite
     from sdpy.images.tensors import image_to_tensor, mask_to_tensor
     from sdpy.pipelines.task import min_side
 
-    check_ranges(given)
-    shared = {field.name: getattr(given, field.name) for field in fields(GenerationOptions)}
+    assert given.image is not None
+    if given.mask is not None and given.only_masked:
+        return _prepare_region(session, given)
     variant = session.variant
-    if given.image is None:
-        if given.mask is not None:
-            raise UsageError("a mask needs the image that it is for")
-        side = variant.sample_size
-        size = (given.width or side, given.height or side)
-        whole = Frame.fit(size, multiple=1, min_side=1)
-        controls = tuple(_fit_control(control, whole) for control in given.controls)
-        request = Request(given.prompt, strength=given.strength, controls=controls, **shared)
-        return PreparedRequest(request, lambda image: image, size)
-
-    image = _as_image(given.image)
-    mask = None if given.mask is None else load_mask(given.mask, image.size)
     frame = Frame.fit(
-        image.size,
+        _size_of(given.image),
         multiple=variant.vae.downsample_factor,
         max_pixels=variant.max_pixels,
         min_side=min_side(variant),
         width=given.width,
         height=given.height,
     )
-    controls = tuple(_fit_control(control, frame) for control in given.controls)
-    original = frame.apply(image)
-    white = None if mask is None else frame.apply_mask(mask)
+    picture = _open(given.image, least=frame.scaled)
+    frame = replace(frame, source=picture.image.size)  # smaller, if it was reduced
+    mask = None if given.mask is None else _load_mask(given, picture.image.size)
+    controls = tuple(_fit_control(one, frame.source, frame.apply) for one in given.controls)
+    original = frame.apply(picture.image)
+    white = None if mask is None else frame.apply_mask(mask.image)
     request = Request(
         given.prompt,
         image=image_to_tensor(original),
         mask=None if white is None else mask_to_tensor(white),
         strength=given.strength,
         controls=controls,
-        **shared,
+        **_shared_options(given),
     )
-    if white is None:
+    if mask is None or white is None:
         return PreparedRequest(request, frame.restore, frame.content)
+    kept = original if picture.own is None else frame.apply(picture.own)
     repainted = white
-    return PreparedRequest(
-        request,
-        lambda made: frame.restore(composite(original, made, repainted)),
-        frame.content,
+
+    def finish(made: Image) -> Image:
+        whole = composite(kept, _in_colours_of(picture, made), repainted)
+        return _with_profile(picture, frame.restore(whole))
+
+    return PreparedRequest(request, finish, frame.content, _mask_notices(given, mask))
+
+
+def _prepare_region(session: Session, given: ImageRequest) -> PreparedRequest:
+    """For inpainting of the masked part by itself, in an image of any size."""
+    from sdpy.images.region import Region
+    from sdpy.images.tensors import image_to_tensor, mask_to_tensor
+    from sdpy.pipelines.task import min_side
+
+    assert given.image is not None
+    variant = session.variant
+    picture = _open(given.image)
+    mask = _load_mask(given, picture.image.size)
+    side, size = variant.sample_size, None
+    if given.width is not None or given.height is not None:
+        size = (given.width or side, given.height or side)
+    region = Region.around(
+        mask.image,
+        padding=given.mask_padding,
+        multiple=variant.vae.downsample_factor,
+        min_side=min_side(variant),
+        pixels=(side * side, variant.max_pixels),
+        size=size,
     )
+    controls = tuple(_fit_control(one, picture.image.size, region.cut) for one in given.controls)
+    request = Request(
+        given.prompt,
+        image=image_to_tensor(region.cut(picture.image)),
+        mask=mask_to_tensor(region.cut_mask(mask.image)),
+        strength=given.strength,
+        controls=controls,
+        **_shared_options(given),
+    )
+    kept = picture.image if picture.own is None else picture.own
+
+    def finish(made: Image) -> Image:
+        whole = region.put_back(kept, _in_colours_of(picture, made), mask.image)
+        return _with_profile(picture, whole)
+
+    return PreparedRequest(request, finish, kept.size, _mask_notices(given, mask))
 
 
-def _as_image(image: ImageLike) -> Image:
-    from sdpy.images.files import load_image, to_rgb
+def mask_options(given: ImageRequest) -> MaskOptions:
+    """Those of a request's options that say how its mask is read."""
+    return MaskOptions(**{one.name: getattr(given, one.name) for one in fields(MaskOptions)})
 
-    return load_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
+
+def _load_mask(given: ImageRequest, size: tuple[int, int]) -> Mask:
+    from sdpy.images.mask import load_mask
+
+    assert given.mask is not None
+    return load_mask(given.mask, size, invert=given.invert_mask, blur=given.mask_blur)
 
 
-def _fit_control(control: ControlImage, frame: Frame) -> Control:
+def _mask_notices(given: ImageRequest, mask: Mask) -> tuple[str, ...]:
+    """Doubts about the mask, and options of it that change nothing."""
+    if not given.only_masked and given.mask_padding != MaskOptions.mask_padding:
+        return (*mask.doubts, "--mask-padding changes nothing without --only-masked")
+    return mask.doubts
+
+
+def _in_colours_of(picture: Picture, made: Image) -> Image:
+    """What was made, in the colours of the profile in which the image's pixels are kept."""
+    from sdpy.images.profiles import from_srgb
+
+    return made if picture.profile is None else from_srgb(made, picture.profile)
+
+
+def _with_profile(picture: Picture, image: Image) -> Image:
+    if picture.profile is not None:
+        image.info["icc_profile"] = picture.profile
+    return image
+
+
+def _size_of(image: ImageLike) -> tuple[int, int]:
+    """Width and height of an upright image, without decoding it."""
+    from sdpy.images.reading import size_of, upright_size
+
+    return size_of(image) if isinstance(image, str | os.PathLike) else upright_size(image)
+
+
+def _open(image: ImageLike, least: tuple[int, int] | None = None) -> Picture:
+    from sdpy.images.reading import open_picture, to_picture
+
+    if isinstance(image, str | os.PathLike):
+        return open_picture(Path(image), least=least)
+    return to_picture(image, least=least)
+
+
+def _fit_control(
+    control: ControlImage, size: tuple[int, int], cut: Callable[[Image], Image]
+) -> Control:
     """The control with its image fitted to the generated one, as the ControlNet is shown it.
 
-    An image of another size than the frame's source is scaled to cover it, and its centre taken.
+    Args:
+        control: whose image, where it has another size, is scaled to cover this one, and its
+            centre taken.
+        size: width and height of the image that is changed, or generated.
+        cut: makes what the model sees of an image of that size.
     """
     from sdpy.images.frame import Frame
     from sdpy.images.preprocess import find_preprocessor
@@ -160,10 +272,17 @@ def _fit_control(control: ControlImage, frame: Frame) -> Control:
     preprocess = find_preprocessor(
         control.preprocessor, low=control.canny_low, high=control.canny_high
     )
-    image = _as_image(control.image)
-    if image.size != frame.source:
-        width, height = frame.source
-        cover = Frame.fit(image.size, multiple=1, min_side=1, width=width, height=height)
-        image = cover.apply(image)
-    shown: Tensor = preprocess(image_to_tensor(frame.apply(image)))
+    width, height = size
+    cover = Frame.fit(
+        _size_of(control.image),
+        multiple=1,
+        min_side=1,
+        max_side=max(size),
+        width=width,
+        height=height,
+    )
+    image = _open(control.image, least=cover.scaled).image
+    if image.size != size:
+        image = replace(cover, source=image.size).apply(image)
+    shown: Tensor = preprocess(image_to_tensor(cut(image)))
     return Control(Path(control.weights), shown, control.scale, control.start, control.end)

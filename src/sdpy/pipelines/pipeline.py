@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from sdpy.images.metadata import NO_TEXTS, GeneratedImage
 from sdpy.images.tensors import tensor_to_image
 from sdpy.options import parse
-from sdpy.pipelines.events import ImageDecoded, ImageReady, PipelineEvent, Progress
+from sdpy.pipelines.events import ImageDecoded, ImageReady, Notice, PipelineEvent, Progress
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.inputs import ImageRequest, prepare_request
 from sdpy.pipelines.plan import plan_request, resolved
@@ -176,6 +176,7 @@ class Pipeline:
         """The events of several requests, which are computed together where that can be done."""
         prepared = [prepare_request(self.session, request) for request in requests]
         recorders = [Recorder(self.session, request) for request in requests]
+        yield from (Notice(text) for one in prepared for text in one.notices)
         is_computing = False
         for event in generate(self.session, [one.request for one in prepared]):
             if isinstance(event, Progress) and self.metadata and not is_computing:

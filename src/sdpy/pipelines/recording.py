@@ -19,9 +19,9 @@ from sdpy.images.metadata import ImageTexts
 from sdpy.metadata.parameters import Parameters, parameters_text
 from sdpy.metadata.record import ImageRecord, RecordedFile
 from sdpy.options import facts_of, given, number_text
-from sdpy.pipelines.inputs import ControlImage, ImageRequest
+from sdpy.pipelines.inputs import ControlImage, ImageRequest, mask_options
 from sdpy.pipelines.plan import find_task_name
-from sdpy.pipelines.request import Request, shown_path
+from sdpy.pipelines.request import MaskOptions, Request, shown_path
 from sdpy.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class Recorder:
         for name, image in (("image", self.asked.image), ("mask", self.asked.mask)):
             if isinstance(image, str | os.PathLike):
                 options[name] = shown_path(image)
+        if self._mask_options is not None:
+            options |= _plain(given(self._mask_options))
         options |= _control_options(self.asked.controls)
         return ImageRecord(
             task=find_task_name(resolved),
@@ -95,6 +97,8 @@ class Recorder:
         """What A1111's text says of an image."""
         session = self.session
         labelled = facts_of(resolved)
+        if self._mask_options is not None:
+            labelled |= facts_of(self._mask_options)
         facts = {label: labelled.pop(label) for label in _FIRST_FACTS if label in labelled}
         facts["Size"] = f"{record.size[0]}x{record.size[1]}"
         facts["Model hash"] = _short(record.files_of("unet"))
@@ -123,6 +127,11 @@ class Recorder:
             facts |= approximation.facts()
         facts["Version"] = f"sdpy {__version__}"
         return Parameters(record.prompt, resolved.negative_prompt or "", facts)
+
+    @property
+    def _mask_options(self) -> MaskOptions | None:
+        """How the mask was read; None where there is none."""
+        return None if self.asked.mask is None else mask_options(self.asked)
 
     @cached_property
     def _weights(self) -> list[tuple[str, FileState]]:
@@ -167,7 +176,7 @@ def _name_and_hash(session: Session, image: ImageLike) -> tuple[str, str]:
 
 def hash_of_pixels(image: Image) -> str:
     """The SHA-256 of an image's RGB pixels in hexadecimal digits; its size counts, too."""
-    from sdpy.images.files import to_rgb
+    from sdpy.images.reading import to_rgb
 
     rgb = to_rgb(image)
     return hashlib.sha256(b"%d %d " % rgb.size + rgb.tobytes()).hexdigest()

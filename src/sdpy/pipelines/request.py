@@ -25,6 +25,7 @@ _PROMPT = "Prompts"
 _SIZES = "Sizes that Stable Diffusion XL is told"
 _FASTER = "Faster, approximately"
 _ADDED = "LoRA and textual inversion"
+_MASK = "Mask"
 
 AUTO = "auto"
 RANDOM = "random"
@@ -526,6 +527,51 @@ class GenerationOptions:
         return tuple(chosen)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """How a mask is read, and what is painted of an image that has one."""
+
+    invert_mask: bool = option(
+        False,
+        "--invert-mask",
+        help="Repaint what is black in the mask, and keep what is white.",
+        panel=_MASK,
+        label="Mask mode",
+        show=lambda invert: "Inpaint not masked" if invert else "Inpaint masked",
+    )
+    mask_blur: float = option(
+        0.0,
+        "--mask-blur",
+        help="Soften the mask by a Gaussian blur with so many pixels of standard deviation.",
+        panel=_MASK,
+        metavar="PIXELS",
+        minimum=0.0,
+        maximum=1024.0,
+        label="Mask blur",
+        show=number_text,
+    )
+    only_masked: bool = option(
+        False,
+        "--only-masked",
+        help="Paint the masked part by itself, at the size that the model works with (or --width "
+        "and --height), and put it back. The image keeps its size.",
+        panel=_MASK,
+        label="Inpaint area",
+        show=lambda only: "Only masked" if only else "Whole picture",
+    )
+    mask_padding: int = option(
+        32,
+        "--mask-padding",
+        "--only-masked-padding",
+        help="Pixels of the image around the masked part that --only-masked lets the model see.",
+        panel=_MASK,
+        metavar="PIXELS",
+        minimum=0,
+        maximum=8192,
+        label="Masked area padding",
+    )
+
+
 STRENGTH = option(
     None,
     "--strength",
@@ -548,7 +594,8 @@ class Request(GenerationOptions):
     Attributes:
         prompt: what to generate.
         image: (1, 3, H, W) in [-1, 1], H and W multiples of what one latent covers; None for none.
-        mask: (1, 1, H, W), 1 where the image is repainted and 0 where it is kept; None for none.
+        mask: (1, 1, H, W) in [0, 1], 1 where the image is repainted and 0 where it is kept; in
+            between, a share of either is for whoever puts the result together. None for none.
         strength: share of the steps that is done, in [0, 1]; None for the task's own, 0.8 for
             image-to-image and 1 for inpainting.
         controls: ControlNets and what they are shown.
