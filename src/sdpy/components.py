@@ -119,6 +119,11 @@ COMPONENTS: dict[str, Component] = {
             tokenizer="tokenizer_2",
             telltales=("text_model.", "embeddings.token_embedding.", "encoder.layers."),
             original_telltales=("transformer.resblocks.",),
+            adapter_prefixes=(
+                *("text_encoder_2.base_model.model.", "text_encoder_2."),
+                "lora_te2_",
+                *("clip_g.transformer.", "text_encoders.clip_g.transformer."),
+            ),
         ),
         Component(
             name="unet",

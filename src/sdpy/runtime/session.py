@@ -30,6 +30,7 @@ from sdpy.checkpoints import (
     outline_of,
     read_checkpoint,
 )
+from sdpy.components import components_with_role
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import (
     AutoencoderKL,
@@ -56,7 +57,7 @@ from sdpy.zoo.variants import ModelVariant
 if TYPE_CHECKING:
     from sdpy.runtime.options import ModelOptions
 
-TAKES_LORAS = ("text_encoder", "unet")
+TAKES_LORAS = frozenset(one.name for one in components_with_role("text_encoder", "unet"))
 """Components into which LoRAs are merged."""
 
 PROMPTS_CACHED = 256
@@ -261,7 +262,7 @@ class Session:
             models[name] = self.source.make(name)
             check_weights(models[name], self.source.checkpoint(name), component=name)
         self._check_latents()
-        check_loras(loras, {name: models[name] for name in TAKES_LORAS})
+        check_loras(loras, {name: models[name] for name in names if name in TAKES_LORAS})
         self._checked.add(checked)
 
     def _check_latents(self) -> None:

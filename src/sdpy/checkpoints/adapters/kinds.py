@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from sdpy.checkpoints.adapters.names import split_name
 from sdpy.checkpoints.adapters.registry import ENDINGS
 
 # Patterns of names that tell what a file is, in this order.
@@ -35,13 +36,13 @@ OTHER_KINDS: tuple[tuple[str, str], ...] = (
         "a LoRA for a diffusion transformer (FLUX, SD 3, ...)",
     ),
     (r"lora_prior_", "a LoRA for Stable Cascade"),
-    (r"lora_te2_|text_encoder_2\.|clip_g\.", "a LoRA for Stable Diffusion XL"),
 )
 
+XL = "Stable Diffusion XL"
 CONTEXT_WIDTHS: dict[int, str] = {
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
-    2048: "Stable Diffusion XL",
+    2048: XL,
     1280: "the refiner of Stable Diffusion XL",
 }
 _CONTEXT_LAYER = re.compile(
@@ -63,7 +64,13 @@ def guess_adapter(outline: Mapping[str, Tensor]) -> str | None:
 
 
 def guess_family(outline: Mapping[str, Tensor]) -> str | None:
-    """For which family of models an adapter is, by how wide the text is that its layers look at."""
+    """For which family of models an adapter is, where it tells.
+
+    By its layers for a second text encoder, or by how wide the text is that others look at.
+    """
+    owners = {split_name(name)[0].component for name in outline}
+    if "text_encoder_2" in owners:
+        return XL
     for name, tensor in outline.items():
         if _CONTEXT_LAYER.search(name) and tensor.ndim >= 2:
             return CONTEXT_WIDTHS.get(tensor.shape[1])

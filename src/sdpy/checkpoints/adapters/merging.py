@@ -12,6 +12,7 @@ from sdpy.checkpoints.adapters.base import Adapter, Factors
 from sdpy.checkpoints.adapters.difference import BIASES
 from sdpy.checkpoints.adapters.files import Lora, lora_files
 from sdpy.checkpoints.adapters.kinds import (
+    XL,
     guess_adapter,
     guess_family,
     model_family,
@@ -30,6 +31,9 @@ Change = Callable[[Tensor], Tensor]
 
 BUNDLED = "bundle_emb."
 """Before the names of textual inversions within a LoRA's file."""
+
+SOLE = "lora_te_"
+"""Before the layers of the only text encoder of a model."""
 
 _ENDINGS = sorted(ENDINGS, key=len, reverse=True)
 _SHOWN = 3
@@ -226,8 +230,10 @@ class AdapterFile:
         return placed
 
     def _check_family(self, models: Mapping[str, nn.Module]) -> None:
-        theirs = guess_family(self.source.outline)
-        ours = model_family(models)
+        theirs, ours = guess_family(self.source.outline), model_family(models)
+        # kohya's programs number the text encoders where there are two.
+        if theirs is None and ours == XL and any(n.startswith(SOLE) for n in self.source.outline):
+            theirs = "Stable Diffusion 1.x or 2.x"
         if theirs is not None and ours is not None and theirs != ours:
             raise WeightsError(
                 f"{self.source.path} cannot be merged: it looks like a LoRA for {theirs}, but the "

@@ -100,6 +100,6 @@ def _original_names(own: list[str], role: str) -> dict[str, str]:
     except ValueError:  # a UNet that the original programs cannot express
         return {}
     return {
-        theirs.removesuffix(".weight"): ours[0].removesuffix(".weight")
+        theirs.removesuffix(".weight"): ours.removesuffix(".weight")
         for theirs, ours in renamed.items()
     }
