@@ -51,6 +51,7 @@ class DemoModel:
         cls,
         folder: Path | None = None,
         *,
+        variant: ModelVariant | None = None,
         files: Mapping[str, Path] | None = None,
         device: str | None = None,
     ) -> DemoModel:
@@ -58,10 +59,13 @@ class DemoModel:
 
         Args:
             folder: of other weights than the bundled ones, under the same names.
+            variant: what these weights are; None for the same as the bundled ones.
             files: weights that take the place of single components, by the component's name.
             device: where the model runs; None for the best that there is.
         """
-        variant = DEMO if folder is None else dataclasses.replace(DEMO, bundled=folder)
+        variant = DEMO if variant is None else variant
+        if folder is not None:
+            variant = dataclasses.replace(variant, bundled=folder)
         assert variant.bundled is not None
         source = ModelSource(variant, find_files(variant, variant.bundled, files))
         return cls(Session(source, place(device=device)))

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from scripts.demo import scenes
 from scripts.demo.adherence import ATTRIBUTES, Attributes, attributes
 from scripts.demo.scenes import Scene
-from scripts.demo.training.data import SIZE
 from scripts.demo.training.trainer import channels_last
 from scripts.reports import tell
 from sdpy.files import atomic_write
 from sdpy.images.tensors import image_to_tensor, tensor_to_image
 
 CLASSIFIER_FILE = "classifier.pt"
+
+SIDE = 64
+"""Pixels a side of the images as the classifier sees them."""
 
 CLASSIFIER_SET = 7001
 """Number of the set of scenes (`scripts.demo.scenes.scene_at`) that it is trained on."""
@@ -53,14 +55,22 @@ class AttributeClassifier(nn.Module):
 
 
 def train_classifier(
-    file: Path, renders: int, epochs: int = 4, batch: int = 64
+    file: Path, renders: int, size: int, epochs: int = 4, batch: int = 64
 ) -> AttributeClassifier:
-    """Train a classifier on scenes of its own, augmented anew each time, and save it."""
+    """Train a classifier on scenes of its own, augmented anew each time, and save it.
+
+    Args:
+        file: to save it to.
+        renders: number of scenes.
+        size: pixels a side at which they are drawn.
+        epochs: times that each is seen.
+        batch: images of a training step.
+    """
     torch.manual_seed(CLASSIFIER_SET)
     drawn = [scenes.scene_at(i, CLASSIFIER_SET, None) for i in range(renders)]
-    images = torch.empty(renders, 3, SIZE // 2, SIZE // 2, dtype=torch.half)
+    images = torch.empty(renders, 3, SIDE, SIDE, dtype=torch.half)
     for i, scene in enumerate(drawn, start=1):
-        images[i - 1] = downsample(render(scene))[0]
+        images[i - 1] = downsample(render(scene, size))[0]
         if i % 2000 == 0:
             tell(f"classifier: {i} of {renders} images drawn")
     expected = torch.tensor(
@@ -89,8 +99,8 @@ def train_classifier(
 
 
 def downsample(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) at half the size, at which the classifier sees them."""
-    return F.avg_pool2d(images, 2)
+    """Images (B, 3, H, W) at the size at which the classifier sees them."""
+    return F.avg_pool2d(images, images.shape[-1] // SIDE)
 
 
 def augment(images: Tensor) -> Tensor:
@@ -128,10 +138,10 @@ def load_classifier(file: Path) -> AttributeClassifier:
     return channels_last(classifier).eval()
 
 
-def find_classifier(file: Path, renders: int) -> AttributeClassifier:
+def find_classifier(file: Path, renders: int, size: int) -> AttributeClassifier:
     """The classifier in the file, or one that is trained first and left there."""
     if not file.exists():
-        train_classifier(file, renders)
+        train_classifier(file, renders, size)
     return load_classifier(file)
 
 
@@ -148,6 +158,6 @@ def classify(classifier: AttributeClassifier, images: Sequence[Tensor]) -> list[
     return seen
 
 
-def render(scene: Scene, size: int = SIZE) -> Tensor:
+def render(scene: Scene, size: int) -> Tensor:
     """The scene drawn, (1, 3, size, size) in [-1, 1]."""
     return image_to_tensor(Image.fromarray(scenes.draw(scene, size)))

@@ -16,7 +16,7 @@ subject, colour, time of day, weather. The parts print Markdown tables:
     sheet       draws prompts by seeds, ``RUN/prompts.png``, to look at
 
 The bundled weights are measured unless ``--files`` names a folder of others, or ``--state`` asks
-for the averages of an unfinished training in ``RUN``.
+for the averages of an unfinished training in ``RUN``; ``--recipe`` says which sizes these have.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from scripts.demo.classifier import (
     render,
     train_classifier,
 )
+from scripts.demo.recipes import RECIPES
 from scripts.demo.scenes import Scene
 from scripts.demo.sheets import wrap, write_sheet
 from scripts.demo.training.denoiser import SHEET_PROMPTS
@@ -88,6 +89,7 @@ class Evaluation:
         run: folder of the classifier and the sheets.
         files: folder of other weights than the bundled ones; None for these.
         state: whether to measure the state of an unfinished training in ``run``.
+        recipe: name of the recipe that the weights were trained by.
         renders: scenes that the classifier is trained on.
         prompts: prompts of the table of adherence.
         setting_prompts: prompts for each setting.
@@ -98,6 +100,7 @@ class Evaluation:
     run: Path
     files: Path | None
     state: bool
+    recipe: str
     renders: int
     prompts: int
     setting_prompts: int
@@ -110,8 +113,15 @@ class Evaluation:
         folder = self.files
         if self.state:
             folder = self.run / "state"
-            write_models(TrainingOptions(run=self.run), folder, torch.float32)
-        return DemoModel.open(folder)
+            options = TrainingOptions(run=self.run, recipe_name=self.recipe)
+            write_models(options, folder, torch.float32)
+        variant = None if folder is None else RECIPES[self.recipe].variant
+        return DemoModel.open(folder, variant=variant)
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of the images."""
+        return RECIPES[self.recipe].size
 
     @cached_property
     def classifier(self) -> AttributeClassifier:
@@ -146,9 +156,10 @@ def print_scores(first: str, scores: Mapping[str, Mapping[str, float]]) -> None:
 
 def evaluate_classifier(evaluation: Evaluation) -> Results:
     """Train the classifier, and test it on scenes that it has not seen."""
-    classifier = train_classifier(evaluation.run / CLASSIFIER_FILE, evaluation.renders)
+    file, size = evaluation.run / CLASSIFIER_FILE, evaluation.size
+    classifier = train_classifier(file, evaluation.renders, size)
     fresh = [scenes.scene_at(i, FRESH_SET, None) for i in range(FRESH_SCENES)]
-    seen = classify(classifier, [render(scene) for scene in fresh])
+    seen = classify(classifier, [render(scene, size) for scene in fresh])
     scores = {f"fresh renders ({len(fresh)})": score(fresh, seen)}
     print_scores("images, % classified as they are", scores)
     return scores
@@ -223,6 +234,7 @@ def evaluate_cost(evaluation: Evaluation) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "sdpy", "generate", "lighthouse at dark"]
         command += ["--model", "demo", "--quiet", "--output", f"{folder}/image.png"]
+        command += ["--width", str(evaluation.model.size), "--height", str(evaluation.model.size)]
         command += [str(word) for option in options.items() for word in option]
         started = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -364,6 +376,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--files", type=Path, help="folder of other weights than the bundled ones")
     source.add_argument("--state", action="store_true", help="measure the training state in RUN")
+    parser.add_argument(
+        "--recipe", choices=list(RECIPES), default="demo", help="sizes of the weights"
+    )
     parser.add_argument(
         "--renders", type=int, default=16_000, help="scenes that the classifier is trained on"
     )

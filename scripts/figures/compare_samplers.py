@@ -369,7 +369,7 @@ def measure_as_asked(options: argparse.Namespace) -> Results:
     file.parent.mkdir(parents=True, exist_ok=True)
     classifier_file: Path = options.classifier or file.parent / CLASSIFIER_FILE
     model = DemoModel.open(options.files, device=options.device)
-    classifier = find_classifier(classifier_file, options.renders)
+    classifier = find_classifier(classifier_file, options.renders, model.size)
     setup = Setup(
         options.prompts,
         options.solved,

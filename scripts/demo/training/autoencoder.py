@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,45 +9,72 @@ from torch import Tensor, nn
 
 from scripts.demo import scenes
 from scripts.demo.sheets import psnr, write_sheet
-from scripts.demo.training.data import SIZE, image_batches, load_images, to_tensor
+from scripts.demo.training.clock import Clock
+from scripts.demo.training.data import (
+    LATENTS_FILE,
+    ImageSet,
+    device_generator,
+    step_generator,
+    to_tensor,
+)
+from scripts.demo.training.log import Log
 from scripts.demo.training.models import load_autoencoder, load_averages
 from scripts.demo.training.options import TrainingOptions
-from scripts.demo.training.trainer import Log, Trainer, autocast, channels_last
+from scripts.demo.training.trainer import Trainer, autocast, channels_last
 from sdpy.models import AutoencoderKL, AutoencoderTiny
-from sdpy.zoo.variants import DEMO
 
 CROP = 64
 """Pixels a side of the autoencoder's first, cheaper training images."""
 
+CROPPED_SHARE = 0.7
+"""Share of the autoencoder's training on crops, where time is limited."""
+
+CROPS_A_STEP = 4
+"""Times as many crops as whole images in a step."""
+
+DIVERGENCE_WEIGHT = 1e-6
+
 
 def train_autoencoder(options: TrainingOptions) -> None:
     """Train the autoencoder on crops, then for a while on whole images."""
-    vae = AutoencoderKL(DEMO.vae)
-    crop_steps = options.autoencoder_crops // options.batch
-    steps = crop_steps + options.autoencoder_images // options.batch
+    torch.manual_seed(options.seed)
+    vae = AutoencoderKL(options.recipe.variant.vae)
+    size = options.recipe.size
+    crops = options.images_a_step * (CROPS_A_STEP if size > 2 * CROP else 1)
+    crop_steps = options.autoencoder_crops // crops
+    steps = crop_steps + options.autoencoder_images // options.images_a_step
     trainer = Trainer(options, "autoencoder", {"vae": vae}, steps)
-    generator = torch.Generator(options.device).manual_seed(options.seed + trainer.step)
-    batches: Iterator[Tensor] | None = None
-    whole = False
-    while not trainer.done:
-        if batches is None or whole != (trainer.step >= crop_steps):
-            whole = trainer.step >= crop_steps
-            crop = SIZE if whole else CROP
-            batches = image_batches(options, "autoencoder", trainer.step, crop)
-        image = next(batches)
+    images = ImageSet(options)
+
+    def on_crops(step: int) -> bool:
+        if trainer.clock.limit is None:
+            return step < crop_steps
+        return step < CROPPED_SHARE * trainer.steps
+
+    cropped: dict[int, bool] = {}
+
+    def loss_at(step: int) -> Tensor:
+        # A step that is done again must see the same images, whatever is planned by then.
+        small = cropped.setdefault(step, on_crops(step))
+        cropped.pop(step - 2 * trainer.log_every, None)
+        rng = step_generator(options, "autoencoder", step)
+        side, batch = (CROP, crops) if small else (size, options.images_a_step)
+        index = torch.from_numpy(rng.integers(images.count, size=batch))
+        y, x = rng.integers(0, size - side + 1, size=2)
+        image = images.batch(index, side, (int(y), int(x)))
         with autocast(options):
             latents = vae.encode(image)
-            noise = torch.randn(latents.mean.shape, generator=generator, device=options.device)
-            decoded = vae.decode(latents.sample(noise))
-        mean, std = latents.mean.float(), latents.std.float()
+            mean, std = latents.mean.float(), latents.std.float()
+            generator = device_generator(options, rng)
+            noise = torch.randn(mean.shape, generator=generator, device=options.device)
+            decoded = vae.decode(mean + std * noise).float()
         divergence = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
-        trainer.update(reconstruction_loss(decoded.float(), image) + 1e-6 * divergence)
-        if trainer.step % 100 == 0:
-            error = F.mse_loss(decoded.float().clamp(-1, 1), image).item()
-            trainer.log(
-                f"step {trainer.step} of {steps}, {psnr(error):.2f} dB, KL {divergence:.2f}, "
-                f"std {std.mean():.3f}, {trainer.minutes:.1f} min"
-            )
+        trainer.note("mse", F.mse_loss(decoded.clamp(-1, 1), image))
+        trainer.note("KL", divergence)
+        return reconstruction_loss(decoded, image) + DIVERGENCE_WEIGHT * divergence
+
+    for _ in trainer.train(loss_at):
+        pass
     report_reconstruction(options, trainer.averages["vae"], trainer.log)
 
 
@@ -70,9 +95,10 @@ def reconstruction_loss(decoded: Tensor, image: Tensor) -> Tensor:
 
 def report_reconstruction(options: TrainingOptions, vae: nn.Module, log: Log) -> None:
     """Log the error on images that were not trained on, and write a sheet of pairs."""
-    drawn = [scenes.draw(scenes.scene_at(i, options.seed + 1), SIZE) for i in range(64)]
+    size = options.recipe.size
+    drawn = [scenes.draw(scenes.scene_at(i, options.seed + 1), size) for i in range(64)]
     assert isinstance(vae, AutoencoderKL | AutoencoderTiny)
-    images = to_tensor(np.stack(drawn))
+    images = to_tensor(torch.from_numpy(np.stack(drawn)))
     decoded = []
     with torch.no_grad():
         for batch in images.to(options.device).split(16):
@@ -88,26 +114,26 @@ def encode_images(options: TrainingOptions) -> None:
     The mean and deviation of each channel go into ``quant_conv`` and ``post_quant_conv``, so that
     the latents have mean 0 and variance 1 and the scaling factor is 1.
     """
-    path = options.run / "latents.pt"
+    path = options.run / LATENTS_FILE
     if path.exists():
         return
-    log = Log(options, "latents")
-    vae = channels_last(AutoencoderKL(DEMO.vae).to(options.device))
+    log, clock = Log(options, "latents"), Clock(options, "latents")
+    vae = channels_last(AutoencoderKL(options.recipe.variant.vae).to(options.device))
     load_averages(vae, options.run / "autoencoder.pt")
-    images = load_images(options)
-    means = []
-    for start in range(0, len(images), 64):
-        batch = to_tensor(images[start : start + 64].copy(), options.device)
+    images = ImageSet(options)
+    encoded = torch.empty(images.count, *options.recipe.latents_shape, device=options.device)
+    for index in torch.arange(images.count).split(64):
         with torch.no_grad(), autocast(options):
-            means.append(vae.encode(batch).mean.float().cpu())
-        if start % 6400 == 0:
-            log(f"{start} of {len(images)}")
-    encoded = torch.cat(means)
+            mean = vae.encode(images.batch(index)).mean
+        encoded[index[0] : index[-1] + 1] = mean.float()
     mean, std = encoded.mean(dim=(0, 2, 3)), encoded.std(dim=(0, 2, 3))
     log(f"channel means {mean.tolist()}, deviations {std.tolist()}")
     fold_normalisation(vae, mean, std)
     normalised = (encoded - mean[:, None, None]) / std[:, None, None]
-    torch.save({"vae": vae.state_dict(), "latents": normalised.half()}, path)
+    partial = path.with_suffix(".part")
+    torch.save({"vae": vae.cpu().state_dict(), "latents": normalised.half().cpu()}, partial)
+    partial.rename(path)
+    clock.save()
 
 
 @torch.no_grad()
@@ -129,16 +155,22 @@ def train_decoder(options: TrainingOptions) -> None:
     """Go on training the decoder alone, on whole images and the frozen encoder's latents."""
     vae = load_autoencoder(options)
     vae.decoder.requires_grad_(True)
-    trainer = Trainer(options, "decoder", {"vae": vae}, options.decoder_images // options.batch)
-    batches = image_batches(options, "decoder", trainer.step, SIZE)
-    while not trainer.done:
-        image = next(batches)
+    steps = options.decoder_images // options.images_a_step
+    trainer = Trainer(options, "decoder", {"vae": vae}, steps, log_every=50)
+    images = ImageSet(options)
+
+    def loss_at(step: int) -> Tensor:
+        rng = step_generator(options, "decoder", step)
+        image = images.batch(
+            torch.from_numpy(rng.integers(images.count, size=options.images_a_step))
+        )
         with autocast(options):
             with torch.no_grad():
-                encoded = vae.encode(image)
-            decoded = vae.decode(encoded.mean)
-        trainer.update(reconstruction_loss(decoded.float(), image))
-        if trainer.step % 50 == 0:
-            error = F.mse_loss(decoded.float().clamp(-1, 1), image).item()
-            trainer.log(f"step {trainer.step} of {trainer.steps}, {psnr(error):.2f} dB")
+                latents = vae.encode(image).mean
+            decoded = vae.decode(latents).float()
+        trainer.note("mse", F.mse_loss(decoded.clamp(-1, 1), image))
+        return reconstruction_loss(decoded, image)
+
+    for _ in trainer.train(loss_at):
+        pass
     report_reconstruction(options, trainer.averages["vae"], trainer.log)

@@ -2,63 +2,67 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scripts.demo import scenes
 from scripts.demo.sheets import write_sheet
-from scripts.demo.training.data import SIZE, load_latents, load_tokenizer, step_generator, tokenize
+from scripts.demo.training.data import (
+    EMPTY_CAPTIONS,
+    CaptionSet,
+    device_generator,
+    load_latents,
+    load_tokenizer,
+    step_generator,
+    tokenize,
+)
 from scripts.demo.training.diffusion import add_noise, stratified_timesteps, velocity_of
+from scripts.demo.training.log import worker, workers
 from scripts.demo.training.models import load_autoencoder, load_denoiser
 from scripts.demo.training.options import TrainingOptions
-from scripts.demo.training.trainer import Trainer, autocast, worker, workers
+from scripts.demo.training.trainer import Trainer, autocast, full_precision
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
 from sdpy.schedulers.ddim import DDIMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
-from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.variants import DEMO
-
-EMPTY_CAPTIONS = 0.1
-"""Share of training samples without caption, which classifier-free guidance needs."""
 
 GUIDANCE_SCALE = 4.0
 """Guidance scale of the sheets of samples."""
 
+SHEET_SECONDS = 600
+"""Time between two sheets of samples, where the time of the training is not limited."""
+
 
 def train_denoiser(options: TrainingOptions) -> None:
-    """Train UNet and text encoder on the latents and fresh paraphrases of their captions."""
+    """Train UNet and text encoder on the latents and the many captions of their images."""
     torch.manual_seed(options.seed)
-    unet, text_encoder = UNet2DConditionModel(DEMO.unet), CLIPTextModel(DEMO.text_encoder)
+    variant = options.recipe.variant
+    unet, text_encoder = UNet2DConditionModel(variant.unet), CLIPTextModel(variant.text_encoder)
     for parameter in unet.conv_out.parameters():
         nn.init.zeros_(parameter)
     steps = options.denoiser_samples // options.batch
     models = {"unet": unet, "text": text_encoder}
-    trainer = Trainer(options, "denoiser", models, steps)
-    data = load_latents(options)
-    tokenizer = load_tokenizer(options.run)
-    alphas = make_alphas_cumprod(DEMO.noise).float().to(options.device)
-    losses: list[float] = []
-    sampled = time.monotonic()
-    while not trainer.done:
-        batch = draw_batch(options, trainer.step, data, tokenizer)
-        loss = velocity_loss(options, trainer.models, alphas, batch).mean()
-        trainer.update(loss)
-        losses.append(loss.item())
-        if trainer.step % 200 == 0:
-            trainer.log(
-                f"step {trainer.step} of {steps}, loss {sum(losses) / len(losses):.4f}, "
-                f"{trainer.minutes:.1f} min"
-            )
-            losses = []
-        if worker() == 0 and trainer.step % 2000 == 0:
-            report_guidance(options, trainer, tokenizer, alphas)
-        if worker() == 0 and (time.monotonic() - sampled > 600 or trainer.done):
-            write_samples(options, trainer.averages, tokenizer, options.run / "sheet.png")
-            sampled = time.monotonic()
+    trainer = Trainer(options, "denoiser", models, steps, log_every=200)
+    latents, captions = load_latents(options), CaptionSet(options)
+    alphas = make_alphas_cumprod(variant.noise).float().to(options.device)
+
+    def loss_at(step: int) -> Tensor:
+        batch = draw_batch(options, step, latents, captions)
+        return velocity_loss(options, trainer.models, alphas, batch).mean()
+
+    sampled = trainer.clock.elapsed
+    for step in trainer.train(loss_at):
+        if worker() > 0:
+            continue
+        if step % 2000 == 0:
+            report_guidance(options, trainer, latents, alphas)
+        timed = trainer.clock.limit is not None
+        if trainer.done or (not timed and trainer.clock.elapsed - sampled > SHEET_SECONDS):
+            write_samples(options, trainer.averages, options.run / "sheet.png")
+            sampled = trainer.clock.elapsed
 
 
 @dataclass(frozen=True)
@@ -78,28 +82,21 @@ class Batch:
     tokens: Tensor
 
 
-def draw_batch(
-    options: TrainingOptions, step: int, data: Tensor, tokenizer: CLIPTokenizer
-) -> Batch:
-    """This process's share of the batch of a training step, the same for the same seed."""
+def draw_batch(options: TrainingOptions, step: int, latents: Tensor, captions: CaptionSet) -> Batch:
+    """This process's share of the batch of a training step, the same for the same seed.
+
+    Everything is drawn on the device.
+    """
     rng = step_generator(options, "denoiser", step)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    index = rng.integers(len(data), size=options.batch)
-    captions = [
-        ""
-        if rng.random() < EMPTY_CAPTIONS
-        else scenes.caption_at(int(i), options.seed, version=int(rng.integers(2**31)))
-        for i in index
-    ]
-    noise = torch.randn((options.batch, *data.shape[1:]), generator=generator)
-    timesteps = stratified_timesteps(options.batch, DEMO.noise.num_train_timesteps, generator)
+    generator = device_generator(options, rng)
+    device = latents.device
+    index = torch.randint(len(latents), (options.batch,), generator=generator, device=device)
+    tokens = captions.draw(index, generator, EMPTY_CAPTIONS)
+    noise = torch.randn((options.batch, *latents.shape[1:]), generator=generator, device=device)
+    count = options.recipe.variant.noise.num_train_timesteps
+    timesteps = stratified_timesteps(options.batch, count, generator)
     mine = slice(worker(), None, workers())
-    return Batch(
-        clean=data[torch.from_numpy(index[mine])].float().to(options.device),
-        noise=noise[mine].to(options.device),
-        timesteps=timesteps[mine].to(options.device),
-        tokens=tokenize(tokenizer, captions[mine], options.device),
-    )
+    return Batch(latents[index[mine]].float(), noise[mine], timesteps[mine], tokens[mine])
 
 
 def velocity_loss(
@@ -109,7 +106,8 @@ def velocity_loss(
     noisy = add_noise(alphas, batch.clean, batch.noise, batch.timesteps)
     velocity = velocity_of(alphas, batch.clean, batch.noise, batch.timesteps)
     with autocast(options):
-        context = models["text"](batch.tokens)
+        with full_precision(options):
+            context = models["text"](batch.tokens)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         predicted = models["unet"](noisy, batch.timesteps, context)
     return (predicted.float() - velocity).square().mean(dim=(1, 2, 3))
@@ -117,25 +115,33 @@ def velocity_loss(
 
 @torch.no_grad()
 def report_guidance(
-    options: TrainingOptions, trainer: Trainer, tokenizer: CLIPTokenizer, alphas: Tensor
+    options: TrainingOptions, trainer: Trainer, latents: Tensor, alphas: Tensor
 ) -> None:
     """Log the loss at several noise levels with the right, an empty and a wrong caption.
 
     The gap between them is what the text is worth at that level.
     """
-    index = list(range(64))
-    clean = load_latents(options)[index].float().to(options.device)
+    index = list(range(min(64, len(latents))))
+    half = len(index) // 2
+    clean = latents[index].float()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(options.device)
     right = [scenes.caption_at(i, options.seed) for i in index]
-    captions = {"right": right, "empty": [""] * 64, "wrong": right[32:] + right[:32]}
+    captions = {"right": right, "empty": [""] * len(index), "wrong": right[half:] + right[:half]}
     for level in (999, 800, 600, 400, 200):
-        timesteps = torch.full((64,), level, device=options.device)
+        timesteps = torch.full((len(index),), level, device=options.device)
         losses = []
         for name, texts in captions.items():
-            batch = Batch(clean, noise, timesteps, tokenize(tokenizer, texts, options.device))
+            batch = Batch(clean, noise, timesteps, token_ids(options, texts))
             loss = velocity_loss(options, trainer.averages, alphas, batch).mean()
             losses.append(f"{name} {loss:.4f}")
         trainer.log(f"t {level}: {', '.join(losses)}")
+
+
+def token_ids(options: TrainingOptions, captions: list[str]) -> Tensor:
+    """Token ids (B, T) of captions, on the device."""
+    config = options.recipe.variant.text_encoder
+    ids: np.ndarray = tokenize(load_tokenizer(options), captions, config)
+    return torch.from_numpy(ids).to(options.device)
 
 
 SHEET_PROMPTS = (
@@ -162,21 +168,20 @@ SHEET_PROMPTS = (
 def write_samples(
     options: TrainingOptions,
     models: nn.ModuleDict,
-    tokenizer: CLIPTokenizer,
     path: Path,
     steps: int = 30,
     each: int = 2,
 ) -> None:
     """Write a sheet of samples of `SHEET_PROMPTS`, ``each`` of every prompt, made with DDIM."""
     captions = [prompt for prompt in SHEET_PROMPTS for _ in range(each)]
-    factor = DEMO.vae.downsample_factor
-    shape = (len(captions), DEMO.unet.in_channels, SIZE // factor, SIZE // factor)
+    shape = (len(captions), *options.recipe.latents_shape)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(32)).to(options.device)
-    tokens = tokenize(tokenizer, [""] * len(captions) + captions, options.device)
-    scheduler = DDIMScheduler(DEMO.noise, timestep_spacing="trailing")
+    tokens = token_ids(options, [""] * len(captions) + captions)
+    scheduler = DDIMScheduler(options.recipe.variant.noise, timestep_spacing="trailing")
     scheduler.set_timesteps(steps)
     with autocast(options):
-        context = models["text"](tokens)
+        with full_precision(options):
+            context = models["text"](tokens)
         for timestep in scheduler.timesteps:
             both = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)
             t = torch.as_tensor(timestep, device=options.device)
@@ -189,5 +194,4 @@ def write_samples(
 
 def sample(options: TrainingOptions) -> None:
     """Write a sheet of samples with the averaged weights of the denoiser's last state."""
-    models, tokenizer = load_denoiser(options), load_tokenizer(options.run)
-    write_samples(options, models, tokenizer, options.run / "sheet.png")
+    write_samples(options, load_denoiser(options), options.run / "sheet.png")

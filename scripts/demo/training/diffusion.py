@@ -47,8 +47,11 @@ def predicted_noise(alphas: Tensor, noisy: Tensor, velocity: Tensor, timesteps: 
 def stratified_timesteps(batch: int, count: int, generator: torch.Generator) -> Tensor:
     """One timestep (B,) of 0 to ``count`` - 1 for each sample, spread evenly over the batch.
 
-    Each sample has its own share of the range, which steadies the loss.
+    They are drawn on the generator's device. Each sample has its own share of the range, which
+    steadies the loss.
     """
-    place = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    device = generator.device
+    random = torch.rand(batch, generator=generator, device=device)
+    place = (torch.arange(batch, device=device) + random) / batch
     # In float32 the greatest random numbers round the last place up to 1.
     return (place * count).long().clamp(max=count - 1)

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from scripts.demo.training.data import MERGES_FILE
+from scripts.demo.training.log import Log
 from scripts.demo.training.options import TrainingOptions
-from scripts.demo.training.trainer import Log
 from sdpy.checkpoints import write_checkpoint
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from sdpy.zoo.variants import DEMO
 
 
 def load_denoiser(options: TrainingOptions) -> nn.ModuleDict:
     """UNet (``unet``) and text encoder (``text``) with the averaged weights."""
+    variant = options.recipe.variant
     models = nn.ModuleDict(
-        {"unet": UNet2DConditionModel(DEMO.unet), "text": CLIPTextModel(DEMO.text_encoder)}
+        {"unet": UNet2DConditionModel(variant.unet), "text": CLIPTextModel(variant.text_encoder)}
     )
     state = torch.load(options.run / "denoiser.pt", map_location="cpu", weights_only=True)
     models.load_state_dict(state["averages"])
@@ -27,7 +27,7 @@ def load_denoiser(options: TrainingOptions) -> nn.ModuleDict:
 
 def load_autoencoder(options: TrainingOptions) -> AutoencoderKL:
     """The autoencoder on normalised latents, with the polished decoder where there is one."""
-    vae = AutoencoderKL(DEMO.vae)
+    vae = AutoencoderKL(options.recipe.variant.vae)
     vae.load_state_dict(torch.load(options.run / "latents.pt", mmap=True, weights_only=True)["vae"])
     polished = options.run / "decoder.pt"
     if polished.exists():
@@ -51,7 +51,7 @@ def write_models(options: TrainingOptions, folder: Path, dtype: torch.dtype) -> 
         "vae": load_autoencoder(options),
     }
     for component, model in models.items():
-        (name,) = DEMO.files.of(component)
+        (name,) = options.recipe.variant.files.of(component)
         write_checkpoint(folder / name, model.to(dtype).state_dict())
     merges = (options.run / MERGES_FILE).read_text(encoding="utf-8")
     (folder / MERGES_FILE).write_text(merges, encoding="utf-8")
@@ -63,3 +63,12 @@ def export(options: TrainingOptions) -> None:
     write_models(options, options.bundle, torch.float16)
     size = sum(file.stat().st_size for file in options.bundle.iterdir() if file.is_file())
     Log(options, "export")(f"{size / 1e6:.1f} MB in {options.bundle.name}/")
+
+
+def results(options: TrainingOptions) -> list[Path]:
+    """The files of a run that are worth keeping: exported weights, sheets, log and options."""
+    folders = [options.run] if options.bundle is None else [options.run, options.bundle]
+    suffixes = {".ot", ".safetensors", ".png", ".txt", ".json"}
+    return sorted(
+        file for folder in folders for file in folder.iterdir() if file.suffix in suffixes
+    )

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import distributed
 
+from scripts.demo.recipes import RECIPES, Recipe
 from sdpy.zoo.variants import DEMO
 
 
@@ -20,53 +21,100 @@ class TrainingOptions:
 
     Attributes:
         run: folder of states and logs.
+        recipe_name: what is trained, a key of `RECIPES`; ``--recipe``.
         device: where everything is computed.
+        precision: of the convolutions and products, ``bf16`` or ``fp32``; norms, softmax, the
+            text encoder and the losses are always computed in fp32.
+        compile: whether the networks are compiled first.
+        minutes: time for all stages together, from the first on; None for as many samples as the
+            options below say. A stage then trains for its share, whatever these say.
         seed: of the scenes, their captions, the weights and the noise.
-        images: number of scenes that are drawn.
+        images: number of scenes that are drawn, at most.
+        versions: captions of each scene.
         autoencoder_crops: crops that the autoencoder is trained on first.
         autoencoder_images: whole images that it is trained on then.
         denoiser_samples: latents that the denoiser is trained on.
         decoder_images: images that the decoder is trained on in the end.
+        tiny_vae_images: images that the tiny autoencoder is trained on.
+        consistency_samples: latents that the UNet for few steps is trained on.
         batch: samples of a training step.
+        autoencoder_batch: images of a training step of the autoencoder; None for ``batch``.
         learning_rate: greatest learning rate of the optimiser.
+        tiny_vae_learning_rate: the same for the tiny autoencoder.
+        consistency_learning_rate: the same for the UNet for few steps.
         bundle: folder that ``export`` writes the finished weights to.
     """
 
     run: Path
+    recipe_name: str = "demo"
     device: str = "cpu"
+    precision: str = "bf16"
+    compile: bool = False
+    minutes: float | None = None
     seed: int = 0
     images: int = 40_000
+    versions: int = 32
     autoencoder_crops: int = 60_000
     autoencoder_images: int = 8_000
     denoiser_samples: int = 300_000
     decoder_images: int = 6_000
+    tiny_vae_images: int = 24_000
+    consistency_samples: int = 32_000
     batch: int = 32
+    autoencoder_batch: int | None = None
     learning_rate: float = 1e-3
+    tiny_vae_learning_rate: float = 1e-3
+    consistency_learning_rate: float = 2e-4
     bundle: Path | None = DEMO.bundled
 
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained."""
+        return RECIPES[self.recipe_name]
 
-OptionsType = TypeVar("OptionsType", bound=TrainingOptions)
+    @property
+    def device_type(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self.device.split(":")[0]
+
+    @property
+    def images_a_step(self) -> int:
+        """Images of a training step of the autoencoder."""
+        return self.batch if self.autoencoder_batch is None else self.autoencoder_batch
 
 
-def parse_arguments(
-    description: str,
-    options_class: type[OptionsType],
-    names: Sequence[str],
-    stages: Sequence[str],
-    arguments: Sequence[str] | None = None,
-) -> tuple[OptionsType, list[str]]:
-    """Read the run's folder, the stages to run, and a flag for each of the named options."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("run", type=Path, help="folder of states and logs")
-    parser.add_argument("stage", choices=stages, nargs="+")
-    defaults: Mapping[str, Any] = {f.name: f.default for f in fields(options_class)}
-    for name in names:
-        default = defaults[name]
-        kind = type(default) if isinstance(default, int | float | str) else Path
-        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default)
-    values = vars(parser.parse_args(arguments))
-    chosen = values.pop("stage")
-    return options_class(**values), chosen
+CHOICES: Mapping[str, Sequence[str]] = {
+    "recipe_name": tuple(RECIPES),
+    "precision": ("bf16", "fp32"),
+}
+"""What an option may be, where it is a word."""
+
+OPTIONAL_NUMBERS: Mapping[str, type] = {"minutes": float, "autoencoder_batch": int}
+"""Options whose default says nothing about their type."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser a flag for each field of `TrainingOptions` but ``run``."""
+    for field in fields(TrainingOptions):
+        if field.name == "run":
+            continue
+        flag = "--" + field.name.removesuffix("_name").replace("_", "-")
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, dest=field.name, action="store_true")
+            continue
+        kind = type(field.default) if isinstance(field.default, int | float | str) else Path
+        parser.add_argument(
+            flag,
+            dest=field.name,
+            type=OPTIONAL_NUMBERS.get(field.name, kind),
+            default=field.default,
+            choices=CHOICES.get(field.name),
+        )
+
+
+def options_of(values: Mapping[str, Any]) -> TrainingOptions:
+    """The options among the values that a parser with `add_flags` has read."""
+    return TrainingOptions(**{field.name: values[field.name] for field in fields(TrainingOptions)})
 
 
 def join_workers(options: TrainingOptions) -> None:

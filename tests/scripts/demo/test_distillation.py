@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.demo import distil, train
-from scripts.demo.training import denoiser
-from scripts.demo.training.data import load_latents, load_tokenizer
+from scripts.demo import train
+from scripts.demo.training import consistency, denoiser
+from scripts.demo.training.data import CaptionSet, load_latents
 from scripts.demo.training.diffusion import add_noise, predicted_clean
+from scripts.demo.training.options import TrainingOptions
+from scripts.demo.training.tiny_autoencoder import TINY_VAE_FILE, distil_autoencoder
 from scripts.engine import DemoModel
 from sdpy.models import UNet2DConditionModel
+from sdpy.models.embeddings import guidance_scale_embedding
 from sdpy.schedulers.ddim import DDIMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.variants import DEMO
@@ -21,13 +24,14 @@ from support.compare import normal, relative_error
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> distil.DistillationOptions:
+def options(tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:
     """A run of everything on eight images, exported."""
     run = tmp_path_factory.mktemp("run")
-    options = distil.DistillationOptions(
+    options = TrainingOptions(
         run=run,
         bundle=run / "files",
         images=8,
+        versions=3,
         autoencoder_crops=2,
         autoencoder_images=2,
         denoiser_samples=2,
@@ -38,33 +42,39 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> distil.DistillationOpti
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(denoiser, "SHEET_PROMPTS", ("a house",))
-        for stage in ("render", "vocabulary", "autoencoder", "latents", "denoiser", "export"):
+        for stage in (
+            "render",
+            "vocabulary",
+            "captions",
+            "autoencoder",
+            "latents",
+            "denoiser",
+            "export",
+        ):
             train.STAGES[stage](options)
     return options
 
 
-def generate(
-    options: distil.DistillationOptions, files: dict[str, str], **settings: Any
-) -> torch.Tensor:
+def generate(options: TrainingOptions, files: dict[str, str], **settings: Any) -> torch.Tensor:
     given = {name: options.run / file for name, file in files.items()}
     return DemoModel.open(options.bundle, files=given).generate("a house", 0, **settings)
 
 
-def test_the_tiny_autoencoder_decodes(options: distil.DistillationOptions) -> None:
-    distil.distil_autoencoder(options)
+def test_the_tiny_autoencoder_decodes(options: TrainingOptions) -> None:
+    distil_autoencoder(options)
     assert (options.run / "tiny-vae.png").exists()
-    image = generate(options, {"vae": distil.TINY_VAE_FILE}, steps=2)
+    image = generate(options, {"vae": TINY_VAE_FILE}, steps=2)
     assert image.shape == (1, 3, 128, 128)
     assert image.isfinite().all()
     assert relative_error(image, generate(options, {}, steps=2)) > 0.01
 
 
 def test_the_distilled_unet_heeds_the_scale(
-    options: distil.DistillationOptions,
+    options: TrainingOptions,
 ) -> None:
-    distil.distil_consistency(options)
+    consistency.distil_consistency(options)
     few = {"steps": 4, "scheduler": "lcm"}
-    files = {"unet": distil.CONSISTENCY_FILE}
+    files = {"unet": consistency.CONSISTENCY_FILE}
     images = [generate(options, files, guidance_scale=scale, **few) for scale in (2.0, 6.0)]
     assert all(image.isfinite().all() for image in images)
     assert not torch.equal(*images)
@@ -76,7 +86,7 @@ def test_one_step_of_the_solver_is_ddim_s() -> None:
     alphas = make_alphas_cumprod(DEMO.noise).float()
     starts = torch.tensor([int(scheduler.timesteps[i]) for i in (0, 1, 20, 48)])
     noisy, velocity = normal(4, 4, 6, 5), normal(4, 4, 6, 5, seed=1)
-    ours = distil.ddim_step(alphas, noisy, velocity, starts, starts - 20)
+    ours = consistency.ddim_step(alphas, noisy, velocity, starts, starts - 20)
     for i, start in enumerate(starts):
         expected = scheduler.step(velocity[i : i + 1], start, noisy[i : i + 1])
         assert relative_error(ours[i : i + 1], expected) <= 1e-5
@@ -87,7 +97,7 @@ def test_the_last_step_ends_at_clean_latents() -> None:
     noisy, velocity = normal(1, 4, 6, 5), normal(1, 4, 6, 5, seed=1)
     start, goal = torch.tensor([19]), torch.tensor([-1])
     end = predicted_clean(alphas, noisy, velocity, start)
-    assert torch.equal(distil.ddim_step(alphas, noisy, velocity, start, goal), end)
+    assert torch.equal(consistency.ddim_step(alphas, noisy, velocity, start, goal), end)
     assert torch.equal(predicted_clean(alphas, end, velocity, goal), end)
 
 
@@ -99,7 +109,7 @@ def test_a_velocity_that_is_right_leads_along_the_trajectory_without_loss() -> N
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
     noisy = add_noise(alphas, clean, noise, start)
     end = predicted_clean(alphas, noisy, velocity, start)
-    nearer = distil.ddim_step(alphas, noisy, velocity, start, start - 20)
+    nearer = consistency.ddim_step(alphas, noisy, velocity, start, start - 20)
     torch.testing.assert_close(end, clean, atol=1e-5, rtol=1e-4)
     expected = add_noise(alphas, clean, noise, start - 20)
     torch.testing.assert_close(nearer, expected, atol=1e-5, rtol=1e-4)
@@ -108,22 +118,22 @@ def test_a_velocity_that_is_right_leads_along_the_trajectory_without_loss() -> N
 def test_the_student_begins_as_its_teacher_whatever_the_scale() -> None:
     torch.manual_seed(0)
     teacher = UNet2DConditionModel(DEMO.unet)
-    student = distil.make_student(teacher)
+    student = consistency.make_student(teacher, DEMO.unet)
     inputs = normal(2, 4, 8, 8), torch.tensor([900, 20]), normal(2, 77, 128)
-    scale = normal(2, distil.GUIDANCE_CHANNELS, seed=4)
+    scale = normal(2, consistency.GUIDANCE_CHANNELS, seed=4)
     with torch.no_grad():
         assert torch.equal(student(*inputs, timestep_cond=scale), teacher(*inputs))
 
 
 def test_two_processes_share_a_batch(
-    options: distil.DistillationOptions, monkeypatch: pytest.MonkeyPatch
+    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, tokenizer = load_latents(options), load_tokenizer(options.run)
-    whole = vars(distil.draw_batch(replace(options, batch=4), 3, data, tokenizer))
-    monkeypatch.setattr(distil, "workers", lambda: 2)
+    latents, captions = load_latents(options), CaptionSet(options)
+    whole = vars(consistency.draw_batch(replace(options, batch=4), 3, latents, captions))
+    monkeypatch.setattr(consistency, "workers", lambda: 2)
     for number in range(2):
-        monkeypatch.setattr(distil, "worker", lambda number=number: number)
-        share = vars(distil.draw_batch(replace(options, batch=4), 3, data, tokenizer))
+        monkeypatch.setattr(consistency, "worker", lambda number=number: number)
+        share = vars(consistency.draw_batch(replace(options, batch=4), 3, latents, captions))
         for name, value in whole.items():
             if name == "tokens":
                 value = value.view(2, 4, -1)
@@ -131,3 +141,12 @@ def test_two_processes_share_a_batch(
             else:
                 assert torch.equal(share[name], value[number::2])
     assert whole["goal"].min() >= -1 and whole["start"].max() <= 999
+
+
+def test_embedded_scales_are_those_of_the_pipeline() -> None:
+    scales = torch.tensor([2.0, 3.7, 6.0])
+    embedded = consistency.embed_scales(scales)
+    for row, scale in zip(embedded, scales.tolist(), strict=True):
+        expected = guidance_scale_embedding(scale, consistency.GUIDANCE_CHANNELS)[0]
+        # Angles in the thousands are exact to 1e-4 in float32.
+        torch.testing.assert_close(row, expected, atol=1e-3, rtol=0)

@@ -17,6 +17,7 @@ from scripts import engine
 from scripts.demo import adherence, classifier, scenes, sheets
 from scripts.demo import evaluate as ev
 from scripts.demo.adherence import attributes, score, withheld_tasks
+from scripts.demo.recipes import Recipe
 from scripts.demo.scenes import Scene
 from sdpy.zoo.variants import DEMO
 from support.tiny import TINY_V
@@ -129,7 +130,7 @@ def test_the_box_holds_what_changes_with_the_colour(subject: str) -> None:
 
 def test_augmented_images_stay_images_of_the_same_thing() -> None:
     torch.manual_seed(0)
-    image = classifier.downsample(classifier.render(RED_HOUSE))
+    image = classifier.downsample(classifier.render(RED_HOUSE, 128))
     augmented = classifier.augment(image.repeat(16, 1, 1, 1))
     assert augmented.shape == (16, 3, 64, 64)
     assert augmented.abs().max() <= 1
@@ -151,15 +152,15 @@ def test_readings_name_the_greatest_logits() -> None:
             for name, values in adherence.ATTRIBUTES.items()
         )
 
-    images = [torch.full((1, 3, 8, 8), i / 100) for i in range(len(scenes_read))]
+    images = [torch.full((1, 3, 64, 64), i / 100) for i in range(len(scenes_read))]
     assert classifier.classify(fake, images) == [attributes(scene) for scene in scenes_read]
 
 
 def test_a_classifier_learns_and_comes_back_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "new" / "classifier.pt"
-    trained = classifier.train_classifier(file, renders=192, epochs=4)
+    trained = classifier.train_classifier(file, renders=192, size=128, epochs=4)
     seen = [scenes.scene_at(i, classifier.CLASSIFIER_SET, None) for i in range(192)]
-    images = [classifier.render(scene) for scene in seen]
+    images = [classifier.render(scene, 128) for scene in seen]
     found = classifier.classify(trained, images)
     # Four values, of which the most frequent time is far from half.
     assert score(seen, found)["time"] > 50
@@ -169,15 +170,15 @@ def test_a_classifier_learns_and_comes_back_from_its_file(tmp_path: Path) -> Non
 def test_a_classifier_is_trained_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(file: Path, renders: int) -> None:
+    def train(file: Path, renders: int, size: int) -> None:
         state = classifier.AttributeClassifier().state_dict()
         state["head.bias"].fill_(renders)
         torch.save(state, file)
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     file = tmp_path / "a.pt"
-    assert (classifier.find_classifier(file, 7).head.bias == 7).all()
-    assert (classifier.find_classifier(file, 8).head.bias == 7).all()
+    assert (classifier.find_classifier(file, 7, 128).head.bias == 7).all()
+    assert (classifier.find_classifier(file, 8, 128).head.bias == 7).all()
 
 
 # -- sheets --------------------------------------------------------------------------------------
@@ -208,6 +209,7 @@ def test_parts_generate_classify_and_report(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(engine, "DEMO", TINY_V)
+    monkeypatch.setitem(ev.RECIPES, "demo", Recipe(TINY_V))
     state = classifier.AttributeClassifier().state_dict()
     torch.save(state, tmp_path / classifier.CLASSIFIER_FILE)
     report = tmp_path / "report.json"

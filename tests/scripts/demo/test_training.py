@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from scripts.demo import train
+from scripts.demo import scenes, train
 from scripts.demo.training import autoencoder, data, denoiser, diffusion
-from scripts.demo.training.options import TrainingOptions, parse_arguments
+from scripts.demo.training.clock import stage_seconds
+from scripts.demo.training.finite import NotFiniteError, first_not_finite
+from scripts.demo.training.flops import describe_run
+from scripts.demo.training.options import TrainingOptions
+from scripts.demo.training.pieces import SUMS_FILE, join, split
 from scripts.demo.training.trainer import Trainer
 from scripts.engine import DemoModel
 from sdpy.models import AutoencoderKL
@@ -27,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose autoencoder has seen eight images, which leaves everything to be desired."""
     folder = tmp_path_factory.mktemp("run")
     options = tiny_options(folder)
-    for stage in ("render", "vocabulary", "autoencoder", "latents"):
+    for stage in ("render", "vocabulary", "captions", "autoencoder", "latents"):
         train.STAGES[stage](options)
     return folder
 
@@ -40,6 +45,7 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_options(folder: Path, **changes: Any) -> TrainingOptions:
     sizes: dict[str, Any] = {
         "images": 8,
+        "versions": 3,
         "autoencoder_crops": 4,
         "autoencoder_images": 2,
         "denoiser_samples": 8,
@@ -64,15 +70,45 @@ def test_merges_are_those_of_the_bundled_model(tmp_path: Path) -> None:
 
 
 def test_captions_become_rows_of_tokens(run: Path) -> None:
-    tokenizer = data.load_tokenizer(run)
+    tokenizer = data.load_tokenizer(tiny_options(run))
     captions = ["a red house", "", "red " * 100]
-    rows = data.tokenize(tokenizer, captions)
+    rows = data.tokenize(tokenizer, captions, DEMO.text_encoder)
     assert rows.shape == (3, LENGTH)
     start, end = tokenizer.start_id, tokenizer.end_id
     house = tokenizer.encode("a red house")
     assert rows[0].tolist() == [start, *house] + [end] * (LENGTH - 1 - len(house))
     assert rows[1].tolist() == [start] + [end] * (LENGTH - 1)
     assert rows[2].tolist() == [start, *tokenizer.encode("red " * 100)[: LENGTH - 2], end]
+
+
+def test_drawn_captions_are_those_of_their_images(run: Path) -> None:
+    options = tiny_options(run)
+    tokenizer, captions = data.load_tokenizer(options), data.CaptionSet(options)
+    index = torch.tensor([5, 0, 5, 2] * 16)
+    drawn = captions.draw(index, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.int64 and drawn.shape == (64, LENGTH)
+    seen = set()
+    for image, row in zip(index.tolist(), drawn, strict=True):
+        texts = [scenes.caption_at(image, options.seed, version=v) for v in range(3)]
+        expected = data.tokenize(tokenizer, texts, DEMO.text_encoder).tolist()
+        assert row.tolist() in expected
+        seen.add((image, expected.index(row.tolist())))
+    assert len(seen) == 9
+    silent = captions.draw(index, torch.Generator().manual_seed(0), empty=1.0)
+    empty = torch.from_numpy(data.tokenize(tokenizer, [""], DEMO.text_encoder))
+    assert torch.equal(silent, empty.expand(64, -1))
+
+
+def test_batches_of_images_are_windows_of_them(run: Path) -> None:
+    images = data.ImageSet(tiny_options(run))
+    assert images.count == 8
+    whole = images.batch(torch.tensor([3, 1]))
+    for image, index in zip(whole, (3, 1), strict=True):
+        pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        drawn = scenes.draw(scenes.scene_at(index, 0), 128)
+        assert torch.equal(pixels, torch.from_numpy(drawn))
+    window = images.batch(torch.tensor([3, 1]), crop=32, at=(7, 90))
+    assert torch.equal(window, whole[:, :, 7:39, 90:122])
 
 
 def test_timesteps_are_spread_over_the_batch() -> None:
@@ -87,7 +123,7 @@ def test_no_timestep_is_rounded_up_to_one_that_does_not_exist(
 ) -> None:
     """31 and the greatest float32 below 1 add up to 32."""
     greatest = 1 - 2**-24
-    monkeypatch.setattr(torch, "rand", lambda batch, generator: torch.full((batch,), greatest))
+    monkeypatch.setattr(torch, "rand", lambda batch, **_: torch.full((batch,), greatest))
     timesteps = diffusion.stratified_timesteps(32, 1000, torch.Generator())
     assert timesteps[-1] == 999
 
@@ -118,14 +154,25 @@ def test_a_velocity_tells_latents_and_noise_apart() -> None:
     )
 
 
-def test_every_option_is_a_flag() -> None:
-    words = ["runs/x", "denoiser", "decoder", "--batch", "8", "--device", "cuda", "--bundle", "b"]
-    options, stages = parse_arguments(
-        "", TrainingOptions, ["batch", "device", "bundle", "seed"], list(train.STAGES), words
+def test_every_option_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, TrainingOptions]] = []
+    for stage in train.STAGES:
+        monkeypatch.setitem(
+            train.STAGES, stage, lambda options, stage=stage: seen.append((stage, options))
+        )
+    words = [str(tmp_path), "denoiser", "decoder", "--batch", "8", "--device", "cuda"]
+    words += ["--bundle", "b", "--minutes", "9", "--compile", "--recipe", "demo-256"]
+    train.main(words)
+    expected = TrainingOptions(
+        tmp_path,
+        recipe_name="demo-256",
+        device="cuda",
+        compile=True,
+        minutes=9.0,
+        batch=8,
+        bundle=Path("b"),
     )
-    assert stages == ["denoiser", "decoder"]
-    expected = TrainingOptions(Path("runs/x"), device="cuda", batch=8, bundle=Path("b"))
-    assert options == expected
+    assert seen == [("denoiser", expected), ("decoder", expected)]
 
 
 def test_folding_normalises_latents_and_keeps_images() -> None:
@@ -186,5 +233,134 @@ def test_export_writes_files_that_sdpy_loads(run: Path, tmp_path: Path) -> None:
     for stage in ("denoiser", "decoder", "export"):
         train.STAGES[stage](options)
     image = DemoModel.open(tmp_path).generate("a house", seed=0, steps=1)
-    assert image.shape == (1, 3, data.SIZE, data.SIZE)
+    assert image.shape == (1, 3, 128, 128)
     assert torch.isfinite(image).all()
+
+
+# -- time ----------------------------------------------------------------------------------------
+
+
+def test_stages_share_the_time_that_is_left() -> None:
+    options = TrainingOptions(Path(), minutes=10.0)
+    shares = options.recipe.shares
+    assert sum(shares.values()) == pytest.approx(1)
+    for stage, share in shares.items():
+        assert stage_seconds(options, stage) == pytest.approx(
+            600 * share / sum(list(shares.values())[list(shares).index(stage) :])
+        )
+    on_time = {"render": 600 * shares["render"]}
+    assert stage_seconds(options, "vocabulary", on_time) == pytest.approx(
+        600 * shares["vocabulary"]
+    )
+    assert stage_seconds(options, "export", {"render": 700.0}) == 0
+    assert stage_seconds(options, "tiny-vae") is None
+    assert stage_seconds(TrainingOptions(Path()), "render") is None
+
+
+def test_a_limited_stage_plans_its_steps_by_its_speed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At half a second a step, 60 s hold 120 steps; the rate falls to nothing at their end."""
+    options = tiny_options(run, minutes=60.0, denoiser_samples=4)
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    trainer = Trainer(options, "timed", {"layer": torch.nn.Linear(2, 1)}, 2, log_every=10)
+    trainer.clock.limit = 60.0
+    rates = []
+
+    def loss_at(step: int) -> torch.Tensor:
+        now[0] += 0.5
+        return trainer.models["layer"](torch.ones(1, 2)).square().mean()
+
+    for _ in trainer.train(loss_at):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert trainer.step == pytest.approx(120, abs=2)
+    # It rises over 200 steps and falls over the last third of 120: the lines cross at step 100.
+    assert max(rates) == pytest.approx(options.learning_rate * 100 / 200, rel=0.1)
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_a_dry_run_tells_what_each_stage_would_do(run: Path) -> None:
+    options = tiny_options(run, minutes=10.0)
+    told = describe_run(options, teraflops=1.0)
+    rows = {line.split("|")[1].strip(): line for line in told.splitlines()[2:]}
+    assert list(rows) == list(tiny_options(run).recipe.shares)
+    unet, seconds = (
+        rows["denoiser"].split("|")[3],
+        stage_seconds(tiny_options(run, minutes=10.0), "denoiser"),
+    )
+    samples = int(rows["denoiser"].split("|")[4].split()[0].replace(",", ""))
+    assert samples == pytest.approx(seconds * 1e12 / (float(unet) * 1e9), rel=0.05)
+
+
+# -- numbers that go wrong -----------------------------------------------------------------------
+
+
+class Poisoned(torch.nn.Module):
+    """Passes its input on, and makes an output or a gradient infinite when it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = self.gradient = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.output:
+            return x / 0
+        # The square root's slope at 0 is infinite.
+        return x + (x * 0).abs().sqrt() if self.gradient else x
+
+
+def poisoned_model() -> torch.nn.ModuleDict:
+    layers = [torch.nn.Linear(2, 2), Poisoned(), torch.nn.Linear(2, 1)]
+    return torch.nn.ModuleDict({"net": torch.nn.Sequential(*layers)})
+
+
+@pytest.mark.parametrize(
+    ("poison", "place"),
+    [
+        ("output", "output of net.1"),
+        ("gradient", "gradient of the output of net.0"),
+        (None, "nothing"),
+    ],
+)
+def test_the_first_module_that_goes_wrong_is_named(poison: str | None, place: str) -> None:
+    model = poisoned_model()
+    if poison is not None:
+        setattr(model["net"][1], poison, True)
+    assert first_not_finite(model, lambda: model["net"](torch.ones(1, 2)).mean()) == place
+
+
+def test_training_stops_at_the_first_step_that_is_not_finite(run: Path) -> None:
+    trainer = Trainer(tiny_options(run), "broken", poisoned_model(), 20, log_every=5)
+    weights = {}
+
+    def loss_at(step: int) -> torch.Tensor:
+        trainer.models["net"][1].output = step == 6
+        if step == 6:
+            weights.update({k: v.clone() for k, v in trainer.models.state_dict().items()})
+        return trainer.models["net"](torch.ones(1, 2)).square().mean()
+
+    with pytest.raises(NotFiniteError, match=r"not finite in step 6: output of net\.1\..*fp32"):
+        for _ in trainer.train(loss_at):
+            pass
+    # Nothing was learned from that step or those after it.
+    for name, value in trainer.models.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+# -- pieces --------------------------------------------------------------------------------------
+
+
+def test_pieces_join_to_what_was_split(tmp_path: Path) -> None:
+    files = []
+    for name, size in (("a.ot", 2500), ("b.txt", 7)):
+        files.append(tmp_path / name)
+        files[-1].write_bytes(bytes(range(256)) * 10 if size > 2500 else bytes(size))
+    pieces = split(files, tmp_path / "pieces", size=1000)
+    assert all(piece.stat().st_size <= 1000 for piece in pieces)
+    joined = join(tmp_path / "pieces", tmp_path / "back")
+    assert [file.read_bytes() for file in joined] == [file.read_bytes() for file in files]
+    pieces[1].write_bytes(b"x" * 1000)
+    with pytest.raises(ValueError, match="results.zip.001.*damaged"):
+        join(tmp_path / "pieces", tmp_path / "back")
+    assert (tmp_path / "pieces" / SUMS_FILE).exists()

@@ -1,0 +1,173 @@
+"""The stage that distils the trained UNet into one for few steps.
+
+Source: "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference"
+(Luo et al., 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from scripts.demo.training.data import (
+    CaptionSet,
+    device_generator,
+    load_latents,
+    step_generator,
+)
+from scripts.demo.training.diffusion import add_noise, predicted_clean, predicted_noise
+from scripts.demo.training.log import worker, workers
+from scripts.demo.training.models import load_denoiser
+from scripts.demo.training.options import TrainingOptions
+from scripts.demo.training.trainer import Trainer, autocast, full_precision, prepare
+from sdpy.checkpoints import write_checkpoint
+from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
+from sdpy.schedulers.consistency import DISTILLED_STEPS
+from sdpy.schedulers.noise import make_alphas_cumprod
+
+CONSISTENCY_FILE = "unet_lcm.safetensors"
+
+GUIDANCE_CHANNELS = 64
+"""Width of the guidance scale's embedding."""
+
+GUIDANCE_SCALES = (2.0, 6.0)
+"""Range of guidance scales whose effect the student learns."""
+
+ROBUSTNESS = 1e-3
+"""Errors below this are squared in the loss; larger ones count as they are (pseudo-Huber)."""
+
+
+def distil_consistency(options: TrainingOptions) -> None:
+    """Teach a copy of the UNet to predict at once where the guided trajectory will end.
+
+    Writes ``unet_lcm.safetensors`` in float16, for ``--unet-weights`` with ``--scheduler lcm``.
+
+    Source: "Latent Consistency Models" (Luo et al., 2023), algorithm 1, with the DDIM solver over
+    one of its 50 parts at a time, and the student itself, without gradient, as the target.
+    """
+    teacher = prepare(load_denoiser(options))
+    trainer = Trainer(
+        replace(options, learning_rate=options.consistency_learning_rate),
+        "consistency",
+        {"unet": make_student(teacher["unet"], options.recipe.variant.unet)},
+        options.consistency_samples // options.batch,
+        log_every=50,
+    )
+    latents, captions = load_latents(options), CaptionSet(options)
+    alphas = make_alphas_cumprod(options.recipe.variant.noise).float().to(options.device)
+
+    def loss_at(step: int) -> Tensor:
+        batch = draw_batch(options, step, latents, captions)
+        return consistency_loss(options, trainer.models["unet"], teacher, alphas, batch)
+
+    for _ in trainer.train(loss_at):
+        pass
+    if worker() == 0:
+        path = options.run / CONSISTENCY_FILE
+        write_checkpoint(path, trainer.averages["unet"].half().state_dict())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples on guided trajectories, each at a place of its own.
+
+    Attributes:
+        clean: (B, C, h, w) latents.
+        noise: (B, C, h, w), standard normal.
+        start: (B,) timesteps.
+        goal: (B,) timesteps one part nearer to the end of the trajectory; -1 is the end.
+        scales: (B,) guidance scales.
+        tokens: (2 B, T) of empty prompts, then of the captions.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    start: Tensor
+    goal: Tensor
+    scales: Tensor
+    tokens: Tensor
+
+
+def draw_batch(options: TrainingOptions, step: int, latents: Tensor, captions: CaptionSet) -> Batch:
+    """This process's share of the batch of a training step, the same for the same seed.
+
+    Everything is drawn on the device.
+    """
+    rng = step_generator(options, "consistency", step)
+    generator, device = device_generator(options, rng), latents.device
+    size = (options.batch,)
+    index = torch.randint(len(latents), size, generator=generator, device=device)
+    noise = torch.randn((*size, *latents.shape[1:]), generator=generator, device=device)
+    parts = torch.randint(1, DISTILLED_STEPS + 1, size, generator=generator, device=device)
+    low, high = GUIDANCE_SCALES
+    scales = low + (high - low) * torch.rand(size, generator=generator, device=device)
+    tokens = captions.draw(index, generator)
+    mine = slice(worker(), None, workers())
+    length = options.recipe.variant.noise.num_train_timesteps // DISTILLED_STEPS
+    start = length * parts[mine] - 1
+    return Batch(
+        clean=latents[index[mine]].float(),
+        noise=noise[mine],
+        start=start,
+        goal=start - length,
+        scales=scales[mine],
+        tokens=torch.cat([captions.empty.expand_as(tokens[mine]), tokens[mine]]),
+    )
+
+
+def consistency_loss(
+    options: TrainingOptions,
+    student: nn.Module,
+    teacher: nn.ModuleDict,
+    alphas: Tensor,
+    batch: Batch,
+) -> Tensor:
+    """How much the student's predictions of the end differ, from here and one solver step on."""
+    start, goal = batch.start, batch.goal
+    timestep_cond = embed_scales(batch.scales)
+    noisy = add_noise(alphas, batch.clean, batch.noise, start)
+    with torch.no_grad(), autocast(options):
+        with full_precision(options):
+            context = teacher["text"](batch.tokens)
+        both = teacher["unet"](torch.cat([noisy, noisy]), torch.cat([start, start]), context)
+        negative, positive = both.float().chunk(2)
+        context = context[len(noisy) :]
+        velocity = negative + batch.scales[:, None, None, None] * (positive - negative)
+        nearer = ddim_step(alphas, noisy, velocity, start, goal)
+        predicted = student(nearer, goal.clamp(min=0), context, timestep_cond=timestep_cond)
+        target = predicted_clean(alphas, nearer, predicted.float(), goal)
+    with autocast(options):
+        predicted = student(noisy, start, context, timestep_cond=timestep_cond)
+    difference = predicted_clean(alphas, noisy, predicted.float(), start) - target
+    return ((difference**2 + ROBUSTNESS**2).sqrt() - ROBUSTNESS).mean()
+
+
+def embed_scales(scales: Tensor) -> Tensor:
+    """`sdpy.models.embeddings.guidance_scale_embedding` of scales (B,), on their device."""
+    half = GUIDANCE_CHANNELS // 2
+    exponents = torch.arange(half, device=scales.device) / (half - 1)
+    angles = 1000 * (scales[:, None] - 1) * 10000.0**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def make_student(teacher: nn.Module, config: UNet2DConditionConfig) -> UNet2DConditionModel:
+    """A copy of the UNet that takes the guidance scale as input, and does not yet heed it."""
+    student = UNet2DConditionModel(replace(config, time_cond_proj_dim=GUIDANCE_CHANNELS))
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    projection = student.time_embedding.cond_proj
+    assert projection is not None
+    nn.init.zeros_(projection.weight)
+    return student
+
+
+def ddim_step(
+    alphas: Tensor, noisy: Tensor, velocity: Tensor, start: Tensor, goal: Tensor
+) -> Tensor:
+    """Where a predicted velocity leads from timesteps ``start`` (B,) to ``goal``.
+
+    `sdpy.schedulers.ddim` takes whole batches from one timestep to the next, and cannot do this.
+    """
+    clean = predicted_clean(alphas, noisy, velocity, start)
+    return add_noise(alphas, clean, predicted_noise(alphas, noisy, velocity, start), goal)
