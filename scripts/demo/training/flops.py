@@ -119,27 +119,26 @@ def describe_run(options: TrainingOptions, teraflops: float) -> str:
         teraflops: that the device reaches in these networks, in 10**12 operations a second.
     """
     work: Mapping[str, Work] = stage_work(options)
-    cores = os.cpu_count() or 1
+    used: dict[str, float] = {}
+    drawn = options.images
     rows = []
     for stage in options.recipe.shares:
-        limit = stage_seconds(options, stage)
+        limit = stage_seconds(options, stage, used)
+        operations, samples = "", ""
+        seconds = 0.0 if limit is None else limit
         if stage == "render":
+            cores = os.cpu_count() or 1
             each = seconds_a_scene(options) / cores
-            count = options.images if limit is None else min(options.images, int(limit / each))
-            rows.append([stage, f"{count * each:.0f} s", "", f"{count:,} images, {cores} cores"])
+            drawn = options.images if limit is None else min(options.images, int(limit / each))
+            seconds, samples = drawn * each, f"{drawn:,} images, {cores} cores"
         elif stage in work:
-            each, one = work[stage].flops / (teraflops * 1e12), work[stage]
+            one = work[stage]
+            each = one.flops / (teraflops * 1e12)
             count = one.count if limit is None else int(limit / each)
             if stage == "latents":
-                count = min(count, one.count)
-            rows.append(
-                [
-                    stage,
-                    f"{count * each:.0f} s",
-                    f"{one.flops / 1e9:.1f}",
-                    f"{count:,} {one.samples}",
-                ]
-            )
-        else:
-            rows.append([stage, "" if limit is None else f"{limit:.0f} s", "", ""])
+                count = drawn
+            seconds = count * each
+            operations, samples = f"{one.flops / 1e9:.1f}", f"{count:,} {one.samples}"
+        used[stage] = seconds
+        rows.append([stage, f"{seconds:.0f} s" if seconds else "", operations, samples])
     return table(["stage", "time", "GFLOP a sample", "samples"], rows)

@@ -283,14 +283,18 @@ def test_a_limited_stage_plans_its_steps_by_its_speed(
 def test_a_dry_run_tells_what_each_stage_would_do(run: Path) -> None:
     options = tiny_options(run, minutes=10.0)
     told = describe_run(options, teraflops=1.0)
-    rows = {line.split("|")[1].strip(): line for line in told.splitlines()[2:]}
-    assert list(rows) == list(tiny_options(run).recipe.shares)
-    unet, seconds = (
-        rows["denoiser"].split("|")[3],
-        stage_seconds(tiny_options(run, minutes=10.0), "denoiser"),
-    )
-    samples = int(rows["denoiser"].split("|")[4].split()[0].replace(",", ""))
-    assert samples == pytest.approx(seconds * 1e12 / (float(unet) * 1e9), rel=0.05)
+    rows = {
+        cells[1]: cells[2:5]
+        for line in told.splitlines()[2:]
+        for cells in [[cell.strip() for cell in line.split("|")]]
+    }
+    assert list(rows) == list(options.recipe.shares)
+    used = {stage: float(cells[0].split()[0]) for stage, cells in rows.items() if cells[0]}
+    seconds = stage_seconds(options, "denoiser", used)
+    assert seconds == pytest.approx(used["denoiser"], rel=0.02)
+    count = int(rows["denoiser"][2].split()[0].replace(",", ""))
+    assert count == pytest.approx(used["denoiser"] * 1e3 / float(rows["denoiser"][1]), rel=0.02)
+    assert rows["latents"][2] == "8 images"
 
 
 # -- numbers that go wrong -----------------------------------------------------------------------
