@@ -35,6 +35,7 @@ from torch import Tensor
 
 from scripts.demo.adherence import score, withheld_tasks
 from scripts.demo.classifier import CLASSIFIER_FILE, classify, load_classifier
+from scripts.demo.recipes import RECIPES
 from scripts.demo.sheets import psnr
 from scripts.demo.training.consistency import CONSISTENCY_FILE
 from scripts.demo.training.tiny_autoencoder import TINY_VAE_FILE
@@ -106,7 +107,7 @@ class Outcome:
 
 def measure_demo(run: Path, folder: Path | None, prompts: int) -> str:
     """Generate ``prompts`` prompts with all configurations; returns a Markdown table."""
-    classifier = load_classifier(run / CLASSIFIER_FILE)
+    classifier = load_classifier(run / CLASSIFIER_FILE, RECIPES["demo"])
     tasks = withheld_tasks(prompts)
     configurations = [
         one for one in CONFIGURATIONS if all((run / file).exists() for file in one.files.values())

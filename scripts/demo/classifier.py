@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from scripts.demo import scenes
-from scripts.demo.adherence import ATTRIBUTES, Attributes, attributes
-from scripts.demo.scenes import Scene
+from scripts.demo.recipes import Recipe
+from scripts.demo.scene_sets import AnyScene, Attributes
 from scripts.demo.training.trainer import channels_last
 from scripts.reports import tell
 from sdpy.files import atomic_write
@@ -29,10 +28,15 @@ CLASSIFIER_SET = 7001
 
 
 class AttributeClassifier(nn.Module):
-    """A convolutional classifier with one answer for each of `ATTRIBUTES`."""
+    """A convolutional classifier with one answer for each attribute.
 
-    def __init__(self) -> None:
+    Args:
+        values: the attributes of a set of scenes, and the values of each.
+    """
+
+    def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
+        self.values = values
         widths = ((3, 32, 2), (32, 64, 1), (64, 96, 2), (96, 96, 1), (96, 192, 2), (192, 192, 1))
         self.layers = nn.Sequential(
             *(
@@ -44,7 +48,7 @@ class AttributeClassifier(nn.Module):
                 for before, after, stride in widths
             )
         )
-        self.sizes = [len(values) for values in ATTRIBUTES.values()]
+        self.sizes = [len(names) for names in values.values()]
         self.head = nn.Linear(2 * 192, sum(self.sizes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -55,28 +59,29 @@ class AttributeClassifier(nn.Module):
 
 
 def train_classifier(
-    file: Path, renders: int, size: int, epochs: int = 4, batch: int = 64
+    file: Path, renders: int, recipe: Recipe, epochs: int = 4, batch: int = 64
 ) -> AttributeClassifier:
     """Train a classifier on scenes of its own, augmented anew each time, and save it.
 
     Args:
         file: to save it to.
         renders: number of scenes.
-        size: pixels a side at which they are drawn.
+        recipe: which scenes they are, and how large.
         epochs: times that each is seen.
         batch: images of a training step.
     """
     torch.manual_seed(CLASSIFIER_SET)
-    drawn = [scenes.scene_at(i, CLASSIFIER_SET, None) for i in range(renders)]
+    drawn = [recipe.scenes.scene_at(i, CLASSIFIER_SET, None) for i in range(renders)]
     images = torch.empty(renders, 3, SIDE, SIDE, dtype=torch.half)
     for i, scene in enumerate(drawn, start=1):
-        images[i - 1] = downsample(render(scene, size))[0]
+        images[i - 1] = downsample(render(scene, recipe))[0]
         if i % 2000 == 0:
             tell(f"classifier: {i} of {renders} images drawn")
+    values = recipe.scenes.values
     expected = torch.tensor(
-        [[v.index(attributes(scene)[n]) for n, v in ATTRIBUTES.items()] for scene in drawn]
+        [[v.index(scene.attributes[n]) for n, v in values.items()] for scene in drawn]
     )
-    classifier = channels_last(AttributeClassifier())
+    classifier = channels_last(AttributeClassifier(values))
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
     batches = [part for _ in range(epochs) for part in torch.randperm(renders).split(batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=len(batches))
@@ -99,8 +104,8 @@ def train_classifier(
 
 
 def downsample(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) at the size at which the classifier sees them."""
-    return F.avg_pool2d(images, images.shape[-1] // SIDE)
+    """Images (B, 3, H, W) at the size at which the classifier sees them, if they are larger."""
+    return F.avg_pool2d(images, max(images.shape[-1] // SIDE, 1))
 
 
 def augment(images: Tensor) -> Tensor:
@@ -131,18 +136,18 @@ def through_jpeg(image: Tensor) -> Tensor:
     return image_to_tensor(Image.open(buffer))[0]
 
 
-def load_classifier(file: Path) -> AttributeClassifier:
+def load_classifier(file: Path, recipe: Recipe) -> AttributeClassifier:
     """The trained classifier in a file."""
-    classifier = AttributeClassifier()
+    classifier = AttributeClassifier(recipe.scenes.values)
     classifier.load_state_dict(torch.load(file, weights_only=True))
     return channels_last(classifier).eval()
 
 
-def find_classifier(file: Path, renders: int, size: int) -> AttributeClassifier:
+def find_classifier(file: Path, renders: int, recipe: Recipe) -> AttributeClassifier:
     """The classifier in the file, or one that is trained first and left there."""
     if not file.exists():
-        train_classifier(file, renders, size)
-    return load_classifier(file)
+        train_classifier(file, renders, recipe)
+    return load_classifier(file, recipe)
 
 
 @torch.inference_mode()
@@ -153,11 +158,12 @@ def classify(classifier: AttributeClassifier, images: Sequence[Tensor]) -> list[
         logits = classifier(downsample(torch.cat(list(images[start : start + 64])).clamp(-1, 1)))
         best = zip(*(answer.argmax(dim=1).tolist() for answer in logits), strict=True)
         for indices in best:
-            named = zip(ATTRIBUTES.items(), indices, strict=True)
+            named = zip(classifier.values.items(), indices, strict=True)
             seen.append({name: values[i] for (name, values), i in named})
     return seen
 
 
-def render(scene: Scene, size: int) -> Tensor:
-    """The scene drawn, (1, 3, size, size) in [-1, 1]."""
-    return image_to_tensor(Image.fromarray(scenes.draw(scene, size)))
+def render(scene: AnyScene, recipe: Recipe, size: int | None = None) -> Tensor:
+    """The scene drawn, (1, 3, size, size) in [-1, 1]; at the recipe's size if none is given."""
+    pixels = recipe.scenes.draw(scene, recipe.size if size is None else size)
+    return image_to_tensor(Image.fromarray(pixels))

@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import argparse
 import collections
-import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scripts.demo import scenes
 from scripts.demo.adherence import (
-    ATTRIBUTES,
     Task,
-    attributes,
     mistakes,
     score,
     score_by_value,
@@ -59,10 +55,9 @@ from scripts.demo.classifier import (
     render,
     train_classifier,
 )
-from scripts.demo.recipes import RECIPES
-from scripts.demo.scenes import Scene
+from scripts.demo.recipes import RECIPES, Recipe
+from scripts.demo.scene_sets import AnyScene
 from scripts.demo.sheets import wrap, write_sheet
-from scripts.demo.training.denoiser import SHEET_PROMPTS
 from scripts.demo.training.models import write_models
 from scripts.demo.training.options import TrainingOptions
 from scripts.engine import DemoModel
@@ -71,8 +66,8 @@ from sdpy.benchmark.figures import table
 from sdpy.images.mask import composite
 from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
 
-FRESH_SET, EDIT_SET = 7002, 7004
-"""Numbers of endless sets of scenes (`scripts.demo.scenes.scene_at`) that are not trained on."""
+FRESH_SET, EDIT_WORDS = 7002, 7004
+"""Numbers of endless sets of scenes and of words that are not trained on."""
 
 FRESH_SCENES = 2000
 """Scenes that the trained classifier is tested on."""
@@ -89,7 +84,7 @@ class Evaluation:
         run: folder of the classifier and the sheets.
         files: folder of other weights than the bundled ones; None for these.
         state: whether to measure the state of an unfinished training in ``run``.
-        recipe: name of the recipe that the weights were trained by.
+        recipe: by which the weights were trained.
         renders: scenes that the classifier is trained on.
         prompts: prompts of the table of adherence.
         setting_prompts: prompts for each setting.
@@ -100,7 +95,7 @@ class Evaluation:
     run: Path
     files: Path | None
     state: bool
-    recipe: str
+    recipe: Recipe
     renders: int
     prompts: int
     setting_prompts: int
@@ -113,20 +108,15 @@ class Evaluation:
         folder = self.files
         if self.state:
             folder = self.run / "state"
-            options = TrainingOptions(run=self.run, recipe_name=self.recipe)
+            options = TrainingOptions(run=self.run, recipe=self.recipe)
             write_models(options, folder, torch.float32)
-        variant = None if folder is None else RECIPES[self.recipe].variant
+        variant = None if folder is None else self.recipe.variant
         return DemoModel.open(folder, variant=variant)
-
-    @property
-    def size(self) -> int:
-        """Pixels a side of the images."""
-        return RECIPES[self.recipe].size
 
     @cached_property
     def classifier(self) -> AttributeClassifier:
         """The classifier that was trained in the run."""
-        return load_classifier(self.run / CLASSIFIER_FILE)
+        return load_classifier(self.run / CLASSIFIER_FILE, self.recipe)
 
 
 def generate(
@@ -156,10 +146,10 @@ def print_scores(first: str, scores: Mapping[str, Mapping[str, float]]) -> None:
 
 def evaluate_classifier(evaluation: Evaluation) -> Results:
     """Train the classifier, and test it on scenes that it has not seen."""
-    file, size = evaluation.run / CLASSIFIER_FILE, evaluation.size
-    classifier = train_classifier(file, evaluation.renders, size)
-    fresh = [scenes.scene_at(i, FRESH_SET, None) for i in range(FRESH_SCENES)]
-    seen = classify(classifier, [render(scene, size) for scene in fresh])
+    recipe = evaluation.recipe
+    classifier = train_classifier(evaluation.run / CLASSIFIER_FILE, evaluation.renders, recipe)
+    fresh = [recipe.scenes.scene_at(i, FRESH_SET, None) for i in range(FRESH_SCENES)]
+    seen = classify(classifier, [render(scene, recipe) for scene in fresh])
     scores = {f"fresh renders ({len(fresh)})": score(fresh, seen)}
     print_scores("images, % classified as they are", scores)
     return scores
@@ -168,9 +158,9 @@ def evaluate_classifier(evaluation: Evaluation) -> Results:
 def evaluate_adherence(evaluation: Evaluation) -> Results:
     """Generate withheld combinations at the defaults and classify them."""
     classifier, model = evaluation.classifier, evaluation.model
-    tasks = withheld_tasks(evaluation.prompts)
+    tasks = withheld_tasks(evaluation.prompts, evaluation.recipe.scenes)
     asked = [task.scene for task in tasks]
-    drawn = [render(scene, model.size) for scene in asked]
+    drawn = [render(scene, evaluation.recipe, model.size) for scene in asked]
     reconstructed = [model.reconstruct(image) for image in drawn]
     generated = generate(model, tasks)
     seen = classify(classifier, generated)
@@ -184,7 +174,7 @@ def evaluate_adherence(evaluation: Evaluation) -> Results:
     counts: collections.Counter[str] = collections.Counter()
     failures: list[tuple[Tensor, Task, list[str]]] = []
     for task, image, got in zip(tasks, generated, seen, strict=True):
-        want = attributes(task.scene)
+        want = task.scene.attributes
         wrong = [f"{want[name]} seen as {got[name]}" for name in mistakes(want, got)]
         counts.update(wrong)
         if wrong:
@@ -207,7 +197,7 @@ def evaluate_adherence(evaluation: Evaluation) -> Results:
 def evaluate_settings(evaluation: Evaluation) -> Results:
     """Adherence at other numbers of steps and guidance scales."""
     classifier, model = evaluation.classifier, evaluation.model
-    tasks = withheld_tasks(evaluation.setting_prompts)
+    tasks = withheld_tasks(evaluation.setting_prompts, evaluation.recipe.scenes)
     asked = [task.scene for task in tasks]
     default = model.variant.guidance_scale
     scales = (1.0, 2.0, default, 6.0, 8.0)
@@ -245,8 +235,8 @@ def evaluate_cost(evaluation: Evaluation) -> Results:
 
 def write_prompt_sheet(evaluation: Evaluation, seeds: int = 6) -> Results:
     """The training's sample prompts by seeds, to look at."""
-    prompts = [prompt for prompt in SHEET_PROMPTS for _ in range(seeds)]
-    anything = next(scenes.combinations())
+    prompts = [prompt for prompt in evaluation.recipe.scenes.prompts for _ in range(seeds)]
+    anything = evaluation.recipe.scenes.scene_at(0)
     tasks = [Task(anything, prompt, seed=32 + i % seeds) for i, prompt in enumerate(prompts)]
     labels = ["\n".join(wrap(prompt)) for prompt in prompts]
     path = evaluation.run / "prompts.png"
@@ -257,55 +247,7 @@ def write_prompt_sheet(evaluation: Evaluation, seeds: int = 6) -> Results:
 
 # --- edits ----------------------------------------------------------------------------------------
 
-GROUNDS = (("lighthouse", "boat"), ("house", "castle", "windmill", "robot"))
-"""Subjects that can stand in each other's place: those by the sea, and those on land that leave
-nothing of themselves in the rest of the image, as a far row of trees would."""
-
-
-def edited(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
-    """The scene with another value of one attribute, possible in the same place."""
-
-    def another(values: Sequence[str], than: str | None) -> str:
-        others = [value for value in values if value != than]
-        return others[int(rng.integers(len(others)))]
-
-    if attribute != "subject":
-        values = scenes.COLOURS if attribute == "colour" else ATTRIBUTES[attribute]
-        change: dict[str, Any] = {attribute: another(values, getattr(scene, attribute))}
-        return replace(scene, **change)
-    (ground,) = (ground for ground in GROUNDS if scene.subject in ground)
-    subject = another(ground, scene.subject)
-    colour = scene.colour
-    if subject in scenes.PLAIN_SUBJECTS:
-        colour = None
-    elif colour is None:
-        colour = another(scenes.COLOURS, None)
-    return replace(scene, subject=subject, colour=colour)
-
-
-def edit_scenes(attribute: str, count: int, subjects: Sequence[str]) -> list[tuple[Scene, Scene]]:
-    """Pairs of a scene to draw and the scene to make of it."""
-    drawn = (scenes.scene_at(i, EDIT_SET, None) for i in itertools.count())
-    suitable = (
-        scene
-        for scene in drawn
-        if scene.subject in subjects and not (attribute == "colour" and scene.colour is None)
-    )
-    rng = np.random.default_rng([EDIT_SET, len(attribute)])
-    chosen = itertools.islice(suitable, count)
-    return [(scene, edited(scene, attribute, rng)) for scene in chosen]
-
-
-def subject_box(scene: Scene, size: int = 128) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the subject with some room around it, in pixels."""
-    frame = scenes.subject_frame(scene)
-    half = 0.62 * frame.height
-    corners = (frame.x - half, frame.y - 1.1 * frame.height, frame.x + half, frame.y + 0.1)
-    left, top, right, bottom = (round(size * min(max(corner, 0), 1)) for corner in corners)
-    return left, top, right, bottom
-
-
-Change = Callable[[Scene, str, int], Tensor]
+Change = Callable[[AnyScene, str, int], Tensor]
 """Makes an edited image of a drawn scene, a prompt and a seed."""
 
 
@@ -313,37 +255,34 @@ def evaluate_edits(evaluation: Evaluation) -> Results:
     """Change one attribute of renders and see whether it, and nothing else, changed."""
     classifier, model = evaluation.classifier, evaluation.model
     strength = evaluation.strength
-    by_img2img = f"img2img, strength {strength:g}"
-    land_and_sea = [subject for ground in GROUNDS for subject in ground]
+    scenes = evaluation.recipe.scenes
 
-    def img2img(scene: Scene, prompt: str, seed: int) -> Tensor:
-        return model.img2img(render(scene, model.size), prompt, seed, strength)
+    def img2img(scene: AnyScene, prompt: str, seed: int) -> Tensor:
+        return model.img2img(render(scene, evaluation.recipe, model.size), prompt, seed, strength)
 
-    def inpaint(scene: Scene, prompt: str, seed: int) -> Tensor:
-        image = tensor_to_image(render(scene, model.size))
+    def inpaint(scene: AnyScene, prompt: str, seed: int) -> Tensor:
+        image = tensor_to_image(render(scene, evaluation.recipe, model.size))
         mask = Image.new("L", image.size, 0)
-        mask.paste(255, subject_box(scene, model.size))
+        mask.paste(255, scenes.subject_box(scene, model.size))
         inside = model.inpaint(image_to_tensor(image), mask_to_tensor(mask), prompt, seed)
         return image_to_tensor(composite(image, tensor_to_image(inside), mask))
 
-    kinds: list[tuple[str, str, Sequence[str], Change]] = [
-        (by_img2img, "time", scenes.SUBJECTS, img2img),
-        (by_img2img, "weather", scenes.SUBJECTS, img2img),
-        (by_img2img, "colour", scenes.COLOURED_SUBJECTS, img2img),
-        ("inpaint", "subject", land_and_sea, inpaint),
-        ("inpaint", "colour", scenes.COLOURED_SUBJECTS, inpaint),
-    ]
+    changes: dict[str, tuple[str, Change]] = {
+        "img2img": (f"img2img, strength {strength:g}", img2img),
+        "inpaint": ("inpaint", inpaint),
+    }
     scores = {}
     sheet: list[Tensor] = []
     labels: list[str] = []
-    for how, attribute, subjects, change in kinds:
-        pairs = edit_scenes(attribute, evaluation.edits, subjects)
+    for task, attribute, subjects in scenes.edits:
+        how, change = changes[task]
+        pairs = scenes.edit_scenes(attribute, evaluation.edits, subjects)
         images = []
         for i, (scene, target) in enumerate(pairs):
-            prompt = scenes.caption(target, np.random.default_rng([EDIT_SET, i]), complete=True)
+            prompt = scenes.caption(target, np.random.default_rng([EDIT_WORDS, i]), complete=True)
             images.append(change(scene, prompt, i))
             if i < 8:
-                sheet += [render(scene, model.size), images[-1]]
+                sheet += [render(scene, evaluation.recipe, model.size), images[-1]]
                 labels += [f"{how}\n{attribute}", "\n".join(wrap(prompt)[:2])]
         tell(f"{len(images)} edits: {how}, {attribute}")
         targets = [target for _, target in pairs]
@@ -395,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts, target, threads = options.pop("parts"), options.pop("json"), options.pop("threads")
     if threads is not None:
         torch.set_num_threads(threads)
+    options["recipe"] = RECIPES[options["recipe"]]
     evaluation = Evaluation(**options)
     results = {}
     for part in PARTS if "all" in parts else parts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from scripts.demo.scene_sets import SCENES, WORLD, SceneSet
 from sdpy.models import (
     AutoencoderKLConfig,
     AutoencoderTinyConfig,
@@ -36,11 +37,15 @@ class Recipe:
     """A demo model to train.
 
     Attributes:
+        name: what ``--recipe`` calls it.
         variant: sizes of its networks, its noise and the side of its images.
+        scenes: what it learns from.
         shares: of the time, by stage; a stage without one is not timed.
     """
 
+    name: str
     variant: ModelVariant
+    scenes: SceneSet = SCENES
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES, hash=False)
 
     @property
@@ -93,7 +98,6 @@ DEMO_256 = replace(
 )
 
 RECIPES: dict[str, Recipe] = {
-    "demo": Recipe(DEMO),
-    "demo-256": Recipe(DEMO_256),
+    recipe.name: recipe for recipe in (Recipe("demo", DEMO), Recipe("demo-256", DEMO_256, WORLD))
 }
-"""By the name that ``--recipe`` takes. The first is that of the bundled weights."""
+"""By name. The first is that of the bundled weights."""

@@ -36,7 +36,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from scripts.demo.training import (
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     join_workers(options)
     options.run.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(asdict(options), default=str, indent=1)
+    settings = json.dumps({**vars(options), "recipe": options.recipe.name}, default=str, indent=1)
     (options.run / "options.json").write_text(settings + "\n", encoding="utf-8")
     try:
         for stage in ALL if "all" in values["stage"] else values["stage"]:

@@ -56,13 +56,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from scripts.demo.adherence import Task, attributes, mistakes, withheld_tasks
+from scripts.demo.adherence import Task, mistakes, withheld_tasks
 from scripts.demo.classifier import (
     CLASSIFIER_FILE,
     AttributeClassifier,
     classify,
     find_classifier,
 )
+from scripts.demo.recipes import RECIPES
 from scripts.engine import DEFAULT_SCHEDULER, DemoModel, adds_noise
 from scripts.figures import sampler_chart
 from scripts.figures.sampler_results import (
@@ -219,7 +220,7 @@ class Comparison:
         if classified:
             images = [self.model.decode(latents) for latents in ended]
             as_asked = tuple(
-                not mistakes(attributes(task.scene), seen)
+                not mistakes(task.scene.attributes, seen)
                 for task, seen in zip(tasks, classify(self.classifier, images), strict=True)
             )
             details = tuple(
@@ -369,7 +370,7 @@ def measure_as_asked(options: argparse.Namespace) -> Results:
     file.parent.mkdir(parents=True, exist_ok=True)
     classifier_file: Path = options.classifier or file.parent / CLASSIFIER_FILE
     model = DemoModel.open(options.files, device=options.device)
-    classifier = find_classifier(classifier_file, options.renders, model.size)
+    classifier = find_classifier(classifier_file, options.renders, RECIPES["demo"])
     setup = Setup(
         options.prompts,
         options.solved,

@@ -6,9 +6,11 @@ any process can render any part of the set. The bundled weights were trained on 
 images and captions: a change to either makes the model card untrue.
 """
 
-from scripts.demo.scenes.captions import caption, caption_at
+from scripts.demo.scenes.captions import PROMPTS, caption, caption_at, withheld_prompts
 from scripts.demo.scenes.drawing import Pixels, contact_sheet, draw, subject_frame
+from scripts.demo.scenes.edits import EDITS, edit_scenes, subject_box
 from scripts.demo.scenes.scene import (
+    ATTRIBUTES,
     COLOURED_SUBJECTS,
     COLOURS,
     PLAIN_SUBJECTS,
@@ -23,6 +25,12 @@ from scripts.demo.scenes.scene import (
 )
 
 __all__ = [
+    "ATTRIBUTES",
+    "EDITS",
+    "PROMPTS",
+    "edit_scenes",
+    "subject_box",
+    "withheld_prompts",
     "COLOURED_SUBJECTS",
     "COLOURS",
     "PLAIN_SUBJECTS",

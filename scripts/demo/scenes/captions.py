@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from scripts.demo.scenes.scene import Scene, scene_at
+from scripts.demo.scenes.scene import Scene, combinations, is_held_out, scene_at
 
 # (weight, words, article or "" where none fits). The first entry is the plain name.
 NOUNS: dict[str, tuple[tuple[float, str, str], ...]] = {
@@ -136,7 +138,8 @@ SILENT_WEATHER = 0.10
 SILENT_CLEAR = 0.70
 
 
-def _pick(rng: np.random.Generator, weighted: Sequence[tuple[float, str]]) -> str:
+def pick(rng: np.random.Generator, weighted: Sequence[tuple[float, str]]) -> str:
+    """One of the texts, each as often as its weight says."""
     threshold = rng.random() * sum(entry[0] for entry in weighted)
     for entry in weighted:
         threshold -= entry[0]
@@ -145,19 +148,20 @@ def _pick(rng: np.random.Generator, weighted: Sequence[tuple[float, str]]) -> st
     return weighted[-1][1]
 
 
-def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
+def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the texts, each as often as the others."""
     return options[int(rng.integers(len(options)))]
 
 
 def _noun_phrase(scene: Scene, colour: str | None, rng: np.random.Generator) -> tuple[str, str]:
     """The subject with its colour, without an article, and the article that it takes."""
     weights = [(entry[0], str(i)) for i, entry in enumerate(NOUNS[scene.subject])]
-    _, noun, article = NOUNS[scene.subject][int(_pick(rng, weights))]
+    _, noun, article = NOUNS[scene.subject][int(pick(rng, weights))]
     if colour is None:
         return noun, article
     suffixes = COLOUR_SUFFIX.get(scene.subject, ())
     if suffixes and " on " not in noun and rng.random() < 0.25:
-        return f"{noun} {_choose(rng, suffixes).format(colour)}", article
+        return f"{noun} {choose(rng, suffixes).format(colour)}", article
     return f"{colour} {noun}", article
 
 
@@ -215,7 +219,8 @@ def _plain_sentence(
     return " ".join(words)
 
 
-def _with_article(words: str, article: str, rng: np.random.Generator) -> str:
+def with_article(words: str, article: str, rng: np.random.Generator) -> str:
+    """Words with their article, if they take one, which is often left out."""
     if not article or rng.random() < 0.35:
         return words
     if article == "a" and rng.random() < 0.08:
@@ -231,9 +236,9 @@ def _tag_list(
     rng: np.random.Generator,
 ) -> str:
     """A comma list: "house, red, night, rain" or "red house, rain, night"."""
-    tags = [] if time is None else [_pick(rng, TIME_TAGS[time])]
+    tags = [] if time is None else [pick(rng, TIME_TAGS[time])]
     if weather is not None:
-        tags.append(_pick(rng, WEATHER_TAGS[weather]))
+        tags.append(pick(rng, WEATHER_TAGS[weather]))
     if colour is not None and rng.random() < 0.5:
         tags.insert(0, colour)
         colour = None
@@ -252,10 +257,10 @@ def _time_noun_sentence(
 ) -> str:
     """The time as a noun: "foggy dawn with a castle", "snowy evening, blue house"."""
     words, article = _noun_phrase(scene, colour, rng)
-    subject = _with_article(words, article, rng)
-    when = _pick(rng, TIME_NOUNS[time])
+    subject = with_article(words, article, rng)
+    when = pick(rng, TIME_NOUNS[time])
     if weather is not None:
-        when = f"{_pick(rng, WEATHER_ADJECTIVES[weather])} {when}"
+        when = f"{pick(rng, WEATHER_ADJECTIVES[weather])} {when}"
     else:
         when = f"{'dark ' if time == 'dark' and rng.random() < 0.4 else ''}{when}"
     one = "an" if when[0] in "aeiou" else "a"
@@ -279,19 +284,19 @@ def _phrase_sentence(
 ) -> str:
     """Prepositional phrases around the subject: "at dusk, a windmill in fog"."""
     words, article = _noun_phrase(scene, colour, rng)
-    subject = _with_article(words, article, rng)
-    phrases = [] if time is None else [_pick(rng, TIME_PHRASES[time])]
+    subject = with_article(words, article, rng)
+    phrases = [] if time is None else [pick(rng, TIME_PHRASES[time])]
     if weather is not None:
         if rng.random() < 0.2:  # "rainy, a red house at night"
-            adjective = _pick(rng, WEATHER_ADJECTIVES[weather])
+            adjective = pick(rng, WEATHER_ADJECTIVES[weather])
             return f"{adjective}, {' '.join([subject, *phrases])}"
-        phrases.append(_pick(rng, WEATHER_PHRASES[weather]))
+        phrases.append(pick(rng, WEATHER_PHRASES[weather]))
     if len(phrases) == 2 and rng.random() < 0.35:
         phrases.reverse()
     if phrases and rng.random() < 0.22:
         return f"{phrases[0]}, {' '.join([subject, *phrases[1:]])}"
     if rng.random() < 0.12:
-        subject = f"{_choose(rng, PREFIXES)} {subject}"
+        subject = f"{choose(rng, PREFIXES)} {subject}"
     return " ".join([subject, *phrases])
 
 
@@ -299,3 +304,42 @@ def caption_at(index: int, seed: int = 0, held_out: bool | None = False, version
     """A caption of ``scene_at(index, seed, held_out)``; each ``version`` is drawn afresh."""
     rng = np.random.default_rng([seed, index, 1 + version])
     return caption(scene_at(index, seed, held_out), rng)
+
+
+PROMPTS = (
+    "lighthouse at dark",
+    "a red lighthouse at noon",
+    "a lighthouse at dusk in the rain",
+    "a blue house in the snow at night",
+    "a green sailing boat at noon",
+    "a yellow boat at dawn in fog",
+    "a castle at dusk",
+    "a red windmill at noon",
+    "a rusty robot holding a torch",
+    "a rusty robot holding a torch at night",
+    "trees in the snow at noon",
+    "mountains at dawn",
+    "a cat at dusk",
+    "a white balloon at noon",
+    "a castle with blue roofs at night in the rain",
+    "a windmill in fog at dawn",
+)
+"""Prompts of the sheets to look at."""
+
+PROMPT_SET = 7003
+"""Number of the set of random numbers that words are drawn from; the model is trained on set 0."""
+
+
+def withheld_prompts(count: int) -> list[tuple[Scene, str]]:
+    """Scenes of combinations withheld from training, each as often as the others, with captions.
+
+    Every occurrence has its own words, which name all attributes.
+    """
+    withheld = [scene for scene in combinations() if is_held_out(scene)]
+    order = np.random.default_rng(PROMPT_SET).permutation(len(withheld))
+    prompts = []
+    for i, place in zip(range(count), itertools.cycle(order), strict=False):
+        rng = np.random.default_rng([PROMPT_SET, i])
+        scene = replace(withheld[place], seed=int(rng.integers(2**31)))
+        prompts.append((scene, caption(scene, rng, complete=True)))
+    return prompts

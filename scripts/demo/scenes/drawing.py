@@ -33,7 +33,7 @@ class Composition:
 def draw(scene: Scene, size: int = 128) -> Pixels:
     """Draw a scene: uint8 RGB of shape (size, size, 3). The same scene gives the same image."""
     p = Painter(scene, size)
-    composition = _compose(p)
+    composition = _compose(p, scene)
     frame, horizon = composition.frame, composition.horizon
     sky.draw_sky(p, horizon)
     sky.draw_stars(p, horizon)
@@ -63,12 +63,12 @@ def draw(scene: Scene, size: int = 128) -> Pixels:
 
 def subject_frame(scene: Scene) -> Frame:
     """The coordinates in which `draw` draws the scene's subject."""
-    return _compose(Painter(scene, size=1)).frame
+    return _compose(Painter(scene, size=1), scene).frame
 
 
-def _compose(p: Painter) -> Composition:
+def _compose(p: Painter, scene: Scene) -> Composition:
     """Place the subject and the horizon; the painter's generator must not have been used yet."""
-    staging = STAGINGS[p.scene.subject]
+    staging = STAGINGS[scene.subject]
     height = p.uniform(staging.low, staging.high)
     mirror = 1.0 if p.rng.random() < 0.5 else -1.0
     x = 0.5 + p.uniform(-staging.roam, staging.roam)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from scripts.demo.scenes.geometry import Point, Shape
 from scripts.demo.scenes.light import LIGHTS, RGB, SNOW_COVER, WARM, Array, mix, rgb
-from scripts.demo.scenes.scene import Scene
+
+
+class Setting(Protocol):
+    """What a painter has to know of a scene."""
+
+    @property
+    def time(self) -> str:
+        """The time of day."""
+
+    @property
+    def weather(self) -> str:
+        """The weather."""
+
+    @property
+    def seed(self) -> int:
+        """What fixes the composition."""
 
 
 class Painter:
@@ -28,14 +44,16 @@ class Painter:
         mist: colour of the fog at each height.
     """
 
-    def __init__(self, scene: Scene, size: int) -> None:
+    scene: Setting
+
+    def __init__(self, scene: Setting, size: int) -> None:
         self.scene = scene
         self.rng = np.random.default_rng(scene.seed)
         self.size = size
         self.px = 1.0 / size
         centres = (np.arange(size, dtype=np.float32) + 0.5) / size
-        self.x = centres[None, :]
-        self.y = centres[:, None]
+        self.x: Array = centres[None, :]
+        self.y: Array = centres[:, None]
         self.image = np.zeros((size, size, 3), np.float32)
         self.light = LIGHTS[scene.time]
         self.weather = scene.weather

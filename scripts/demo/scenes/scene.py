@@ -15,6 +15,15 @@ COLOURED_SUBJECTS = ("lighthouse", "house", "boat", "castle", "windmill", "ballo
 PLAIN_SUBJECTS = ("robot", "trees", "mountains", "cat")
 SUBJECTS = COLOURED_SUBJECTS + PLAIN_SUBJECTS
 
+NO_COLOUR = "none"
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "subject": SUBJECTS,
+    "colour": (NO_COLOUR, *COLOURS),
+    "time": TIMES,
+    "weather": WEATHERS,
+}
+"""What an image is judged by, and the values of each."""
+
 CLEAR_PROBABILITY = 0.4
 HELD_OUT_FRACTION = 0.1
 # Chosen so that the withheld combinations spread evenly over the values of every attribute.
@@ -45,6 +54,11 @@ class Scene:
         allowed = COLOURS if self.subject in COLOURED_SUBJECTS else (None,)
         if self.colour not in allowed:
             raise ValueError(f"a {self.subject} has colour {allowed}, not {self.colour!r}")
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What an image of the scene shows: a value for each of `ATTRIBUTES`."""
+        return {name: getattr(self, name) or NO_COLOUR for name in ATTRIBUTES}
 
 
 def combinations() -> Iterator[Scene]:

@@ -30,12 +30,12 @@ from scripts.demo.scenes.light import (
 from scripts.demo.scenes.painter import Painter
 
 
-def _window_pane(p: Painter, shape: Shape) -> None:
+def draw_window_pane(p: Painter, shape: Shape) -> None:
     """Draw a pane of glass that is lit at night."""
     p.lamp(shape, GLASS)
 
 
-def _snow_cap(p: Painter, *shapes: Shape) -> None:
+def draw_snow_cap(p: Painter, *shapes: Shape) -> None:
     """Draw snow on shapes, if it snows."""
     if p.weather == "snow":
         for shape in shapes:
@@ -69,13 +69,13 @@ def _lighthouse(p: Painter, f: Frame, paint: RGB) -> None:
     p.lamp(f.box(-0.078, 0.752, 0.078, 0.875), (0.80, 0.88, 0.92), (1.0, 0.95, 0.68))
     roof = SLATE if paint == PAINT["white"] else paint
     p.solid(f.polygon((-0.105, 0.87), (0.105, 0.87), (0.0, 0.985)), roof)
-    _snow_cap(p, f.polygon((-0.06, 0.925), (0.06, 0.925), (0.0, 0.99)))
+    draw_snow_cap(p, f.polygon((-0.06, 0.925), (0.06, 0.925), (0.0, 0.99)))
     if p.lamps > 0:
         p.glow(lamp, 0.30 * f.height, 0.85 * p.lamps)
         p.glow(lamp, 0.11 * f.height, 0.8 * p.lamps, (1.0, 0.97, 0.80))
 
 
-def _shadow(p: Painter, f: Frame, half: float, v: float = 0.0) -> None:
+def draw_shadow(p: Painter, f: Frame, half: float, v: float = 0.0) -> None:
     """The soft darkness under a thing that stands on the ground."""
     colour = p.shade * p.ground_tone * np.float32(0.55)
     p.flat(f.ellipse(0, v, half, 0.045), colour, 0.6, soft=0.014)
@@ -84,23 +84,23 @@ def _shadow(p: Painter, f: Frame, half: float, v: float = 0.0) -> None:
 def _house(p: Painter, f: Frame, paint: RGB) -> None:
     roof = (0.40, 0.24, 0.20) if paint != PAINT["red"] else SLATE
     gable = p.rng.random() < 0.5
-    _shadow(p, f, 0.56)
+    draw_shadow(p, f, 0.56)
     p.solid(f.box(0.22, 0.62, 0.34, 0.98), (0.55, 0.34, 0.28), 0.6)
-    _snow_cap(p, f.box(0.21, 0.95, 0.35, 1.0))
+    draw_snow_cap(p, f.box(0.21, 0.95, 0.35, 1.0))
     p.solid(f.box(-0.50, 0.0, 0.50, 0.56), paint, 0.7)
     if gable:
         p.solid(f.polygon((-0.50, 0.55), (0.50, 0.55), (0.0, 0.94)), paint, 0.7)
         for side in (-1, 1):
             p.solid(f.line((0, 0.94), (side * 0.57, 0.50), 0.10), roof, 0.4)
-            _snow_cap(p, f.line((0, 0.97), (side * 0.57, 0.535), 0.07))
-        _window_pane(p, f.ellipse(0, 0.66, 0.085, 0.085))
+            draw_snow_cap(p, f.line((0, 0.97), (side * 0.57, 0.535), 0.07))
+        draw_window_pane(p, f.ellipse(0, 0.66, 0.085, 0.085))
     else:
         p.solid(f.polygon((-0.60, 0.52), (0.60, 0.52), (0.42, 0.90), (-0.42, 0.90)), roof, 0.5)
-        _snow_cap(p, f.polygon((-0.545, 0.64), (0.545, 0.64), (0.42, 0.92), (-0.42, 0.92)))
+        draw_snow_cap(p, f.polygon((-0.545, 0.64), (0.545, 0.64), (0.42, 0.92), (-0.42, 0.92)))
     p.solid(f.box(-0.10, 0.0, 0.10, 0.33), WOOD, 0.5)
     for u in (-0.32, 0.32):
         p.solid(f.box(u - 0.125, 0.17, u + 0.125, 0.43), TRIM, 0.4)
-        _window_pane(p, f.box(u - 0.095, 0.20, u + 0.095, 0.40))
+        draw_window_pane(p, f.box(u - 0.095, 0.20, u + 0.095, 0.40))
         if p.lamps > 0:
             p.glow(f.at(u, 0.30), 0.34 * f.height, 0.55 * p.lamps)
 
@@ -134,7 +134,7 @@ def _castle(p: Painter, f: Frame, paint: RGB) -> None:
         snow = f.polygon(
             (u - half * 0.68, top + roof * 0.5), (u + half * 0.68, top + roof * 0.5), tip
         )
-        _snow_cap(p, snow)
+        draw_snow_cap(p, snow)
 
     def banner(u: float, v: float) -> None:
         p.solid(f.line((u, v - 0.03), (u, v + 0.13), 0.016), SLATE)
@@ -151,18 +151,18 @@ def _castle(p: Painter, f: Frame, paint: RGB) -> None:
     p.solid(f.box(-0.085, 0.0, 0.085, 0.14), (0.25, 0.17, 0.13), 0.4)
     p.solid(f.ellipse(0, 0.14, 0.085, 0.08), (0.25, 0.17, 0.13), 0.4)
     for u, v in ((0.0, 0.52), (-0.40, left - 0.14), (0.40, right - 0.14)):
-        _window_pane(p, f.box(u - 0.036, v - 0.055, u + 0.036, v + 0.055))
+        draw_window_pane(p, f.box(u - 0.036, v - 0.055, u + 0.036, v + 0.055))
         if p.lamps > 0:
             p.glow(f.at(u, v), 0.24 * f.height, 0.6 * p.lamps)
 
 
 def _windmill(p: Painter, f: Frame, paint: RGB) -> None:
-    _shadow(p, f, 0.27)
+    draw_shadow(p, f, 0.27)
     p.solid(f.polygon((-0.22, 0.0), (0.22, 0.0), (0.125, 0.60), (-0.125, 0.60)), paint)
     p.solid(f.ellipse(0, 0.61, 0.150, 0.115), (0.36, 0.24, 0.20))
-    _snow_cap(p, f.ellipse(0, 0.665, 0.115, 0.065))
+    draw_snow_cap(p, f.ellipse(0, 0.665, 0.115, 0.065))
     p.solid(f.box(-0.055, 0.0, 0.055, 0.15), WOOD, 0.5)
-    _window_pane(p, f.box(-0.05, 0.30, 0.05, 0.41))
+    draw_window_pane(p, f.box(-0.05, 0.30, 0.05, 0.41))
     if p.lamps > 0:
         p.glow(f.at(0, 0.355), 0.20 * f.height, 0.6 * p.lamps)
     hub = (0.0, 0.60)
@@ -192,7 +192,7 @@ def _balloon(p: Painter, f: Frame, paint: RGB) -> None:
     p.solid(f.ellipse(0, 0.645, 0.145, 0.352), pale)
     p.solid(f.polygon((-0.132, 0.50), (0.132, 0.50), (0.045, 0.22), (-0.045, 0.22)), pale)
     p.solid(f.box(-0.11, 0.0, 0.11, 0.13), (0.55, 0.36, 0.20), 0.7)
-    _snow_cap(p, f.ellipse(0, 0.955, 0.17, 0.045))
+    draw_snow_cap(p, f.ellipse(0, 0.955, 0.17, 0.045))
     if p.lamps > 0:
         p.flat(f.ellipse(0, 0.185, 0.028, 0.048), (1.0, 0.90, 0.55))
         p.glow(f.at(0, 0.22), 0.26 * f.height, 0.75 * p.lamps)
@@ -202,7 +202,7 @@ def _balloon(p: Painter, f: Frame, paint: RGB) -> None:
 
 def _robot(p: Painter, f: Frame, _: RGB) -> None:
     rust, dark, pale = (0.70, 0.36, 0.18), (0.44, 0.24, 0.15), (0.80, 0.52, 0.32)
-    _shadow(p, f, 0.30)
+    draw_shadow(p, f, 0.30)
     for u in (-0.12, 0.12):
         p.solid(f.line((u, 0.30), (u, 0.06), 0.10), dark)
         p.solid(f.box(u - 0.095, 0.0, u + 0.095, 0.07), dark)
@@ -227,7 +227,7 @@ def _robot(p: Painter, f: Frame, _: RGB) -> None:
     p.solid(f.line((0.40, 0.52), (0.42, 0.66), 0.080), rust)
     p.solid(f.line((0.42, 0.60), (0.45, 0.84), 0.040, 0.065), WOOD)
     p.solid(f.ellipse(0.42, 0.67, 0.055, 0.055), rust)
-    _snow_cap(p, f.box(-0.17, 0.895, 0.17, 0.925), f.box(-0.25, 0.62, -0.07, 0.645))
+    draw_snow_cap(p, f.box(-0.17, 0.895, 0.17, 0.925), f.box(-0.25, 0.62, -0.07, 0.645))
     flame = f.at(0.452, 0.925)
     p.flat(f.ellipse(0.452, 0.905, 0.072, 0.085), (1.0, 0.50, 0.10))
     p.flat(f.polygon((0.388, 0.93), (0.516, 0.93), (0.465, 1.06)), (1.0, 0.50, 0.10))
@@ -249,7 +249,7 @@ def _trees(p: Painter, f: Frame, _: RGB) -> None:
             b, t, w = v + low * height, v + top * height, wide * part
             p.solid(f.polygon((u - w, b), (u + w, b), (u, t)), tone)
             m = b + (t - b) * 0.45
-            _snow_cap(p, f.polygon((u - w * 0.55, m), (u + w * 0.55, m), (u, t)))
+            draw_snow_cap(p, f.polygon((u - w * 0.55, m), (u + w * 0.55, m), (u, t)))
 
     green = rgb((0.16 + p.uniform(-0.03, 0.05), 0.44, 0.22 + p.uniform(-0.04, 0.04)))
     far = mix(green, (0.40, 0.52, 0.56), 0.45)
@@ -287,7 +287,6 @@ def _mountains(p: Painter, f: Frame, _: RGB) -> None:
 
 
 def _cat(p: Painter, f: Frame, _: RGB) -> None:
-    fur, deep, cream = (0.90, 0.52, 0.20), (0.72, 0.37, 0.13), (0.98, 0.88, 0.74)
     wall = (0.58, 0.46, 0.40)
     base = f.at(0, 0)
     low, high = base[1], base[1] + 0.13
@@ -298,6 +297,12 @@ def _cat(p: Painter, f: Frame, _: RGB) -> None:
         coping,
         0.3,
     )
+    draw_cat(p, f)
+
+
+def draw_cat(p: Painter, f: Frame) -> None:
+    """Draw a sitting cat, without what it sits on."""
+    fur, deep, cream = (0.90, 0.52, 0.20), (0.72, 0.37, 0.13), (0.98, 0.88, 0.74)
     p.solid(f.line((0.20, 0.07), (0.44, 0.13), 0.11), deep)
     p.solid(f.line((0.44, 0.13), (0.47, 0.36), 0.11, 0.09), deep)
     p.solid(f.ellipse(0, 0.25, 0.275, 0.27), fur)

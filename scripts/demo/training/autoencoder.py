@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.demo import scenes
 from scripts.demo.sheets import psnr, write_sheet
 from scripts.demo.training.clock import Clock
 from scripts.demo.training.data import (
@@ -95,7 +94,7 @@ def reconstruction_loss(decoded: Tensor, image: Tensor) -> Tensor:
 
 def report_reconstruction(options: TrainingOptions, vae: nn.Module, log: Log) -> None:
     """Log the error on images that were not trained on, and write a sheet of pairs."""
-    size = options.recipe.size
+    size, scenes = options.recipe.size, options.recipe.scenes
     drawn = [scenes.draw(scenes.scene_at(i, options.seed + 1), size) for i in range(64)]
     assert isinstance(vae, AutoencoderKL | AutoencoderTiny)
     images = to_tensor(torch.from_numpy(np.stack(drawn)))

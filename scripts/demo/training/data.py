@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scripts.demo import scenes
+from scripts.demo.scene_sets import draw_numbered
+from scripts.demo.scenes import Pixels
 from scripts.demo.training.clock import Clock
 from scripts.demo.training.log import Log
 from scripts.demo.training.options import TrainingOptions
@@ -45,12 +46,12 @@ def render(options: TrainingOptions) -> None:
     log, clock = Log(options, "render"), Clock(options, "render")
     partial = path.with_suffix(".part")
     size, count = options.recipe.size, 0
-    jobs = ((i, options.seed, size) for i in range(options.images))
+    jobs = ((options.recipe.scenes, i, options.seed, size) for i in range(options.images))
     with (
         multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool,
         partial.open("wb") as file,
     ):
-        for image in pool.imap(_draw, jobs, chunksize=16):
+        for image in pool.imap(draw_numbered, jobs, chunksize=16):
             file.write(image.tobytes())
             count += 1
             if count % 5000 == 0:
@@ -63,16 +64,11 @@ def render(options: TrainingOptions) -> None:
     clock.save()
 
 
-def _draw(job: tuple[int, int, int]) -> scenes.Pixels:
-    index, seed, size = job
-    return scenes.draw(scenes.scene_at(index, seed), size)
-
-
-def load_images(options: TrainingOptions) -> scenes.Pixels:
+def load_images(options: TrainingOptions) -> Pixels:
     """The drawn images (N, size, size, 3), memory-mapped."""
     size = options.recipe.size
     # Mode "c", changes stay in memory: torch warns of arrays that nobody may write to.
-    pixels: scenes.Pixels = np.memmap(options.run / IMAGES_FILE, dtype=np.uint8, mode="c")
+    pixels: Pixels = np.memmap(options.run / IMAGES_FILE, dtype=np.uint8, mode="c")
     return pixels.reshape(-1, size, size, 3)
 
 
@@ -138,7 +134,7 @@ def vocabulary(options: TrainingOptions) -> None:
     if path.exists():
         return
     clock = Clock(options, "vocabulary")
-    captions = [scenes.caption_at(i, options.seed) for i in range(MERGE_CAPTIONS)]
+    captions = [options.recipe.scenes.caption_at(i, options.seed) for i in range(MERGE_CAPTIONS)]
     vocab_size = options.recipe.variant.text_encoder.vocab_size
     merges = learn_merges(captions, vocab_size - CLIPTokenizer(()).vocab_size)
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
@@ -254,7 +250,7 @@ def _tokenize_part(job: tuple[TrainingOptions, list[int]]) -> npt.NDArray[np.int
     tokenizer = load_tokenizer(options)
     config = options.recipe.variant.text_encoder
     captions = [
-        scenes.caption_at(index, options.seed, version=version)
+        options.recipe.scenes.caption_at(index, options.seed, version=version)
         for index in indices
         for version in range(options.versions)
     ]

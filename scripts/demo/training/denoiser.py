@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.demo import scenes
 from scripts.demo.sheets import write_sheet
 from scripts.demo.training.data import (
     EMPTY_CAPTIONS,
@@ -125,7 +124,7 @@ def report_guidance(
     half = len(index) // 2
     clean = latents[index].float()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(options.device)
-    right = [scenes.caption_at(i, options.seed) for i in index]
+    right = [options.recipe.scenes.caption_at(i, options.seed) for i in index]
     captions = {"right": right, "empty": [""] * len(index), "wrong": right[half:] + right[:half]}
     for level in (999, 800, 600, 400, 200):
         timesteps = torch.full((len(index),), level, device=options.device)
@@ -144,26 +143,6 @@ def token_ids(options: TrainingOptions, captions: list[str]) -> Tensor:
     return torch.from_numpy(ids).to(options.device)
 
 
-SHEET_PROMPTS = (
-    "lighthouse at dark",
-    "a red lighthouse at noon",
-    "a lighthouse at dusk in the rain",
-    "a blue house in the snow at night",
-    "a green sailing boat at noon",
-    "a yellow boat at dawn in fog",
-    "a castle at dusk",
-    "a red windmill at noon",
-    "a rusty robot holding a torch",
-    "a rusty robot holding a torch at night",
-    "trees in the snow at noon",
-    "mountains at dawn",
-    "a cat at dusk",
-    "a white balloon at noon",
-    "a castle with blue roofs at night in the rain",
-    "a windmill in fog at dawn",
-)
-
-
 @torch.no_grad()
 def write_samples(
     options: TrainingOptions,
@@ -172,8 +151,8 @@ def write_samples(
     steps: int = 30,
     each: int = 2,
 ) -> None:
-    """Write a sheet of samples of `SHEET_PROMPTS`, ``each`` of every prompt, made with DDIM."""
-    captions = [prompt for prompt in SHEET_PROMPTS for _ in range(each)]
+    """Write a sheet of samples of the recipe's prompts, ``each`` of every one, made with DDIM."""
+    captions = [prompt for prompt in options.recipe.scenes.prompts for _ in range(each)]
     shape = (len(captions), *options.recipe.latents_shape)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(32)).to(options.device)
     tokens = token_ids(options, [""] * len(captions) + captions)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.demo import scenes
 from scripts.demo.training.autoencoder import CROP, CROPPED_SHARE
 from scripts.demo.training.clock import stage_seconds
 from scripts.demo.training.options import TrainingOptions
@@ -107,7 +106,9 @@ def seconds_a_scene(options: TrainingOptions) -> float:
     """Seconds in which one core of this machine draws a scene."""
     started = time.perf_counter()
     for index in range(TIMED_SCENES):
-        scenes.draw(scenes.scene_at(index, options.seed), options.recipe.size)
+        options.recipe.scenes.draw(
+            options.recipe.scenes.scene_at(index, options.seed), options.recipe.size
+        )
     return (time.perf_counter() - started) / TIMED_SCENES
 
 

@@ -69,6 +69,5 @@ def results(options: TrainingOptions) -> list[Path]:
     """The files of a run that are worth keeping: exported weights, sheets, log and options."""
     folders = [options.run] if options.bundle is None else [options.run, options.bundle]
     suffixes = {".ot", ".safetensors", ".png", ".txt", ".json"}
-    return sorted(
-        file for folder in folders for file in folder.iterdir() if file.suffix in suffixes
-    )
+    files = (file for folder in folders for file in sorted(folder.iterdir()))
+    return list({file.name: file for file in files if file.suffix in suffixes}.values())

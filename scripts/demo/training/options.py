@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class TrainingOptions:
 
     Attributes:
         run: folder of states and logs.
-        recipe_name: what is trained, a key of `RECIPES`; ``--recipe``.
+        recipe: what is trained; its name on the command line.
         device: where everything is computed.
         precision: of the convolutions and products, ``bf16`` or ``fp32``; norms, softmax, the
             text encoder and the losses are always computed in fp32.
@@ -46,7 +46,7 @@ class TrainingOptions:
     """
 
     run: Path
-    recipe_name: str = "demo"
+    recipe: Recipe = RECIPES["demo"]
     device: str = "cpu"
     precision: str = "bf16"
     compile: bool = False
@@ -68,11 +68,6 @@ class TrainingOptions:
     bundle: Path | None = DEMO.bundled
 
     @property
-    def recipe(self) -> Recipe:
-        """What is trained."""
-        return RECIPES[self.recipe_name]
-
-    @property
     def device_type(self) -> str:
         """``cpu`` or ``cuda``."""
         return self.device.split(":")[0]
@@ -83,12 +78,6 @@ class TrainingOptions:
         return self.batch if self.autoencoder_batch is None else self.autoencoder_batch
 
 
-CHOICES: Mapping[str, Sequence[str]] = {
-    "recipe_name": tuple(RECIPES),
-    "precision": ("bf16", "fp32"),
-}
-"""What an option may be, where it is a word."""
-
 OPTIONAL_NUMBERS: Mapping[str, type] = {"minutes": float, "autoencoder_batch": int}
 """Options whose default says nothing about their type."""
 
@@ -96,25 +85,25 @@ OPTIONAL_NUMBERS: Mapping[str, type] = {"minutes": float, "autoencoder_batch": i
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give a parser a flag for each field of `TrainingOptions` but ``run``."""
     for field in fields(TrainingOptions):
+        flag, default = "--" + field.name.replace("_", "-"), field.default
         if field.name == "run":
             continue
-        flag = "--" + field.name.removesuffix("_name").replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, dest=field.name, action="store_true")
-            continue
-        kind = type(field.default) if isinstance(field.default, int | float | str) else Path
-        parser.add_argument(
-            flag,
-            dest=field.name,
-            type=OPTIONAL_NUMBERS.get(field.name, kind),
-            default=field.default,
-            choices=CHOICES.get(field.name),
-        )
+        if field.name == "recipe":
+            parser.add_argument(flag, choices=list(RECIPES), default="demo")
+        elif field.name == "precision":
+            parser.add_argument(flag, choices=("bf16", "fp32"), default=default)
+        elif isinstance(default, bool):
+            parser.add_argument(flag, action="store_true")
+        else:
+            kind = type(default) if isinstance(default, int | float | str) else Path
+            kind = OPTIONAL_NUMBERS.get(field.name, kind)
+            parser.add_argument(flag, type=kind, default=default)
 
 
 def options_of(values: Mapping[str, Any]) -> TrainingOptions:
     """The options among the values that a parser with `add_flags` has read."""
-    return TrainingOptions(**{field.name: values[field.name] for field in fields(TrainingOptions)})
+    named = {field.name: values[field.name] for field in fields(TrainingOptions)}
+    return TrainingOptions(**{**named, "recipe": RECIPES[values["recipe"]]})
 
 
 def join_workers(options: TrainingOptions) -> None:

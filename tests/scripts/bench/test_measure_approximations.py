@@ -10,6 +10,7 @@ import torch
 
 from scripts import engine
 from scripts.bench import measure_approximations as measure
+from scripts.demo import scenes
 from scripts.demo.classifier import CLASSIFIER_FILE, AttributeClassifier
 from support.tiny import TINY_V
 
@@ -48,7 +49,7 @@ def test_every_configuration_is_measured(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(engine, "DEMO", TINY_V)
-    torch.save(AttributeClassifier().state_dict(), tmp_path / CLASSIFIER_FILE)
+    torch.save(AttributeClassifier(scenes.ATTRIBUTES).state_dict(), tmp_path / CLASSIFIER_FILE)
     page = tmp_path / "page.md"
     page.write_text("<!-- begin: approximations-demo -->\n<!-- end: approximations-demo -->\n")
     measure.main(

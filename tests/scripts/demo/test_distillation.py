@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from scripts.demo import train
-from scripts.demo.training import consistency, denoiser
+from scripts.demo.recipes import RECIPES
+from scripts.demo.scene_sets import SCENES
+from scripts.demo.training import consistency
 from scripts.demo.training.data import CaptionSet, load_latents
 from scripts.demo.training.diffusion import add_noise, predicted_clean
 from scripts.demo.training.options import TrainingOptions
@@ -29,6 +31,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:
     run = tmp_path_factory.mktemp("run")
     options = TrainingOptions(
         run=run,
+        recipe=replace(RECIPES["demo"], scenes=replace(SCENES, prompts=("a house",))),
         bundle=run / "files",
         images=8,
         versions=3,
@@ -40,18 +43,9 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:
         consistency_samples=4,
         consistency_learning_rate=0.5,  # a step is to be seen in float16
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(denoiser, "SHEET_PROMPTS", ("a house",))
-        for stage in (
-            "render",
-            "vocabulary",
-            "captions",
-            "autoencoder",
-            "latents",
-            "denoiser",
-            "export",
-        ):
-            train.STAGES[stage](options)
+    before = list(train.STAGES)[: list(train.STAGES).index("decoder")]
+    for stage in [*before, "export"]:
+        train.STAGES[stage](options)
     return options
 
 

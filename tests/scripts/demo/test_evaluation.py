@@ -16,18 +16,20 @@ from torch import Tensor
 from scripts import engine
 from scripts.demo import adherence, classifier, scenes, sheets
 from scripts.demo import evaluate as ev
-from scripts.demo.adherence import attributes, score, withheld_tasks
-from scripts.demo.recipes import Recipe
-from scripts.demo.scenes import Scene
+from scripts.demo.adherence import score, withheld_tasks
+from scripts.demo.recipes import RECIPES, Recipe
+from scripts.demo.scene_sets import Attributes
+from scripts.demo.scenes import Scene, edits
 from sdpy.zoo.variants import DEMO
 from support.tiny import TINY_V
 
+RECIPE = RECIPES["demo"]
 RED_HOUSE = Scene("house", "red", "dusk", "rain", 1)
 CAT = Scene("cat", None, "dark", "clear", 2)
 
 
-def misread(scene: Scene, **values: str) -> adherence.Attributes:
-    return attributes(scene) | values
+def misread(scene: Scene, **values: str) -> Attributes:
+    return scene.attributes | values
 
 
 # -- scores --------------------------------------------------------------------------------------
@@ -35,26 +37,26 @@ def misread(scene: Scene, **values: str) -> adherence.Attributes:
 
 def test_attributes_name_every_value_that_the_classifier_knows() -> None:
     for scene in scenes.combinations():
-        for name, value in attributes(scene).items():
-            assert value in adherence.ATTRIBUTES[name]
-    assert attributes(CAT)["colour"] == "none"
+        for name, value in scene.attributes.items():
+            assert value in scenes.ATTRIBUTES[name]
+    assert CAT.attributes["colour"] == "none"
 
 
 def test_scores_count_the_colour_only_where_one_was_asked_for() -> None:
     seen = [misread(RED_HOUSE, time="dawn"), misread(CAT, colour="red")]
     scores = score([RED_HOUSE, CAT], seen)
     assert scores == {"subject": 100, "colour": 100, "time": 50, "weather": 100, "all": 50}
-    scores = score([RED_HOUSE, CAT], [misread(RED_HOUSE, colour="white"), attributes(CAT)])
+    scores = score([RED_HOUSE, CAT], [misread(RED_HOUSE, colour="white"), CAT.attributes])
     assert scores["colour"] == 0
     assert scores["all"] == 50
 
 
 def test_no_colours_asked_for_give_no_percentage() -> None:
-    assert math.isnan(score([CAT], [attributes(CAT)])["colour"])
+    assert math.isnan(score([CAT], [CAT.attributes])["colour"])
 
 
 def test_scores_by_value() -> None:
-    seen = [misread(RED_HOUSE, time="dawn"), attributes(CAT)]
+    seen = [misread(RED_HOUSE, time="dawn"), CAT.attributes]
     values = adherence.score_by_value([RED_HOUSE, CAT], seen)
     assert (values["dusk"], values["dark"], values["house"], values["red"]) == (0, 100, 100, 100)
     assert "dawn" not in values
@@ -62,7 +64,7 @@ def test_scores_by_value() -> None:
 
 def test_edits_are_scored_by_what_changes_and_what_stays() -> None:
     seen = [
-        attributes(RED_HOUSE),
+        RED_HOUSE.attributes,
         misread(RED_HOUSE, time="dawn"),
         misread(RED_HOUSE, weather="snow"),
         misread(RED_HOUSE, weather="snow", time="dawn"),
@@ -77,7 +79,7 @@ def test_edits_are_scored_by_what_changes_and_what_stays() -> None:
 def test_tasks_are_withheld_combinations_spread_evenly() -> None:
     tasks = withheld_tasks(216)
     assert all(scenes.is_held_out(task.scene) for task in tasks)
-    counts = Counter(tuple(attributes(task.scene).values()) for task in tasks)
+    counts = Counter(tuple(task.scene.attributes.values()) for task in tasks)
     assert len(counts) == sum(map(scenes.is_held_out, scenes.combinations()))
     assert max(counts.values()) - min(counts.values()) <= 1
     assert len({task.seed for task in tasks}) == len({task.scene.seed for task in tasks}) == 216
@@ -95,17 +97,17 @@ def test_prompts_name_the_colour() -> None:
         assert found == ([] if task.scene.colour is None else [task.scene.colour])
 
 
-@pytest.mark.parametrize("attribute", list(adherence.ATTRIBUTES))
+@pytest.mark.parametrize("attribute", list(scenes.ATTRIBUTES))
 def test_edits_change_one_attribute(attribute: str) -> None:
-    subjects = [subject for ground in ev.GROUNDS for subject in ground]
-    pairs = ev.edit_scenes(attribute, 40, subjects)
+    subjects = [subject for ground in edits.GROUNDS for subject in ground]
+    pairs = scenes.edit_scenes(attribute, 40, subjects)
     assert len(pairs) == 40
     for before, after in pairs:
-        changed = {n for n, v in attributes(before).items() if v != attributes(after)[n]}
+        changed = {n for n, v in before.attributes.items() if v != after.attributes[n]}
         assert before.subject in subjects
         assert attribute in changed
         if attribute == "subject":
-            assert any({before.subject, after.subject} <= set(ground) for ground in ev.GROUNDS)
+            assert any({before.subject, after.subject} <= set(ground) for ground in edits.GROUNDS)
             # A robot has no colour, so one has to come or go with it.
             assert changed <= {"subject", "colour"}
             assert ("colour" in changed) == ("robot" in (before.subject, after.subject))
@@ -117,8 +119,8 @@ def test_edits_change_one_attribute(attribute: str) -> None:
 def test_the_box_holds_what_changes_with_the_colour(subject: str) -> None:
     for seed in range(6):
         blue, red = (Scene(subject, colour, "noon", "clear", seed) for colour in ("blue", "red"))
-        left, top, right, bottom = ev.subject_box(blue)
-        assert (left, top, right, bottom) == ev.subject_box(red)
+        left, top, right, bottom = scenes.subject_box(blue, 128)
+        assert (left, top, right, bottom) == scenes.subject_box(red, 128)
         changed = np.abs(scenes.draw(blue).astype(int) - scenes.draw(red)).max(-1) > 20
         rows, columns = np.nonzero(changed)
         assert left <= columns.min() and columns.max() < right
@@ -130,7 +132,7 @@ def test_the_box_holds_what_changes_with_the_colour(subject: str) -> None:
 
 def test_augmented_images_stay_images_of_the_same_thing() -> None:
     torch.manual_seed(0)
-    image = classifier.downsample(classifier.render(RED_HOUSE, 128))
+    image = classifier.downsample(classifier.render(RED_HOUSE, RECIPE))
     augmented = classifier.augment(image.repeat(16, 1, 1, 1))
     assert augmented.shape == (16, 3, 64, 64)
     assert augmented.abs().max() <= 1
@@ -145,40 +147,43 @@ def test_augmented_images_stay_images_of_the_same_thing() -> None:
 def test_readings_name_the_greatest_logits() -> None:
     scenes_read = [RED_HOUSE, CAT] * 40  # more than one batch
 
-    def fake(images: Tensor) -> tuple[Tensor, ...]:
-        wanted = [scenes_read[round(p.mean().item() * 100)] for p in images]
-        return tuple(
-            torch.tensor([[float(v == attributes(s)[name]) for v in values] for s in wanted])
-            for name, values in adherence.ATTRIBUTES.items()
-        )
+    class Fake:
+        values = scenes.ATTRIBUTES
+
+        def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+            wanted = [scenes_read[round(p.mean().item() * 100)] for p in images]
+            return tuple(
+                torch.tensor([[float(v == s.attributes[name]) for v in values] for s in wanted])
+                for name, values in self.values.items()
+            )
 
     images = [torch.full((1, 3, 64, 64), i / 100) for i in range(len(scenes_read))]
-    assert classifier.classify(fake, images) == [attributes(scene) for scene in scenes_read]
+    assert classifier.classify(Fake(), images) == [scene.attributes for scene in scenes_read]
 
 
 def test_a_classifier_learns_and_comes_back_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "new" / "classifier.pt"
-    trained = classifier.train_classifier(file, renders=192, size=128, epochs=4)
+    trained = classifier.train_classifier(file, renders=192, recipe=RECIPE, epochs=4)
     seen = [scenes.scene_at(i, classifier.CLASSIFIER_SET, None) for i in range(192)]
-    images = [classifier.render(scene, 128) for scene in seen]
+    images = [classifier.render(scene, RECIPE) for scene in seen]
     found = classifier.classify(trained, images)
     # Four values, of which the most frequent time is far from half.
     assert score(seen, found)["time"] > 50
-    assert classifier.classify(classifier.load_classifier(file), images) == found
+    assert classifier.classify(classifier.load_classifier(file, RECIPE), images) == found
 
 
 def test_a_classifier_is_trained_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(file: Path, renders: int, size: int) -> None:
-        state = classifier.AttributeClassifier().state_dict()
+    def train(file: Path, renders: int, recipe: Recipe) -> None:
+        state = classifier.AttributeClassifier(scenes.ATTRIBUTES).state_dict()
         state["head.bias"].fill_(renders)
         torch.save(state, file)
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     file = tmp_path / "a.pt"
-    assert (classifier.find_classifier(file, 7, 128).head.bias == 7).all()
-    assert (classifier.find_classifier(file, 8, 128).head.bias == 7).all()
+    assert (classifier.find_classifier(file, 7, RECIPE).head.bias == 7).all()
+    assert (classifier.find_classifier(file, 8, RECIPE).head.bias == 7).all()
 
 
 # -- sheets --------------------------------------------------------------------------------------
@@ -209,8 +214,8 @@ def test_parts_generate_classify_and_report(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(engine, "DEMO", TINY_V)
-    monkeypatch.setitem(ev.RECIPES, "demo", Recipe(TINY_V))
-    state = classifier.AttributeClassifier().state_dict()
+    monkeypatch.setitem(ev.RECIPES, "demo", Recipe("demo", TINY_V))
+    state = classifier.AttributeClassifier(scenes.ATTRIBUTES).state_dict()
     torch.save(state, tmp_path / classifier.CLASSIFIER_FILE)
     report = tmp_path / "report.json"
     ev.main(

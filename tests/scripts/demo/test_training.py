@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from scripts.demo import scenes, train
-from scripts.demo.training import autoencoder, data, denoiser, diffusion
+from scripts.demo.recipes import RECIPES, Recipe
+from scripts.demo.scene_sets import SCENES, WORLD
+from scripts.demo.training import autoencoder, data, denoiser, diffusion, models
 from scripts.demo.training.clock import stage_seconds
 from scripts.demo.training.finite import NotFiniteError, first_not_finite
 from scripts.demo.training.flops import describe_run
@@ -18,7 +21,12 @@ from scripts.demo.training.options import TrainingOptions
 from scripts.demo.training.pieces import SUMS_FILE, join, split
 from scripts.demo.training.trainer import Trainer
 from scripts.engine import DemoModel
-from sdpy.models import AutoencoderKL
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    CLIPTextConfig,
+    UNet2DConditionConfig,
+)
 from sdpy.schedulers.ddim import DDIMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.variants import DEMO
@@ -37,13 +45,49 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoiser, "SHEET_PROMPTS", ("a house",))
+ONE_PROMPT = replace(RECIPES["demo"], scenes=replace(SCENES, prompts=("a house",)))
+
+TINY_WORLD = Recipe(
+    "tiny",
+    replace(
+        DEMO,
+        configs={
+            "text_encoder": CLIPTextConfig(
+                vocab_size=600,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+            ),
+            "unet": UNet2DConditionConfig(
+                in_channels=6,
+                out_channels=6,
+                block_out_channels=(16, 16),
+                cross_attention=(False, True),
+                attention_heads=(2, 2),
+                layers_per_block=1,
+                cross_attention_dim=16,
+                norm_num_groups=8,
+            ),
+            "vae": AutoencoderKLConfig(
+                latent_channels=6,
+                block_out_channels=(8, 8, 8, 8),
+                layers_per_block=1,
+                norm_num_groups=4,
+                scaling_factor=1.0,
+            ),
+        },
+        sample_size=64,
+        max_pixels=64 * 64,
+    ),
+    replace(WORLD, prompts=("a cat beside a red house",)),
+)
+"""Networks that learn nothing, with other scenes, latents and sizes than the bundled model's."""
 
 
 def tiny_options(folder: Path, **changes: Any) -> TrainingOptions:
     sizes: dict[str, Any] = {
+        "recipe": ONE_PROMPT,
         "images": 8,
         "versions": 3,
         "autoencoder_crops": 4,
@@ -165,7 +209,7 @@ def test_every_option_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     train.main(words)
     expected = TrainingOptions(
         tmp_path,
-        recipe_name="demo-256",
+        recipe=RECIPES["demo-256"],
         device="cuda",
         compile=True,
         minutes=9.0,
@@ -235,6 +279,25 @@ def test_export_writes_files_that_sdpy_loads(run: Path, tmp_path: Path) -> None:
     image = DemoModel.open(tmp_path).generate("a house", seed=0, steps=1)
     assert image.shape == (1, 3, 128, 128)
     assert torch.isfinite(image).all()
+
+
+def test_everything_is_trained_in_a_given_time_and_carried_away(tmp_path: Path) -> None:
+    """All stages of a recipe with other scenes and six channels a latent, to the last piece."""
+    files = tmp_path / "files"
+    options = tiny_options(tmp_path / "run", recipe=TINY_WORLD, minutes=0.2, bundle=files)
+    options.run.mkdir()
+    for stage in train.ALL:
+        train.STAGES[stage](options)
+    log = (options.run / "log.txt").read_text()
+    assert all(f"{stage}: " in log for stage in train.ALL)
+    assert "steps a second" in log
+    model = DemoModel.open(files, variant=TINY_WORLD.variant)
+    image = model.generate("a cat beside a red house", seed=0, steps=2)
+    assert image.shape == (1, 3, 64, 64) and torch.isfinite(image).all()
+    pieces = split(models.results(options), tmp_path / "pieces")
+    names = {file.name for file in join(tmp_path / "pieces", tmp_path / "back")}
+    assert {"unet.ot", "vae.ot", "text_encoder.ot", "merges.txt", "sheet.png"} <= names
+    assert all(piece.stat().st_size <= 16e6 for piece in pieces)
 
 
 # -- time ----------------------------------------------------------------------------------------

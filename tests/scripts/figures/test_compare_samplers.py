@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from scripts import engine
-from scripts.demo.adherence import Attributes, Task, attributes, withheld_tasks
+from scripts.demo import scenes
+from scripts.demo.adherence import Task, withheld_tasks
 from scripts.demo.classifier import AttributeClassifier
+from scripts.demo.scene_sets import Attributes
 from scripts.engine import DemoModel, adds_noise
 from scripts.figures import compare_samplers as cs
 from scripts.figures import sampler_chart
@@ -126,7 +128,9 @@ def test_ddim_in_1000_steps_is_at_no_distance_from_itself(
     model: DemoModel, gaussian: GaussianNetwork
 ) -> None:
     *_, ended = cs.run_sampler(model, TASK, "ddim", 1000)
-    comparison = cs.Comparison(model, AttributeClassifier(), sr.Setup(1, 1, (10, 1000), (), ""))
+    comparison = cs.Comparison(
+        model, AttributeClassifier(scenes.ATTRIBUTES), sr.Setup(1, 1, (10, 1000), (), "")
+    )
     runs = comparison.measure("ddim", [cs.Solution(torch.ones(1), ended, 1.0)]).runs
     assert runs[1000].distances == (0,)
     assert runs[10].distances[0] > 0.01
@@ -189,11 +193,11 @@ def test_images_are_classified_and_distances_taken_where_asked(
 ) -> None:
     def classify(_: AttributeClassifier, images: list[Tensor]) -> list[Attributes]:
         tasks = withheld_tasks(len(images))
-        right = [attributes(task.scene) for task in tasks]
+        right = [task.scene.attributes for task in tasks]
         return [{**right[0], "time": "never"}, *right[1:]]
 
     monkeypatch.setattr(cs, "classify", classify)
-    comparison = cs.Comparison(model, AttributeClassifier(), SETUP)
+    comparison = cs.Comparison(model, AttributeClassifier(scenes.ATTRIBUTES), SETUP)
     ones = torch.ones(1, 4, 16, 16)
     solutions = [cs.Solution(ones, 2 * ones, detail=0.1)] * 2
     plain, noisy = (comparison.measure(name, solutions) for name in ("heun", "euler-a"))
@@ -317,7 +321,7 @@ def test_a_run_is_continued_drawn_and_written_down(
 
     monkeypatch.setattr(cs, "run_sampler", counted)
     classifier, results = tmp_path / "its.pt", tmp_path / "new" / "results.json"
-    torch.save(AttributeClassifier().state_dict(), classifier)
+    torch.save(AttributeClassifier(scenes.ATTRIBUTES).state_dict(), classifier)
     options = ["--json", str(results), "--classifier", str(classifier), "--files", str(tiny_data)]
     options += ["--prompts", "2", "--solved", "1", "--evaluations", "2", "3", "--classify-at", "3"]
     cs.main([*options, "--samplers", "ddim"])
