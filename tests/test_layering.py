@@ -27,7 +27,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("optimizations",),
     ("runtime",),
     ("pipelines",),
-    ("benchmark", "jobs"),
+    ("benchmark",),
+    ("jobs",),
     ("cli",),
     ("__main__",),
 )

@@ -50,7 +50,11 @@ def sdpy(
     def sdpy(*arguments: object) -> Result:
         capfd.readouterr()
         words = [str(argument) for argument in arguments]
-        if words and words[0] in ("generate", "img2img", "inpaint") and "--data" not in words:
+        if (
+            words
+            and words[0] in ("generate", "img2img", "inpaint", "batch")
+            and "--data" not in words
+        ):
             words += ["--data", str(tiny_data)]
         code = run(words)
         return Result(code, *capfd.readouterr())

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sdpy import __version__
+from sdpy.cli.batch import batch
 from sdpy.cli.bench import bench
 from sdpy.cli.convert import convert
 from sdpy.cli.download import download
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "img2img": img2img,
     "inpaint": inpaint,
+    "batch": batch,
     "schedulers": schedulers,
     "download": download,
     "inspect": inspect,

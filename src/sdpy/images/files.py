@@ -10,9 +10,25 @@ from PIL import Image
 
 from sdpy.errors import OutputError
 from sdpy.files import atomic_write
-from sdpy.images.metadata import NO_TEXTS, ImageTexts, saving, texts_of
+from sdpy.images.metadata import NO_TEXTS, RECORD, ImageTexts, saving, texts_of
 from sdpy.images.paths import FORMATS
 from sdpy.images.reading import one_line, opened
+
+
+def blank_image(size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
+    """An image of one colour, RGB."""
+    return Image.new("RGB", size, colour)
+
+
+def read_record(path: str | Path) -> str | None:
+    """The text of sdpy's record in an image file, where it stands before the pixels as sdpy's does.
+
+    Raises:
+        ImageError: missing, unreadable or no image.
+    """
+    with opened(Path(path)) as image:
+        found = image.info.get(RECORD) if image.format == "PNG" else texts_of(image).get(RECORD)
+        return found if isinstance(found, str) else None
 
 
 def read_texts(path: str | Path) -> dict[str, str]:

@@ -78,7 +78,7 @@ def load_mask(
         raise ImageError(f"{path}: the mask has {what}, so there is nothing to repaint")
     mask, own = Image.fromarray(levels), opened.image.size
     if size is not None and own != size:
-        if not _same_proportions(own, size):
+        if not same_proportions(own, size):
             raise ImageError(
                 f"{path}: the mask is {size_text(own)} pixels, the image "
                 f"{size_text(size)}; give a mask of the image's size or proportions"
@@ -137,7 +137,8 @@ def _without_traces(levels: _Levels) -> _Levels:
     return np.where(clean >= 255 - NEARLY, 255, clean).astype(np.uint8)
 
 
-def _same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
+def same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether a mask of one size suits an image of the other."""
     # One is the other scaled, with both sides rounded to whole pixels at most.
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 

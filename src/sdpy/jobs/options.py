@@ -105,8 +105,40 @@ class TaskOptions:
     )
 
 
+def read_seed(value: int | str) -> int | str:
+    """A seed, or that one is to be drawn for each image: ``random`` or -1.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if is_random(value):
+        return RANDOM
+    text = str(value).strip()
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
+        raise UsageError(f"--seed {value}: use random, -1 for the same, or 0 to {2**63 - 1}")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobGenerationOptions(GenerationOptions):
+    """The options of a request; a seed that is to be drawn is drawn for each image anew."""
+
+    seed: Any = option(
+        32,
+        "--seed",
+        help="Seed of the noise. Image k of a job, counted from 0, uses SEED + k. random, or -1: "
+        "one is drawn for each image.",
+        panel="Generation",
+        metavar="INTEGER|random",
+        cli_type=str,
+        parse=read_seed,
+        label="Seed",
+        always=True,
+    )
+
+
 GROUPS: tuple[type, ...] = (
-    *(TaskOptions, GenerationOptions, MaskOptions, ControlOptions, ModelOptions),
+    *(TaskOptions, JobGenerationOptions, MaskOptions, ControlOptions, ModelOptions),
 )
 
 
@@ -168,12 +200,14 @@ class JobOption:
             return self._number(raw)
         return raw if isinstance(raw, str) else f"{raw}"
 
-    def _whole(self, raw: str | float) -> int:
+    def _whole(self, raw: Any) -> int:
         try:
+            if isinstance(raw, bool):
+                raise ValueError
             number = int(raw)
             if number != raw and not isinstance(raw, str):
                 raise ValueError
-        except (ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             raise self._wrong(raw, "a whole number") from None
         return number
 
@@ -267,11 +301,12 @@ class OptionGroups:
     """Values of all options that a job may have: those of the command, or of a job with them.
 
     Attributes:
-        task, generation, control, model: by groups.
+        task, generation, mask, control, model: by groups.
     """
 
     task: TaskOptions = TaskOptions()
-    generation: GenerationOptions = GenerationOptions()
+    generation: JobGenerationOptions = JobGenerationOptions()
+    mask: MaskOptions = MaskOptions()
     control: ControlOptions = ControlOptions()
     model: ModelOptions = ModelOptions()
 

@@ -45,6 +45,7 @@ class ImageRecord:
         environment: what rounding depends on: torch's version, device, dtype.
         sdpy: the version that made it.
         numerics: see `NUMERICS`.
+        job: where it comes from, of an image of a batch: file, line, key; see `sdpy.jobs`.
     """
 
     task: str
@@ -56,6 +57,7 @@ class ImageRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     sdpy: str = __version__
     numerics: int = NUMERICS
+    job: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -68,7 +70,10 @@ class ImageRecord:
 
     def to_json(self) -> str:
         """The record as a text of one line."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        values = asdict(self)
+        if not self.job:
+            del values["job"]
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> ImageRecord:

@@ -54,7 +54,7 @@ OPTIONS: dict[str, Foreign] = {
     "f": Foreign("strength"),
     "M": Foreign(
         reason="InvokeAI's masks repaint what is black or transparent, ours what is white; "
-        "invert the mask, and name it by 'mask' in a job of JSON Lines"
+        "name it by 'mask' in a job of JSON Lines, with 'invert-mask' if it is black and white"
     ),
     "g": Foreign(reason="a batch writes no grids; leave it out"),
     "G": Foreign(harmless=is_nothing, reason=_UPSCALING),

@@ -1,0 +1,1 @@
+"""Who computes the batches: this process, several devices, or the nodes of a Ray cluster."""

@@ -1,0 +1,47 @@
+"""What all engines offer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from sdpy.jobs.painter import PaintEvent, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Jobs that are computed together.
+
+    Attributes:
+        number: of it.
+        tasks: the jobs.
+    """
+
+    number: int
+    tasks: tuple[Task, ...]
+
+
+EngineEvent = tuple[int, PaintEvent]
+"""With the bundle's number."""
+
+
+class Engine(Protocol):
+    """Computes bundles, several at a time where it can."""
+
+    def run(self, bundles: Iterator[Bundle | None]) -> Generator[EngineEvent | None, None, None]:
+        """Compute bundles as they are given, and tell what happens.
+
+        Args:
+            bundles: asked for the next one as soon as somebody is free for it, and not before;
+                None where there is none at present.
+
+        Returns:
+            Events, and now and then None, while nothing happens.
+
+        Raises:
+            OutputError: an image cannot be written.
+        """
+
+    def close(self) -> None:
+        """Stop at once, and release everything."""
