@@ -1,0 +1,1 @@
+"""Searches for input that makes sdpy fail otherwise than by an error of its own."""
