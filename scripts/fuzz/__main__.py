@@ -1,7 +1,9 @@
 """``python -m scripts.fuzz TARGET``: search with atheris, guided by the branches that are taken.
 
-Needs the extra ``fuzz``. Finds are written to the folder of ``--corpus``, as ``crash-...``,
-``timeout-...`` and ``oom-...``; once mended, they belong into ``tests/data/fuzz/TARGET``.
+Needs the extra ``fuzz``. Of each place where something fails the first input is written to the
+folder of ``--corpus``, as ``find-...``, and the search goes on; one that takes too long or too much
+memory ends it, as ``timeout-...`` or ``oom-...``. Once mended, finds belong into
+``tests/data/fuzz/TARGET``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 FINDS = Path(__file__).parents[2] / "tests" / "data" / "fuzz"
@@ -16,6 +20,26 @@ SECONDS_EACH = 10
 MEGABYTES_EACH = 1000
 MEGABYTES_AT_REST = 600
 """About what Python takes with torch and Pillow."""
+
+
+class _Finds:
+    """Runs a target, and keeps the first input that fails at each place."""
+
+    def __init__(self, run: Callable[[bytes], None], folder: Path) -> None:
+        self.run = run
+        self.folder = folder
+        self.known: set[str] = set()
+
+    def __call__(self, data: bytes) -> None:
+        try:
+            self.run(data)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__}-{Path(last.filename).stem}-{last.lineno}"
+            if place not in self.known:
+                self.known.add(place)
+                (self.folder / f"find-{place}").write_bytes(data)
+                traceback.print_exc()
 
 
 def main() -> None:
@@ -52,7 +76,7 @@ def main() -> None:
         "-max_len=65536",
         "-print_final_stats=1",
     ]
-    atheris.Setup(arguments, target.run)
+    atheris.Setup(arguments, _Finds(target.run, corpus))
     try:
         atheris.Fuzz()
     finally:

@@ -20,7 +20,8 @@ from typing import Any
 from sdpy.checkpoints import Lora, check_loras, read_checkpoint, read_textual_inversion
 from sdpy.components import COMPONENTS
 from sdpy.errors import SdpyError
-from sdpy.images.files import load_image, read_texts
+from sdpy.images.files import read_texts
+from sdpy.images.reading import load_image
 from sdpy.jobs.readers import FORMATS, read_jobs
 from sdpy.text.prompts import tokenize_prompt
 from sdpy.text.tokenizer import CLIPTokenizer

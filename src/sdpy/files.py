@@ -1,8 +1,10 @@
-"""Writing files atomically."""
+"""Opening files that are read, and writing files atomically."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,48 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sdpy.errors import OutputError
+
+
+def open_input(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, whatever it is; everything that sdpy reads is opened here.
+
+    Looks first: a named pipe would make us wait for ever, and a device might never end.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is a folder or no plain file.
+    """
+    try:
+        # Should it become a pipe before it is open, opening does not wait.
+        descriptor = os.open(path, os.O_RDONLY | _AT_ONCE | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # the null character
+        raise FileNotFoundError(errno.ENOENT, "no file can have this name") from error
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.ENODEV, "it is not a plain file", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_input(path: str | os.PathLike[str], limit: int) -> bytes:
+    """All of a file that is read as a whole.
+
+    Raises:
+        OSError: as of `open_input`, or it has more than ``limit`` bytes.
+    """
+    with open_input(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        reason = f"it has more than {limit >> 20} MB, as no such file does"
+        raise OSError(errno.EFBIG, reason, os.fspath(path))
+    return data
+
+
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
 
 class OccupiedError(OutputError):

@@ -7,7 +7,7 @@
     unet/diffusion_pytorch_model.safetensors or .bin, of a variant .fp16.safetensors, in shards
                                              with an index
     text_encoder/config.json, model.safetensors; vae/...
-    tokenizer/merges.txt                     CLIP's vocabulary; tokenizer_2/ has the same
+    tokenizer/merges.txt or tokenizer.json   CLIP's vocabulary; tokenizer_2/ has the same
     scheduler/scheduler_config.json          noise, and what the UNet predicts
 """
 
@@ -28,6 +28,7 @@ from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable, reading
 from sdpy.checkpoints.probe import Probe
 from sdpy.components import COMPONENTS, unknown_components
 from sdpy.errors import UsageError, WeightsError
+from sdpy.files import read_input
 
 MODEL_INDEX = "model_index.json"
 SHARD_MARK = ".index."
@@ -46,6 +47,8 @@ _VARIANT = re.compile(
         "V", r"(?:(?!-\d{5}-of-)[\w-])+"
     )  # no shard's number
 )
+
+MAX_JSON_BYTES = 64 * 2**20
 
 UNFINISHED = (".part", ".incomplete", ".crdownload", ".aria2", ".tmp", ".download")
 """What programs append to the name of a file while they fetch it."""
@@ -105,15 +108,21 @@ def read_model_folder(path: Path, variant: str | None = None) -> ModelFolder:
     present_tokenizers = {
         name: folder for name, folder in tokenizers.items() if os.path.isdir(folder)
     }
-    merges = [folder / "merges.txt" for folder in present_tokenizers.values()]
+    vocabularies = [vocabulary_in(folder) for folder in present_tokenizers.values()]
     return ModelFolder(
         path=path,
         weights=_find_all(path, present, variant),
         configs=configs,
-        vocabulary=next((file for file in merges if file.is_file()), None),
+        vocabulary=next((file for file in vocabularies if file is not None), None),
         pad_ids={name: _pad_id(folder) for name, folder in present_tokenizers.items()},
         index=index,
     )
+
+
+def vocabulary_in(tokenizer: Path) -> Path | None:
+    """The file with the byte-pair merges in a tokenizer's folder, of old or new transformers."""
+    files = [tokenizer / "merges.txt", tokenizer / "tokenizer.json"]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _pad_id(tokenizer: Path) -> int | None:
@@ -209,7 +218,7 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     with reading(path, "JSON"):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_input(path, MAX_JSON_BYTES))
         if not isinstance(found, dict):
             raise ValueError("it holds no object")
         return found

@@ -28,7 +28,7 @@ from sdpy.checkpoints.base import (
 )
 from sdpy.checkpoints.limits import check_shape
 from sdpy.checkpoints.probe import Probe
-from sdpy.files import atomic_write
+from sdpy.files import atomic_write, open_input
 
 # NumPy has no bfloat16.
 DTYPE_NAMES: dict[torch.dtype, str] = {
@@ -59,7 +59,7 @@ class NpzFormat:
 
     def read(self, path: Path) -> Checkpoint:
         """See `CheckpointFormat.read`."""
-        with reading(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with reading(path, ".npz"), open_input(path) as file, zipfile.ZipFile(file) as archive:
             mapping = map_file(file)
             arrays: dict[str, _Array] = {}
             for member, info in members_of(archive).items():

@@ -43,7 +43,7 @@ from sdpy.checkpoints.storages import (
     rebuild_tensor,
 )
 from sdpy.errors import WeightsError
-from sdpy.files import atomic_write
+from sdpy.files import atomic_write, open_input
 
 ALLOWED_GLOBALS: frozenset[tuple[str, str]] = frozenset(
     {
@@ -113,7 +113,7 @@ def read_ot(path: Path) -> Checkpoint:
     Raises:
         WeightsError: the file cannot be read, is damaged or no such archive.
     """
-    with reading(path, ".ot"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with reading(path, ".ot"), open_input(path) as file, zipfile.ZipFile(file) as archive:
         members = members_of(archive)
         root = _root(members)
         order = members.get(root + "byteorder")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import stat
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpy.errors import WeightsError
+from sdpy.files import open_input
 
 HEAD_BYTES = 4096
 
@@ -39,22 +40,20 @@ class Probe:
 def probe(path: Path) -> Probe:
     """Look at a file. Raises ``WeightsError`` if it is missing, empty or not to be read."""
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
+        if path.is_dir():
             return Probe(path, 0, b"", None, folder=True)
-        if not stat.S_ISREG(status.st_mode):
-            raise WeightsError(f"{path} is not a plain file; give the name of a weights file")
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        with open_input(path) as file:
+            head, size = file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist; check the name of the weights file") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise WeightsError(f"cannot read {path}: {reason}") from error
+    except OSError as error:
+        raise WeightsError(
+            f"cannot read {path}: {error.strerror or error}; give the name of a weights file"
+        ) from error
     if not head:
         raise WeightsError(f"{path} is empty; download it again")
-    found = Probe(path, status.st_size, head, None)
-    return Probe(path, status.st_size, head, _zip_members(path)) if found.is_zip else found
+    found = Probe(path, size, head, None)
+    return Probe(path, size, head, _zip_members(path)) if found.is_zip else found
 
 
 def _zip_members(path: Path) -> tuple[str, ...] | None:

@@ -48,7 +48,7 @@ from sdpy.checkpoints.storages import (
     rebuild_tensor,
 )
 from sdpy.errors import WeightsError
-from sdpy.files import atomic_write
+from sdpy.files import atomic_write, open_input
 
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The first pickle of the old layout: its magic number, in protocol 2."""
@@ -131,7 +131,7 @@ class TorchFormat:
         Raises:
             WeightsError: the file cannot be read, is damaged or holds something else.
         """
-        with reading(path, "PyTorch"), path.open("rb") as file:
+        with reading(path, "PyTorch"), open_input(path) as file:
             if file.read(len(LEGACY_START)) == LEGACY_START:
                 root, storages, mapping = _read_legacy(file)
             else:

@@ -29,7 +29,7 @@ from sdpy.checkpoints.base import (
 from sdpy.checkpoints.limits import check_numbers, check_shape
 from sdpy.checkpoints.probe import Probe
 from sdpy.errors import WeightsError
-from sdpy.files import atomic_write
+from sdpy.files import atomic_write, open_input
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float32: "F32",
@@ -72,7 +72,7 @@ class SafetensorsFormat:
 
     def read(self, path: Path) -> Checkpoint:
         """See `CheckpointFormat.read`."""
-        with reading(path, ".safetensors"), path.open("rb") as file:
+        with reading(path, ".safetensors"), open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
             (header_bytes,) = struct.unpack("<Q", file.read(8))
             if 8 + header_bytes > size:

@@ -255,12 +255,16 @@ class CLIPTextModelWithProjection(CLIPTextBase):
         skip_layers: int = 0,
         final_norm: bool = True,
         added_embeddings: Tensor | None = None,
+        end_id: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embed token ids; the arguments are those of `CLIPTextModel.forward`.
+        """Embed token ids; the other arguments are those of `CLIPTextModel.forward`.
+
+        Args:
+            end_id: the end token; None for the vocabulary's last, as it is where no rows follow.
 
         Returns:
             (B, T, D), and (B, projection_dim): the pooled embedding, which is the projection of
-            what all layers and the final norm make of the first end token, the vocabulary's last.
+            what all layers and the final norm make of the first end token.
 
         Raises:
             ValueError: ``skip_layers`` leaves no layer.
@@ -271,6 +275,7 @@ class CLIPTextModelWithProjection(CLIPTextBase):
             final_norm=final_norm,
             added_embeddings=added_embeddings,
         )
-        end = (input_ids == self.config.vocab_size - 1).int().argmax(dim=1)  # the first of them
+        end_id = self.config.vocab_size - 1 if end_id is None else end_id
+        end = (input_ids == end_id).int().argmax(dim=1)  # the first of them
         rows = torch.arange(len(input_ids), device=input_ids.device)
         return states, self.text_projection(last[rows, end])

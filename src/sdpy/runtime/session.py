@@ -207,10 +207,7 @@ class Session:
         Raises:
             WeightsError: the vocabulary cannot be read.
         """
-        return CLIPTokenizer.from_file(
-            self.source.files.vocabulary,
-            vocab_size=self.variant.text_encoder.vocab_size,
-        )
+        return self.source.read_tokenizer()
 
     def config(self, component: str, path: Path | None = None) -> Any:
         """The sizes of a component; see `ModelSource.config`. Read once for each state of a file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,12 +213,14 @@ def encode_prompts(
         input_ids = torch.tensor([ids for _, (ids, _) in some], device=text_encoder.device)
         weights = torch.tensor([weights for _, (_, weights) in some], device=text_encoder.device)
         with torch.inference_mode():
-            result = text_encoder(
-                input_ids,
-                skip_layers=skip_layers,
-                final_norm=final_norm,
-                added_embeddings=added,
-            )
+            options: dict[str, Any] = {
+                "skip_layers": skip_layers,
+                "final_norm": final_norm,
+                "added_embeddings": added,
+            }
+            if isinstance(text_encoder, CLIPTextModelWithProjection):
+                options["end_id"] = tokenizer.end_id
+            result = text_encoder(input_ids, **options)
             states, pooled = result if isinstance(result, tuple) else (result, None)
             rows = weigh(states.float(), weights)  # (chunks, T, D)
         sums = [None] * len(some) if pooled is None else pooled.float().split(1)

@@ -10,11 +10,9 @@ carries the mark ``</w>``.
 from __future__ import annotations
 
 import codecs
-import gzip
 import heapq
 import html
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +20,9 @@ from typing import NamedTuple
 import ftfy
 import regex
 
-from sdpy.errors import WeightsError
+from sdpy.text.vocabulary import END_TOKEN, START_TOKEN, not_a_vocabulary, read_vocabulary
 
-START_TOKEN = "<|startoftext|>"
-END_TOKEN = "<|endoftext|>"
 WORD_END = "</w>"
-
-# 256 bytes, 256 bytes that end a word, and the two special tokens.
-_TOKENS_BESIDE_MERGES = 256 + 256 + 2
 
 _WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>"  # the special tokens, spelled out
@@ -39,7 +32,6 @@ _WORD = regex.compile(
 )
 _WHITE_SPACE = regex.compile(r"\s+")
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _CACHED_WORDS = 8192
 
 
@@ -60,8 +52,15 @@ class CLIPTokenizer:
     end. With CLIP's own 48,894 merges start is 49406 and end is 49407.
     """
 
-    def __init__(self, merges: Iterable[tuple[str, str]]) -> None:
-        """Build the vocabulary from ``merges``, the most frequent pair first.
+    def __init__(
+        self, merges: Iterable[tuple[str, str]], added: Mapping[str, int] | None = None
+    ) -> None:
+        """Build the vocabulary.
+
+        Args:
+            merges: the most frequent pair first.
+            added: words that were added to it, with their ids. A prompt that says one of them says
+                those called ``WORD_1``, ``WORD_2`` ... as well, as diffusers does.
 
         Raises:
             ValueError: a merge joins symbols that no earlier merge makes.
@@ -84,27 +83,22 @@ class CLIPTokenizer:
         self._byte_ids = [ids[symbol] for _, symbol in sorted(_byte_symbols().items())]
         self._ranks = {(ids[a], ids[b]): rank for rank, (a, b) in enumerate(pairs)}
         self._merged = [ids[a + b] for a, b in pairs]
+        self.added = {} if added is None else dict(added)
+        self._added_ids = {word.lower(): self._ids_of_added(word) for word in self.added}
+        longest_first = sorted(self._added_ids, key=len, reverse=True)
+        self._added_words = regex.compile("|".join(map(regex.escape, longest_first)) or "(?!)")
         self._cached_word_ids = lru_cache(maxsize=_CACHED_WORDS)(self._word_ids)
 
     @classmethod
-    def from_file(cls, path: str | Path, vocab_size: int = 49408) -> CLIPTokenizer:
-        """Read a merges file, plain or gzip: a line that holds ``#version``, then a merge a line.
-
-        The first ``vocab_size - 514`` merges are used; CLIP's own file holds more than CLIP does.
-
-        Raises:
-            WeightsError: the file is missing or broken, is no merges file, or has too few merges.
-        """
-        if vocab_size < _TOKENS_BESIDE_MERGES:
-            raise ValueError(f"vocab_size is {vocab_size}, at least {_TOKENS_BESIDE_MERGES} needed")
-        count = vocab_size - _TOKENS_BESIDE_MERGES
+    def from_file(
+        cls, path: str | Path, vocab_size: int = 49408, own_size: int | None = None
+    ) -> CLIPTokenizer:
+        """Read a vocabulary; see `sdpy.text.vocabulary.read_vocabulary`, which raises the same."""
+        vocabulary = read_vocabulary(Path(path), vocab_size, own_size)
         try:
-            return cls(read_merges(Path(path), count))
+            return cls(vocabulary.merges, vocabulary.added)
         except ValueError as error:
-            raise WeightsError(
-                f"{path}: not a vocabulary of byte-pair merges ({error}); "
-                "CLIP's is called bpe_simple_vocab_16e6.txt"
-            ) from error
+            raise not_a_vocabulary(Path(path), error) from error
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -118,10 +112,10 @@ class CLIPTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text`` without start and end, however many there are."""
-        return [token for word in _WORD.findall(clean(text)) for token in self._ids_of(word)]
+        return [token for _, ids in self._words(clean(text)) for token in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that ``ids`` stand for, words separated by spaces.
+        """The text that ``ids`` of the vocabulary stand for, words separated by spaces.
 
         Special tokens appear by name; bytes that are no UTF-8 become U+FFFD.
 
@@ -142,12 +136,32 @@ class CLIPTokenizer:
         cleaned = clean(text)
         ids: list[int] = []
         starts: list[int] = []  # where in the cleaned text a token's share begins
-        for match in _WORD.finditer(cleaned):
-            word_ids = self._ids_of(match.group())
+        for start, word_ids in self._words(cleaned):
             ids += word_ids
-            starts += self._starts(word_ids, match.start())
+            starts += self._starts(word_ids, start)
         bounds = [0, *starts[1:], len(cleaned)]
         return [Token(token, cleaned[bounds[i] : bounds[i + 1]]) for i, token in enumerate(ids)]
+
+    def _words(self, cleaned: str) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Where each word begins, and its ids; words that were added come before all others."""
+        begin = 0
+        for added in self._added_words.finditer(cleaned):
+            yield from self._usual_words(cleaned, begin, added.start())
+            yield added.start(), self._added_ids[added.group()]
+            begin = added.end()
+        yield from self._usual_words(cleaned, begin, len(cleaned))
+
+    def _usual_words(
+        self, cleaned: str, begin: int, end: int
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        for match in _WORD.finditer(cleaned, begin, end):
+            yield match.start(), self._ids_of(match.group())
+
+    def _ids_of_added(self, word: str) -> tuple[int, ...]:
+        ids = [self.added[word]]
+        while (more := self.added.get(f"{word}_{len(ids)}")) is not None:
+            ids.append(more)
+        return tuple(ids)
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
         if word == START_TOKEN:
@@ -162,6 +176,8 @@ class CLIPTokenizer:
         return tuple(_merge(ids, self._ranks, self._merged))
 
     def _token_bytes(self, token: int) -> bytes:
+        if token >= len(self._tokens):
+            return b""  # of a word that was added, whose last token has all of its text
         text = self._tokens[token]
         if token in (self.start_id, self.end_id):
             return text.encode("ascii")
@@ -232,51 +248,3 @@ def _merge(ids: list[int], ranks: dict[tuple[int, int], int], merged: list[int])
                 if left >= 0 and (new := rank_at(left)) is not None:
                     heapq.heappush(heap, (new, left))
     return [token for token, is_gone in zip(ids, joined, strict=True) if not is_gone]
-
-
-def read_merges(path: Path, count: int) -> list[tuple[str, str]]:
-    """The first ``count`` merges of a file; ValueError says what is not as in a merges file."""
-    lines = _read_text(path).split("\n")
-    if "#version" not in lines[0]:
-        raise ValueError("its first line does not say #version")
-    merges = []
-    for number, line in enumerate(lines[1 : 1 + count], start=2):
-        pair = line.split()
-        if not pair and not any(lines[number:]):
-            break  # the end of the file
-        if len(pair) != 2:
-            raise ValueError(f"line {number} does not hold two symbols")
-        merges.append((pair[0], pair[1]))
-    if len(merges) < count:
-        raise WeightsError(
-            f"{path}: holds {len(merges)} merges, {count} are needed for a vocabulary of "
-            f"{count + _TOKENS_BESIDE_MERGES} tokens; this file belongs to another model or was "
-            "cut short"
-        )
-    return merges
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{path}: no such vocabulary file (looked in {path.absolute().parent}); get "
-            "bpe_simple_vocab_16e6.txt or its .gz, or name another with --vocab-file"
-        ) from error
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: the vocabulary cannot be read ({error.strerror}); "
-            "give the path of a merges file"
-        ) from error
-    if data.startswith(_GZIP_MAGIC):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise WeightsError(
-                f"{path}: the vocabulary is a broken gzip file ({error}); download it again"
-            ) from error
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not UTF-8 text") from error

@@ -24,7 +24,8 @@ from sdpy.checkpoints.conversion import Advance
 from sdpy.components import COMPONENTS, label_of
 from sdpy.errors import OutputError, UsageError, WeightsError
 from sdpy.files import atomic_write
-from sdpy.text.tokenizer import CLIPTokenizer, read_merges
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.text.vocabulary import read_vocabulary
 from sdpy.zoo.classes import class_names, config_json
 from sdpy.zoo.configs import GUESSED, model_index_json, scheduler_json
 from sdpy.zoo.inspect import InspectedComponent, Inspection
@@ -311,7 +312,9 @@ def tokenizer_files(
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     ids = {token: i for i, token in enumerate(tokenizer.tokens)}
     options = {"do_lower_case": True, "model_max_length": length}
+    added = {} if not tokenizer.added else {"added_tokens.json": _json(dict(tokenizer.added))}
     return {
+        **added,
         _MERGES: "\n".join(lines) + "\n",
         "vocab.json": json.dumps(ids, ensure_ascii=False),
         "special_tokens_map.json": _json(specials),
@@ -330,7 +333,7 @@ def _vocabulary_files(
         return {}, ("no vocabulary was found to go with it; name one with --vocab-file",)
     size, length = text.config.vocab_size, text.config.max_position_embeddings
     tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=size)
-    merges = read_merges(vocabulary, size - 514)
+    merges = read_vocabulary(vocabulary, size).merges
     return tokenizer_files(tokenizer, merges, length=length, pad_id=pad_id), ()
 
 

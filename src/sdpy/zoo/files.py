@@ -19,10 +19,12 @@ class ModelFiles:
     Attributes:
         weights: by component.
         vocabulary: CLIP's byte-pair merges.
+        own_vocabulary: of the model's folder, where the user names another; None otherwise.
     """
 
     weights: Mapping[str, Path] = field(hash=False)
     vocabulary: Path
+    own_vocabulary: Path | None = None
 
     def with_weights(self, **weights: Path) -> ModelFiles:
         """The same files but for the weights of these components."""

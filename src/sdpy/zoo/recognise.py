@@ -298,7 +298,8 @@ def _files(
             f"no vocabulary for {path}: looked for {vocabulary}; data/README.md says "
             "where to get it, --vocab-file names another"
         )
-    return ModelFiles({name: found[name] for name in parts if name in found}, vocabulary)
+    own = folder.vocabulary if folder is not None and VOCABULARY in chosen else None
+    return ModelFiles({name: found[name] for name in parts if name in found}, vocabulary, own)
 
 
 def _needed(

@@ -16,6 +16,8 @@ from sdpy.checkpoints import (
     without_plain,
 )
 from sdpy.components import COMPONENTS
+from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.text.vocabulary import read_vocabulary
 from sdpy.zoo.classes import fit_config, make_model
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.schemas import told_beside
@@ -86,6 +88,17 @@ class ModelSource:
         is_companion = COMPONENTS[name].is_companion
         told = told_beside(name, checkpoint.path).values if is_companion else {}
         return fit_config(name, outline, self.variant, told)
+
+    def read_tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer. Another vocabulary than the model's own has as many tokens as that.
+
+        Raises:
+            WeightsError: a vocabulary cannot be read, or belongs to another model.
+        """
+        files, rows = self.files, self.variant.text_encoder.vocab_size
+        own = files.own_vocabulary
+        size = None if own is None else read_vocabulary(own, rows).size
+        return CLIPTokenizer.from_file(files.vocabulary, rows, size)
 
     def make(self, name: str, path: Path | None = None) -> nn.Module:
         """The network of a component without weights, on the meta device.

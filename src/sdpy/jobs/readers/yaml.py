@@ -24,8 +24,10 @@ def read(file: TextIO, source: str, dialect: str | None) -> Iterator[Entry | Fau
         raise UsageError(
             f"{source}: YAML takes PyYAML: install it with pip install pyyaml, or write JSON Lines"
         ) from None
-    loader = yaml.SafeLoader(file.read())
+    text = file.read()
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         shared: dict[str, Any] = {}
         if isinstance(root, yaml.MappingNode):
@@ -39,10 +41,12 @@ def read(file: TextIO, source: str, dialect: str | None) -> Iterator[Entry | Fau
             value = _value(loader, node)
             place = Place(source, node.start_mark.line + 1)
             yield entry_of({**shared, **value} if isinstance(value, dict) else value, place)
-    except yaml.YAMLError as error:
+    # Its constructors raise the others for such as dates and numbers that cannot be.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise UsageError(f"{source}: is not YAML: {' '.join(str(error).split())}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _value(loader: Any, node: Any) -> Any:

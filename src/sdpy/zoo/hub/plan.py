@@ -34,12 +34,14 @@ DTYPES = tuple(_VARIANTS)
 
 
 _CONFIGS = (
+    "tokenizer/added_tokens.json",
     "scheduler/scheduler_config.json",
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
 )
 _MERGES = "tokenizer/merges.txt"
+_TOKENIZER = "tokenizer/tokenizer.json"
 _INDEX = "model_index.json"
 _LORA = "pytorch_lora_weights.safetensors"
 
@@ -191,7 +193,9 @@ class _Choice:
                 f"({reason}); sdpy supports only those"
             )
         yield _INDEX, listing.files[_INDEX]
-        yield _MERGES, _need(listing, _MERGES)
+        merges = _TOKENIZER if _TOKENIZER in listing.files else _MERGES
+        merges = _MERGES if _MERGES in listing.files else merges
+        yield merges, _need(listing, merges)
         chosen = [component for component in model_components() if component.name in parts]
         for path in (*_CONFIGS, *(f"{component.name}/config.json" for component in chosen)):
             if path in listing.files:
