@@ -14,7 +14,7 @@ import torch
 import sdpy.benchmark.survey as survey_module
 from sdpy.benchmark.figures import Spread
 from sdpy.benchmark.survey import Setup, setups
-from sdpy.cli.bench import _advice
+from sdpy.cli.bench import _advice, _shorter_dtypes
 from sdpy.errors import UsageError
 
 PHASES = ["text encoding", "UNet step", "VAE decode", "VAE encode"]
@@ -27,6 +27,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(survey_module, "matrix_product_rate", lambda device: 50e9)
+    monkeypatch.setattr(survey_module, "cpu_has_bfloat16", lambda: False)
     return folder
 
 
@@ -116,7 +117,27 @@ def test_settings_begin_with_those_that_a_run_has_by_itself() -> None:
     assert len(found) == len(set(found))
 
 
-def test_settings_that_the_user_names() -> None:
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_compared_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
+    monkeypatch.setattr("sdpy.benchmark.survey.cpu_has_bfloat16", lambda: has)
+    assert (Setup("cpu", 3, dtype="bf16") in setups("cpu", [3])) == has
+
+
+def test_what_bfloat16_would_bring_is_a_line_of_its_own() -> None:
+    """It changes the image, so it is never the advice."""
+    usual, shorter = Setup("cpu", 8), Setup("cpu", 8, dtype="bf16")
+    measured = {usual: times(3), shorter: times(2)}
+    assert "which is what runs use by themselves" in _advice(usual, measured)
+    (line,) = _shorter_dtypes(measured)
+    assert line.startswith("With --dtype bf16, a step on cpu is 1.5 times as fast")
+    assert not list(_shorter_dtypes({usual: times(3)}))
+    assert str(shorter) == "cpu, 8 threads, bf16"
+
+
+def test_settings_that_the_user_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdpy.benchmark.survey.cpu_has_bfloat16", lambda: False)
     plain = Setup("cpu", 4, fast_kernels=False)
     assert setups("cpu", [4, 2, 4]) == [Setup("cpu", 4), Setup("cpu", 2), plain]
     with pytest.raises(UsageError, match="--threads 2,-1"):

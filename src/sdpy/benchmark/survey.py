@@ -12,8 +12,9 @@ from sdpy.benchmark.arithmetic import matrix_product_rate
 from sdpy.benchmark.figures import TITLES
 from sdpy.benchmark.phases import PHASES, BenchmarkTarget
 from sdpy.benchmark.timing import Measurement, measure
+from sdpy.checkpoints import DTYPES_BY_NAME
 from sdpy.errors import UsageError
-from sdpy.runtime.devices import CPU, best_device, place
+from sdpy.runtime.devices import CPU, best_device, cpu_has_bfloat16, place
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.threads import usable_cores
 
@@ -29,18 +30,22 @@ class Setup:
         device: as ``--device`` takes it.
         threads: on the CPU.
         fast_kernels: as ``--fast-kernels`` takes it; only the CPU has them.
+        dtype: as ``--dtype`` takes it. Another than fp32 changes the image a little.
     """
 
     device: str
     threads: int
     fast_kernels: bool = True
+    dtype: str = "fp32"
 
     def __str__(self) -> str:
         """As in ``cpu, 2 threads``."""
+        dtype = "" if self.dtype == "fp32" else f", {self.dtype}"
         if torch.device(self.device).type != "cpu":
-            return self.device
+            return f"{self.device}{dtype}"
         kernels = "" if self.fast_kernels else ", plain kernels"
-        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}{kernels}"
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"{self.device}, {threads}{kernels}{dtype}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,10 @@ def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup
         found += [Setup(name, count) for count in (counts if on_cpu else counts[:1])]
         if on_cpu:
             found.append(Setup(name, counts[0], fast_kernels=False))
+            if cpu_has_bfloat16():
+                found.append(Setup(name, counts[0], dtype="bf16"))
+        else:
+            found.append(Setup(name, counts[0], dtype="fp16"))
     return list(dict.fromkeys(found))
 
 
@@ -131,7 +140,7 @@ def survey(
         placed = replace(
             target,
             placement=place(device=setup.device),
-            execution=Execution(fast_kernels=setup.fast_kernels),
+            execution=Execution(dtype=DTYPES_BY_NAME[setup.dtype], fast_kernels=setup.fast_kernels),
         )
         for phase in PHASES if setup == first else ("unet",):
             yield MeasurementStarted(f"{TITLES[phase]}, {setup}")

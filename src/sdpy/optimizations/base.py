@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,8 +33,8 @@ class PassContext:
     Attributes:
         device: where the model runs.
         dtype: in what the model computes.
-        fast_kernels: whether to use the faster forms of layers. There are some for the CPU in
-            float32 alone; elsewhere nothing comes of it.
+        fast_kernels: whether to use the faster forms of layers on a CPU, of which each pass says
+            in which dtypes it is faster.
         tiled: whether an autoencoder computes in tiles.
         sliced_attention_size: heads of a batch that are computed together; None for all of them.
         compiled: whether torch compiles the networks; their weights then have to stay in place.
@@ -55,11 +56,9 @@ class PassContext:
     weights: ModelWeights = field(default_factory=ModelWeights)
     preparations: Preparations = field(default_factory=Preparations)
 
-    @property
-    def uses_fast_kernels(self) -> bool:
-        """Whether the faster forms of layers are wanted and there are such."""
-        is_plain_cpu = self.device.type == "cpu" and self.dtype == torch.float32
-        return self.fast_kernels and is_plain_cpu
+    def is_fast_in(self, dtypes: Collection[torch.dtype]) -> bool:
+        """Whether faster forms of layers are wanted that are for the CPU in these dtypes."""
+        return self.fast_kernels and self.device.type == "cpu" and self.dtype in dtypes
 
 
 class Pass(Protocol):
@@ -72,6 +71,8 @@ class Pass(Protocol):
     def name(self) -> str:
         """What it is called in the README beside it."""
         ...
+
+    # A pass that makes layers faster has ``dtypes``, too: those in which it does so on a CPU.
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
         """Whether there is anything to do."""

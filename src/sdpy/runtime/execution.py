@@ -20,7 +20,7 @@ class Execution:
             many bytes this process may take. `sdpy.runtime.planner` then sets ``tiled``,
             ``streamed``, ``sliced_attention_size`` and ``weight_budget`` before anything is loaded.
         fast_kernels: compute convolutions and others in faster ways where there are such: on the
-            CPU in float32.
+            CPU in float32 and in bfloat16.
         sliced_attention_size: heads of a batch computed together; None for all of them.
         tiled: run the autoencoder in tiles; see `is_tiled_on`.
         streamed: have weights in memory, or on the GPU, only while their layer runs.
@@ -51,7 +51,7 @@ class Execution:
 
     def is_fast_on(self, device: torch.device) -> bool:
         """Whether models on this device are computed with the fast kernels."""
-        return self.fast_kernels and device.type == "cpu" and self.dtype_on(device) == torch.float32
+        return self.fast_kernels and device.type == "cpu"
 
     def is_tiled_on(self, device: torch.device) -> bool:
         """Whether an autoencoder on this device runs in tiles.

@@ -19,7 +19,7 @@ TOLERANCE = 2e-6
 
 @pytest.fixture(autouse=True)
 def at_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product_attention, "MANY", 1)
+    monkeypatch.setattr(product_attention, "MANY", {torch.float32: 1, torch.bfloat16: 1})
     monkeypatch.setattr(product_attention, "SAMPLE", 4)
 
 
@@ -100,7 +100,7 @@ def test_a_key_far_above_the_sample(calls_of_torch: list[int]) -> None:
 def test_few_tokens_are_left_to_torch(
     monkeypatch: pytest.MonkeyPatch, calls_of_torch: list[int]
 ) -> None:
-    monkeypatch.setattr(product_attention, "MANY", 78)
+    monkeypatch.setattr(product_attention, "MANY", {torch.float32: 78})
     query, key, value = (heads_of(1, 8, tokens, 40, seed=0) for tokens in (100, 77, 77))
     ProductAttention()(query, key, value)
     assert calls_of_torch == [8]

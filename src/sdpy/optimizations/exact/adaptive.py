@@ -145,8 +145,7 @@ class AdaptiveConv2d(nn.Module):
     @property
     def doubles(self) -> bool:
         """Whether the selected form is of the input doubled."""
-        form = self.form
-        return isinstance(form, WinogradConv2d) and form.transforms.scale == 2
+        return bool(getattr(self.form, "doubles", False))
 
     def add(self, key: str, form: nn.Module) -> None:
         """Add a form, made from `original`; nothing is computed yet."""

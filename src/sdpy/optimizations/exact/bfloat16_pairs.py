@@ -172,6 +172,7 @@ class PairedProducts:
     """
 
     name = "bfloat16 pairs"
+    dtypes = (torch.float32,)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
         """Where the processor multiplies bfloat16 matrices."""
@@ -199,7 +200,7 @@ _LINEAR_LAYERS = (
 def uses_pairs(model: nn.Module, context: PassContext) -> bool:
     """Whether large products of a model are made of pairs."""
     has_transformers = any(isinstance(module, Transformer2DModel) for module in model.modules())
-    fast = context.uses_fast_kernels and not context.streamed
+    fast = context.is_fast_in((torch.float32,)) and not context.streamed
     return fast and has_transformers and is_fast()
 
 

@@ -23,12 +23,14 @@ class Convolution:
         input_shape: (B, C, H, W) of what it is given.
         doubled: whether that is made by the `Upsample2D` that it is in, and twice as large as what
             this is given.
+        itemsize: bytes of a number of the weights when it runs.
     """
 
     name: str
     module: nn.Conv2d
     input_shape: torch.Size
     doubled: bool = False
+    itemsize: int = 4
 
     @property
     def positions(self) -> int:
@@ -53,8 +55,8 @@ class Convolution:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of its weights when it runs, in float32."""
-        return 4 * self.module.weight.numel()
+        """Bytes of its weights when it runs."""
+        return self.itemsize * self.module.weight.numel()
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,12 @@ class ConvolutionTrace:
     def __init__(self, network: nn.Module) -> None:
         self._events = tuple(_events(network))
 
-    def at(self, input_shape: torch.Size) -> list[Convolution]:
+    def at(self, input_shape: torch.Size, itemsize: int = 4) -> list[Convolution]:
         """The convolutions with the shapes of their inputs, where the network is given that one.
 
         Args:
             input_shape: (B, C, H, W).
+            itemsize: bytes of a number.
         """
         B, _, H, W = input_shape
         was_odd = False  # whether a side was halved that was odd
@@ -101,7 +104,8 @@ class ConvolutionTrace:
                 continue
             module = event.module
             shape = torch.Size((B, module.in_channels, H, W))
-            found.append(Convolution(event.name, module, shape, event.upsamples and not was_odd))
+            doubled = event.upsamples and not was_odd
+            found.append(Convolution(event.name, module, shape, doubled, itemsize))
             was_odd |= any(side % module.stride[0] for side in (H, W))
             H, W = (-(-side // stride) for side, stride in zip((H, W), module.stride, strict=True))
         return found

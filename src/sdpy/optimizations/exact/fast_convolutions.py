@@ -25,6 +25,7 @@ from sdpy.optimizations.exact.adaptive import (
     StoredConv2d,
     is_channels_last_already,
 )
+from sdpy.optimizations.exact.bfloat16_convolutions import AddedWinogradConv2d, DoublingConv2d
 from sdpy.optimizations.exact.bfloat16_pairs import PairedConv2d, uses_pairs
 from sdpy.optimizations.exact.convolutions import Convolution, ConvolutionTrace
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
@@ -41,7 +42,8 @@ THIN = 16
 """With fewer channels than this, only torch's own convolution is considered."""
 
 BUDGET = 650 * 10**6
-"""The bytes that the larger forms of a network's weights may take beyond the originals' bytes."""
+"""The bytes that the larger forms of a network's weights may take beyond the originals' bytes, in
+float32; half as many in bfloat16."""
 
 
 class FastConvolutions:
@@ -52,10 +54,11 @@ class FastConvolutions:
     """
 
     name = "fast convolutions"
+    dtypes = (torch.float32, torch.bfloat16)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
         """To every model that has convolutions."""
-        return context.uses_fast_kernels and any(
+        return context.is_fast_in(self.dtypes) and any(
             isinstance(module, nn.Conv2d) for module in model.modules()
         )
 
@@ -106,8 +109,9 @@ class ConvolutionPlanner:
         self._current: torch.Size | None = None
         self._streamed, self._preparations = context.streamed, context.preparations
         self._pairs = uses_pairs(network, context)
-        budget = BUDGET if context.weight_budget is None else context.weight_budget
-        self._budget = min(budget, BUDGET)
+        self._dtype = context.dtype
+        most = BUDGET * context.dtype.itemsize // 4
+        self._budget = most if context.weight_budget is None else min(context.weight_budget, most)
         self._trace = ConvolutionTrace(network)
         self._layers = _replace_convolutions(network, context)
         self._made: dict[str, dict[str, Option]] = {name: {} for name in self._layers}
@@ -128,11 +132,12 @@ class ConvolutionPlanner:
         self._current = shape
 
     def _make_plan(self, shape: torch.Size) -> Plan:
-        convolutions = self._trace.at(shape)
-        options = {
-            c.name: find_options(c, keep_weights=not self._streamed, pairs=self._pairs)
-            for c in convolutions
-        }
+        convolutions = self._trace.at(shape, self._dtype.itemsize)
+        if self._dtype == torch.bfloat16:
+            find = find_bfloat16_options
+        else:
+            find = partial(find_options, pairs=self._pairs)
+        options = {c.name: find(c, keep_weights=not self._streamed) for c in convolutions}
         present = {name: tuple(made.values()) for name, made in self._made.items()}
         chosen = choose(convolutions, options, self._budget, present)
         for name, option in chosen.items():
@@ -258,6 +263,31 @@ def find_options(
                 options.append(_winograd(convolution, transforms, keep))
             if convolution.doubled:
                 options.append(_winograd(convolution, DOUBLING, keep))
+    return options
+
+
+def find_bfloat16_options(convolution: Convolution, *, keep_weights: bool = True) -> list[Option]:
+    """The forms in which a convolution may be computed in bfloat16, torch's own first.
+
+    Args:
+        convolution: with the shape of its input.
+        keep_weights: whether what is made of the weights may be kept.
+    """
+    conv, weight_bytes = convolution.module, convolution.weight_bytes
+    cost = cost_model.bfloat16_cost(convolution)
+    if not keep_weights:
+        return [Option("stored", cost, 0, True, StoredConv2d)]
+    if is_channels_last_already(conv):
+        return [Option("direct", cost, 0, True, DirectConv2d)]
+    options = [Option("direct", cost, weight_bytes, False, DirectConv2d)]
+    thin = min(conv.in_channels, conv.out_channels) < THIN
+    plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups, conv.dilation)
+    if not thin and plain == ((3, 3), (1, 1), (1, 1), 1, (1, 1)):
+        cost, more = cost_model.added_winograd_cost(convolution), weight_bytes * 16 // 9
+        options.append(Option("added-winograd", cost, more, False, AddedWinogradConv2d))
+        if convolution.doubled:
+            cost = cost_model.doubling_cost(convolution)
+            options.append(Option("doubling", cost, more, False, DoublingConv2d))
     return options
 
 

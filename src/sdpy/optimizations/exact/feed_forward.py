@@ -50,10 +50,11 @@ class FeedForwardChunking:
     """The pass that replaces every `FeedForward` by a `ChunkedFeedForward`."""
 
     name = "chunked feed-forward"
+    dtypes = (torch.float32,)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
         """To every model that has such networks."""
-        return context.uses_fast_kernels and any(
+        return context.is_fast_in(self.dtypes) and any(
             isinstance(module, FeedForward) for module in model.modules()
         )
 

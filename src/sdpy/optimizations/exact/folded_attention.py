@@ -25,10 +25,11 @@ class PromptCaching:
     """
 
     name = "prompt caching"
+    dtypes = (torch.float32, torch.bfloat16)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
         """To every model that attends to a prompt."""
-        return context.uses_fast_kernels and any(
+        return context.is_fast_in(self.dtypes) and any(
             isinstance(module, BasicTransformerBlock) for module in model.modules()
         )
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpy.models.attention import Attention
+from sdpy.models.vae import AutoencoderAttention
 from sdpy.optimizations.base import PassContext
 from sdpy.optimizations.exact.sliced_attention import SlicedAttention
 
@@ -26,8 +27,8 @@ SAMPLE = 64
 VECTOR = 16
 """The numbers in a vector of the processor; a product computes whole vectors."""
 
-MANY = 2048
-"""The number of tokens from which on this is faster than torch's own attention."""
+MANY = {torch.float32: 2048, torch.bfloat16: 256}
+"""The number of tokens from which on this is faster than torch's own attention, by dtype."""
 
 
 def is_fast() -> bool:
@@ -40,7 +41,7 @@ class ProductAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """``query`` (B, heads, T, d), ``key``, ``value`` (B, heads, S, d) -> (B, heads, T, d)."""
-        if key.shape[2] < MANY:
+        if key.shape[2] < MANY[key.dtype]:
             return F.scaled_dot_product_attention(query, key, value)
         B, heads, T, d = query.shape
         result = query.new_empty(B, T, heads, d).transpose(1, 2)
@@ -54,36 +55,45 @@ class ProductAttention(nn.Module):
 class AttentionByProducts:
     """The pass that replaces ``attend`` by `ProductAttention` where that is faster.
 
-    It is where heads leave a part of a vector unused, which the values' additional component takes.
-    An attention that computes in slices stays as it is.
+    In float32 it is where heads leave a part of a vector unused, which the values' additional
+    component takes; in bfloat16, of which torch's own attention computes products in float32, it is
+    everywhere. An attention that computes in slices stays as it is.
     """
 
     name = "attention by products"
+    dtypes = (torch.float32, torch.bfloat16)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
         """Where the processor's vectors are long enough."""
-        return context.uses_fast_kernels and is_fast()
+        return context.is_fast_in(self.dtypes) and is_fast()
 
     def apply(self, model: nn.Module, context: PassContext) -> None:
         """Replace ``attend`` of each attention with such heads."""
         for module in list(model.modules()):
-            if isinstance(module, Attention) and not isinstance(module.attend, SlicedAttention):
-                d = module.to_q.out_features // module.heads
-                if d % VECTOR:
-                    module.attend = ProductAttention()
+            if not isinstance(module, Attention | AutoencoderAttention):
+                continue
+            fills = isinstance(module, AutoencoderAttention) or not (
+                module.to_q.out_features // module.heads % VECTOR
+            )
+            whole = not isinstance(module.attend, SlicedAttention)
+            if whole and (context.dtype == torch.bfloat16 or not fills):
+                module.attend = ProductAttention()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, result: Tensor) -> None:
     """The same of one sample into ``result`` (heads, T, d), not finite where exponentials are."""
     heads, T, d = query.shape
     S = key.shape[1]
-    keys = key.new_ones(heads, d + 1, S)
+    vectors = -(-(d + 1) // VECTOR) * VECTOR
+    inner = d + 1 if key.dtype == torch.float32 else vectors
+    keys = key.new_zeros(heads, inner, S)
     keys[:, :d] = key.mT
-    values = value.new_zeros(heads, S, -(-(d + 1) // VECTOR) * VECTOR)
+    keys[:, d] = 1
+    values = value.new_zeros(heads, S, vectors)
     values[..., :d] = value
     values[..., d] = 1
 
-    queries = query.new_empty(heads, T, d + 1)
+    queries = query.new_zeros(heads, T, inner)
     scaled = torch.mul(query, d**-0.5, out=queries[..., :d])
     sample = keys[:, :d, :: S // SAMPLE].contiguous()
     queries[..., d] = -(scaled @ sample).amax(-1)

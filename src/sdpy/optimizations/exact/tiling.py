@@ -222,10 +222,16 @@ def _as_affine(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     B, C, H, W = x.shape
     weights, means, variances = [], [], []
+    # Of float32 parameters, torch computes statistics in float32, whatever the map is in.
+    ones, zeros = (
+        (None, None)
+        if x.dtype == torch.float32
+        else (x.new_ones(C).float(), x.new_zeros(C).float())
+    )
     for tile in torch.split(x, max(STATISTICS_BYTES // _row_bytes(x), 1), dim=2):
         height = tile.shape[-2]
         _, mean, rstd = torch.native_group_norm(
-            _dense(tile), None, None, B, C, height * W, norm.num_groups, 0.0
+            _dense(tile), ones, zeros, B, C, height * W, norm.num_groups, 0.0
         )
         weights.append(height / H)
         means.append(mean)

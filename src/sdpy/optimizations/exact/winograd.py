@@ -200,6 +200,7 @@ class WinogradConv2d(nn.Module):
         self.original, self.transforms, self.keep = original, transforms, keep
         self.in_channels, self.out_channels = original.in_channels, original.out_channels
         self.needs_original = keep is Keep.ORIGINAL
+        self.doubles = transforms.scale == 2
         self.kept: Tensor | None
         self.register_buffer("kept", None, persistent=False)
 
