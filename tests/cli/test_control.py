@@ -14,7 +14,7 @@ from sdpy.checkpoints import Lora, write_checkpoint
 from sdpy.errors import UsageError
 from sdpy.models import AutoencoderTiny, ControlNetConfig, ControlNetModel
 from sdpy.pipelines.controlnet import Control
-from sdpy.pipelines.request import read_loras
+from sdpy.pipelines.values import read_loras
 from support.compare import randomise
 from support.tiny import TINY
 

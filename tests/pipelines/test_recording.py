@@ -20,7 +20,8 @@ from sdpy.metadata.record import ImageRecord
 from sdpy.options import given, options_of, taken
 from sdpy.pipelines.inputs import ImageRequest
 from sdpy.pipelines.recording import hash_of_pixels
-from sdpy.pipelines.request import GenerationOptions, shown_path
+from sdpy.pipelines.request import GenerationOptions
+from sdpy.pipelines.values import shown_path
 from sdpy.runtime.options import ModelOptions
 from sdpy.schedulers.registry import SCHEDULERS, SIGMA_LABELS, SIGMAS, find_scheduler
 from sdpy.zoo.variants import VARIANTS

@@ -27,7 +27,8 @@ from sdpy.pipelines.control_options import control_images
 from sdpy.pipelines.inputs import ImageRequest, PreparedRequest, mask_options, prepare_request
 from sdpy.pipelines.plan import PlannedRequest, plan_request, resolved
 from sdpy.pipelines.recording import Recorder
-from sdpy.pipelines.request import AUTO, Request
+from sdpy.pipelines.request import Request
+from sdpy.pipelines.values import AUTO
 from sdpy.runtime.options import DEFAULT_MODEL, ModelOptions
 from sdpy.runtime.planner import Workload, fastest_batch
 from sdpy.runtime.session import Session

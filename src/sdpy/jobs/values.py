@@ -7,7 +7,8 @@ from typing import Any
 
 from sdpy.jobs.fields import moment_fields, prompt_fields
 from sdpy.options import given
-from sdpy.pipelines.request import GenerationOptions, Request, sampler_label
+from sdpy.pipelines.request import GenerationOptions, Request
+from sdpy.pipelines.values import sampler_label
 
 OPTION_FIELDS = tuple(name.replace("-", "_") for name in given(GenerationOptions()))
 """Every option of a request can stand in a name, with underscores."""

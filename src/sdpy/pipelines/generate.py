@@ -17,9 +17,10 @@ from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
 from sdpy.pipelines.mask_conditioning import takes_mask
 from sdpy.pipelines.plan import PlannedRequest, describe_plan, plan_request, resolved
-from sdpy.pipelines.request import AUTO, Request
+from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin
 from sdpy.pipelines.vae import decode
+from sdpy.pipelines.values import AUTO
 from sdpy.runtime.devices import seeded_generator
 from sdpy.runtime.fallbacks import Fallback, release_cached_memory
 from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory

@@ -21,7 +21,8 @@ from sdpy.metadata.record import ImageRecord, RecordedFile
 from sdpy.options import facts_of, given, number_text
 from sdpy.pipelines.inputs import ControlImage, ImageRequest, mask_options
 from sdpy.pipelines.plan import find_task_name
-from sdpy.pipelines.request import MaskOptions, Request, shown_path
+from sdpy.pipelines.request import MaskOptions, Request
+from sdpy.pipelines.values import shown_path
 from sdpy.runtime.session import Session
 
 if TYPE_CHECKING:
