@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_is_recognised_as_what_it_was_made_of(folder: Path) -> None:
     found = find_source(str(folder), Path("nowhere"))
     sizes = VARIANT.configs
-    assert found.variant == SD15.with_configs(**sizes)
+    assert found.variant == replace(SD15, sample_size=VARIANT.sample_size).with_configs(**sizes)
     assert found.files == model_files(folder, VARIANT)
     assert found.assumptions == ()
     Session(found).check()

@@ -44,8 +44,9 @@ def write_random_model(folder: Path, variant: ModelVariant) -> None:
         for name, model in models.items():
             check_weights(model, files.weights[name], component=name)
         return
+    tokenizers = {name: str(COMPONENTS[name].tokenizer) for name in variant.text_encoders}
     try:
-        for name in (*models, "scheduler", "tokenizer"):
+        for name in (*models, "scheduler", *tokenizers.values()):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
@@ -54,13 +55,14 @@ def write_random_model(folder: Path, variant: ModelVariant) -> None:
         write_checkpoint(files.weights[name], random_weights(model, seed))
         config = config_json(name, variant.configs[name], variant)
         _write_json(folder / name / "config.json", config)
-    scheduler = scheduler_json(variant.noise, variant.timestep_spacing)
+    scheduler = scheduler_json(variant.noise, variant.timestep_spacing, variant.scheduler)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    pad_id = variant.pad_ids.get("text_encoder")
-    for name, text in _tokenizer_files(variant.text_encoder, pad_id).items():
-        _write(folder / "tokenizer" / name, text)
+    for encoder, tokenizer in tokenizers.items():
+        sizes = variant.text_encoders[encoder]
+        for name, text in _tokenizer_files(sizes, variant.pad_ids.get(encoder)).items():
+            _write(folder / tokenizer / name, text)
     # Last, so that a folder that was not finished is none.
-    index = model_index_json(class_names(variant.configs), has_tokenizer=True)
+    index = model_index_json(variant, class_names(variant.configs), has_tokenizer=True)
     _write_json(folder / "model_index.json", index)
 
 

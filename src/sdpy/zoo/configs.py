@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from sdpy.components import components_with_role
 from sdpy.errors import WeightsError
 from sdpy.models import (
     AutoencoderKLConfig,
@@ -26,6 +27,7 @@ from sdpy.models import (
 from sdpy.models.taesd import LATENT_MAGNITUDE
 from sdpy.models.unet import TransformerLayers
 from sdpy.schedulers import NoiseConfig
+from sdpy.schedulers.registry import SCHEDULERS
 from sdpy.zoo.variants import VARIANTS, ModelVariant
 
 C = TypeVar("C")
@@ -203,7 +205,7 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
                 "addition_time_embed_dim", found.addition_time_embed_dim
             ),
         )
-    unseen = {"attention_heads", "norm_num_groups"}
+    unseen = {"attention_heads", "norm_num_groups", "addition_time_embed_dim"}
     for known in _known_configs(UNet2DConditionConfig):
         if _agree(known, found, unseen | VARYING):
             return replace(known, **{name: getattr(found, name) for name in VARYING})
@@ -510,10 +512,12 @@ def text_encoder_json(config: CLIPTextConfig, pad_id: int | None) -> dict[str, A
     }
 
 
-def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
-    """``scheduler/scheduler_config.json``, for diffusers' DDIM."""
+def scheduler_json(
+    noise: NoiseConfig, timestep_spacing: str, sampler: str = "ddim"
+) -> dict[str, Any]:
+    """``scheduler/scheduler_config.json``; ``sampler`` is one that diffusers has."""
     return {
-        "_class_name": "DDIMScheduler",
+        "_class_name": scheduler_class(sampler),
         "beta_end": noise.beta_end,
         "beta_schedule": noise.beta_schedule,
         "beta_start": noise.beta_start,
@@ -529,22 +533,54 @@ def scheduler_json(noise: NoiseConfig, timestep_spacing: str) -> dict[str, Any]:
     }
 
 
+def scheduler_class(sampler: str) -> str:
+    """What diffusers calls a sampler; that of DDIM where it has none under its name."""
+    classes = (name for name in SCHEDULERS[sampler].aliases if name.endswith("Scheduler"))
+    return next(classes, "DDIMScheduler")
+
+
 def model_index_json(
-    classes: Mapping[str, tuple[str, str]], *, has_tokenizer: bool
+    variant: ModelVariant, classes: Mapping[str, tuple[str, str]], *, has_tokenizer: bool
 ) -> dict[str, Any]:
     """``model_index.json`` of a pipeline.
 
     Args:
+        variant: of the model.
         classes: library and class of its components, by name.
-        has_tokenizer: whether there is one.
+        has_tokenizer: whether its text encoders' tokenizers are there.
     """
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "tokenizer": ["transformers", "CLIPTokenizer"] if has_tokenizer else [None, None],
-        **{name: list(named) for name, named in classes.items()},
+    none: list[str | None] = [None, None]
+    encoders = components_with_role("text_encoder")
+    tokenizers = {
+        str(row.tokenizer): ["transformers", "CLIPTokenizer"]
+        if has_tokenizer and row.name in classes
+        else none
+        for row in (encoders if variant.size_conditions else encoders[:1])
     }
+    return {
+        "_class_name": _pipeline_class(variant),
+        "feature_extractor": none,
+        "image_encoder": none,
+        "scheduler": ["diffusers", scheduler_class(variant.scheduler)],
+        "text_encoder": none,
+        **tokenizers,
+        **{name: list(named) for name, named in classes.items()},
+        **_pipeline_options(variant, none),
+    }
+
+
+def _pipeline_class(variant: ModelVariant) -> str:
+    xl = "XL" if variant.size_conditions else ""
+    if "aesthetic_score" in variant.size_conditions:
+        return "StableDiffusionXLImg2ImgPipeline"
+    inpaints = variant.unet.in_channels > variant.unet.out_channels
+    return f"StableDiffusion{xl}{'Inpaint' if inpaints else ''}Pipeline"
+
+
+def _pipeline_options(variant: ModelVariant, none: list[str | None]) -> dict[str, Any]:
+    if not variant.size_conditions:
+        return {"requires_safety_checker": False, "safety_checker": none}
+    options: dict[str, Any] = {"force_zeros_for_empty_prompt": variant.force_zeros_for_empty_prompt}
+    if "aesthetic_score" in variant.size_conditions:
+        options["requires_aesthetics_score"] = True
+    return options

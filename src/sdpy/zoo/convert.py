@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,8 @@ def _into_ot_folder(
         )
     vocabulary_files, notices = _vocabulary_files(components, vocabulary)
     texts = {}
-    if vocabulary_files:
-        texts[target / names.vocabulary[0]] = vocabulary_files[_MERGES]
+    for files in list(vocabulary_files.values())[:1]:  # all have the same merges
+        texts[target / names.vocabulary[0]] = files[_MERGES]
     return Conversion(tuple(outputs), texts, notices)
 
 
@@ -250,10 +250,9 @@ def _into_diffusers(
     if len(components) == 1:
         return Conversion(tuple(outputs), texts, guesses)
 
-    vocabulary_files, notices = _vocabulary_files(
-        components, vocabulary, variant.pad_ids.get("text_encoder")
-    )
-    texts |= {target / "tokenizer" / name: text for name, text in vocabulary_files.items()}
+    vocabulary_files, notices = _vocabulary_files(components, vocabulary, variant.pad_ids)
+    for tokenizer, files in vocabulary_files.items():
+        texts |= {target / tokenizer / name: text for name, text in files.items()}
     noise = variant.noise
     if prediction is not None:
         rescale = noise.rescale_betas_zero_snr and prediction != "epsilon"
@@ -262,7 +261,7 @@ def _into_diffusers(
         )
     else:
         notices = (*source.assumptions, *notices)
-    scheduler = scheduler_json(noise, variant.timestep_spacing)
+    scheduler = scheduler_json(noise, variant.timestep_spacing, variant.scheduler)
     texts[target / "scheduler" / "scheduler_config.json"] = _json(scheduler)
     # Last, so that a folder that was not finished is none.
     configs = {
@@ -270,7 +269,7 @@ def _into_diffusers(
         for one in components
         if one.name is not None and not COMPONENTS[one.name].is_companion
     }
-    index = model_index_json(class_names(configs), has_tokenizer=bool(vocabulary_files))
+    index = model_index_json(variant, class_names(configs), has_tokenizer=bool(vocabulary_files))
     texts[target / "model_index.json"] = _json(index)
     return Conversion(tuple(outputs), texts, (*guesses, *notices))
 
@@ -323,18 +322,28 @@ def tokenizer_files(
 
 
 def _vocabulary_files(
-    components: list[InspectedComponent], vocabulary: Path | None, pad_id: int | None = None
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The `tokenizer_files` of what is converted, and what is to be said of them."""
-    text = next(filter(_is_text_encoder, components), None)
-    if text is None or text.config is None:
+    components: list[InspectedComponent],
+    vocabulary: Path | None,
+    pad_ids: Mapping[str, int | None] | None = None,
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """The `tokenizer_files` of each text encoder's tokenizer, by their folders; what is to be said.
+
+    ``pad_ids``: by text encoder, see `ModelVariant`.
+    """
+    texts = [one for one in components if _is_text_encoder(one) and one.config is not None]
+    if not texts:
         return {}, ()
     if vocabulary is None:
         return {}, ("no vocabulary was found to go with it; name one with --vocab-file",)
-    size, length = text.config.vocab_size, text.config.max_position_embeddings
-    tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=size)
-    merges = read_vocabulary(vocabulary, size).merges
-    return tokenizer_files(tokenizer, merges, length=length, pad_id=pad_id), ()
+    folders: dict[str, dict[str, str]] = {}
+    for one in texts:
+        size, length = one.config.vocab_size, one.config.max_position_embeddings
+        tokenizer = CLIPTokenizer.from_file(vocabulary, vocab_size=size)
+        merges = read_vocabulary(vocabulary, size).merges
+        pad_id = None if pad_ids is None else pad_ids.get(str(one.name))
+        folder = str(COMPONENTS[str(one.name)].tokenizer)
+        folders[folder] = tokenizer_files(tokenizer, merges, length=length, pad_id=pad_id)
+    return folders, ()
 
 
 def _make_folder(folder: Path) -> None:

@@ -31,7 +31,7 @@ from sdpy.schedulers import NoiseConfig
 from sdpy.schema import Validated
 from sdpy.zoo.classes import make_model, read_config
 from sdpy.zoo.configs import is_known, noise_config
-from sdpy.zoo.recognise import component_files, family_of
+from sdpy.zoo.recognise import component_alone, component_files, family_of
 from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.variants import VOCABULARY, ModelVariant
 
@@ -156,7 +156,8 @@ def _look_at(path: Path, variant: str | None, read: Callable[[Path], Checkpoint]
     names = sorted(parts.by_component, key=order.index)
     told = Validated({})
     if len(names) == 1 and names[0] is not None:
-        told = told_beside(names[0], checkpoint.path)
+        alone = component_alone(checkpoint, names[0])
+        names, told = [alone], told_beside(alone, checkpoint.path)
     components = tuple(_component(checkpoint, name, told.values) for name in names)
     seen = Inspection(
         path,

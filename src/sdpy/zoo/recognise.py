@@ -21,7 +21,7 @@ from sdpy.checkpoints import (
     read_checkpoint,
     read_model_folder,
 )
-from sdpy.components import COMPONENTS, label_of, model_components
+from sdpy.components import COMPONENTS, components_with_role, label_of, model_components
 from sdpy.errors import SdpyError, UsageError, WeightsError
 from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from sdpy.schedulers import SCHEDULERS, NoiseConfig
@@ -211,7 +211,7 @@ def _variant_of(
         },
         noise=noise,
         pad_ids=_pad_ids(family, folder),
-        sample_size=_sample_size(family, jsons["unet"]),
+        sample_size=_sample_size(family, jsons["unet"], found["vae"].downsample_factor),
         timestep_spacing=spacing
         if spacing in ("trailing", "linspace")
         else family.timestep_spacing,
@@ -242,12 +242,15 @@ def _following(variant: ModelVariant, scheduler: Mapping[str, Any]) -> ModelVari
     return replace(variant, scheduler=sampler, timestep_spacing=spacing)
 
 
-def _sample_size(family: ModelVariant, told: Mapping[str, Any]) -> int:
-    """Side of the images that the UNet was trained on; of others than squares, the longer one."""
+def _sample_size(family: ModelVariant, told: Mapping[str, Any], factor: int) -> int:
+    """Side of the images that the UNet was trained on; of others than squares, the longer one.
+
+    ``factor``: pixels that a latent's side covers.
+    """
     size = told.get("sample_size")
     if size is None:
         return family.sample_size
-    return max(size if isinstance(size, list) else [size]) * family.vae.downsample_factor
+    return max(size if isinstance(size, list) else [size]) * factor
 
 
 def part_outline(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
@@ -259,6 +262,21 @@ def part_outline(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
             f"{label_of(weights.part.component)}; check which file is given for which part"
         )
     return weights.outline
+
+
+def component_alone(checkpoint: Checkpoint, found: str) -> str:
+    """Of the components with the role of the one that was found alone, that with these sizes.
+
+    The names of a second text encoder are those of a first one.
+    """
+    for row in components_with_role(COMPONENTS[found].role):
+        try:
+            config = read_config(row.name, part_outline(checkpoint, row.name), {})
+        except WeightsError:
+            continue
+        if any(variant.configs.get(row.name) == config for variant in VARIANTS.values()):
+            return row.name
+    return found
 
 
 def _files(
