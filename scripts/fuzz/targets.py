@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sdpy.checkpoints import Lora, check_loras, read_checkpoint, read_textual_inversion
+from sdpy.checkpoints import Lora, check_loras, read_checkpoint, read_textual_inversions
 from sdpy.components import COMPONENTS
 from sdpy.errors import SdpyError
 from sdpy.images.files import read_texts
@@ -67,7 +67,7 @@ def weights(data: bytes) -> None:
     with _file(data, "input") as path:
         _attempt(lambda: inspect_weights(path))
         _attempt(lambda: [tensor.sum() for tensor in read_checkpoint(path).tensors.values()])
-        _attempt(lambda: read_textual_inversion(path))
+        _attempt(lambda: read_textual_inversions(path))
         _attempt(lambda: check_loras([Lora(path, 1.0)], _models()))
     with _file(data, "input.safetensors.index.json") as path:
         _attempt(lambda: inspect_weights(path))

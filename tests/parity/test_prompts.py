@@ -68,7 +68,7 @@ def encoded(
         [(both[0], both[1])],
         TOKENIZER,
         text_encoder,
-        textual_inversions=textual_inversions,
+        added_embeddings=[one.vectors for one in textual_inversions],
         **options,
     )
     return Embeddings.of(pair)

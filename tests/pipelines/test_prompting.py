@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints import TextualInversion, write_checkpoint
+from sdpy.checkpoints import Lora, TextualInversion, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, PromptTokenized
@@ -175,6 +175,34 @@ def test_a_new_word_for_another_model_is_refused(tiny_data: Path) -> None:
     words = (word,)
     with pytest.raises(WeightsError, match="a.pt: an embedding 48 wide"):
         run(session, "cat", embedding=words)
+
+
+def test_new_words_for_stable_diffusion_xl_are_refused(tiny_data: Path) -> None:
+    word = TextualInversion(Path("a.pt"), ("a",), normal(1, 32), normal(1, 48))
+    with pytest.raises(WeightsError, match="a.pt is an embedding for Stable Diffusion XL"):
+        run(tiny_session(tiny_data), "cat", embedding=(word,))
+
+
+def test_words_that_a_lora_brings(tiny_data: Path, tmp_path: Path) -> None:
+    """They are known to prompts, unless the user gives others of the same name."""
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = {
+        f"{layer}.lora_A.weight": torch.zeros(1, 16),
+        f"{layer}.lora_B.weight": torch.zeros(16, 1),
+    }
+    vectors = normal(2, 32)
+    bundled = {**factors, "bundle_emb.zorbel.string_to_param.*": vectors}
+    write_checkpoint(tmp_path / "bundle.safetensors", bundled)
+    session, loras = tiny_session(tiny_data), (Lora(tmp_path / "bundle.safetensors"),)
+    word = TextualInversion(Path("a.pt"), ("zorbel",), vectors)
+    image = run(session, "zorbel cat", lora=loras)[1]
+    assert torch.equal(image, run(session, "zorbel cat", embedding=(word,))[1])
+    assert not torch.equal(image, run(session, "zorbel cat")[1])
+    other = TextualInversion(Path("b.pt"), ("ZORBEL",), normal(1, 32, seed=5))
+    both = run(session, "zorbel cat", lora=loras, embedding=(other,))[1]
+    assert torch.equal(both, run(session, "zorbel cat", embedding=(other,))[1])
+    message = "a word of " + str(tmp_path / "bundle.safetensors") + " is not used"
+    assert any(message in line for line in told(run(session, "cat", lora=loras)[0]))
 
 
 def test_a_long_prompt_without_chunks_is_cut_and_told(

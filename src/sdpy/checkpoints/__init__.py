@@ -54,7 +54,11 @@ from sdpy.checkpoints.registry import (
     read_checkpoint,
     write_checkpoint,
 )
-from sdpy.checkpoints.textual_inversion import TextualInversion, read_textual_inversion
+from sdpy.checkpoints.textual_inversion import (
+    TextualInversion,
+    bundled_textual_inversions,
+    read_textual_inversions,
+)
 
 __all__ = [
     "DIFFUSERS",
@@ -75,6 +79,7 @@ __all__ = [
     "Part",
     "TextualInversion",
     "Weights",
+    "bundled_textual_inversions",
     "check_loras",
     "check_weights",
     "config_beside",
@@ -98,7 +103,7 @@ __all__ = [
     "plan_output",
     "read_checkpoint",
     "read_model_folder",
-    "read_textual_inversion",
+    "read_textual_inversions",
     "without_plain",
     "write_checkpoint",
     "write_output",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from sdpy.pipelines.plan import PlannedRequest
 from sdpy.runtime.session import RequestModels
 from sdpy.text.conditioning import (
@@ -84,7 +86,7 @@ def _encode(
                         pad_id=variant.pad_ids.get(name),
                         skip_layers=variant.skip_layers + one.plan.request.clip_skip - 1,
                         final_norm=variant.final_norm,
-                        textual_inversions=one.plan.request.embedding,
+                        added_embeddings=_added_embeddings(one.plan, name),
                     )
                     for one in missing
                 ]
@@ -96,6 +98,12 @@ def _encode(
             if one.plan.zero_negative:
                 negative = negative.zeros()
             yield key, PromptConditioning(tuple(parts), negative)
+
+
+def _added_embeddings(plan: PlannedRequest, text_encoder: str) -> list[Tensor]:
+    """The vectors of new words for a text encoder."""
+    found = [one.of(text_encoder) for one in plan.request.embedding]
+    return [vectors for vectors in found if vectors is not None]
 
 
 def _most_chunks(prompts: Sequence[StepPrompts]) -> int:
@@ -124,6 +132,10 @@ def _prompt_key(
         for group in prompts
         for prompt in group.all
     )
-    words = tuple(one.vectors.numpy().tobytes() for one in plan.request.embedding)
+    words = tuple(
+        vectors.numpy().tobytes()
+        for name in models.variant.text_encoders
+        for vectors in _added_embeddings(plan, name)
+    )
     encoders = tuple(models.key(name) for name in models.variant.text_encoders)
     return (encoders, tokens, plan.request.clip_skip, plan.zero_negative, words)

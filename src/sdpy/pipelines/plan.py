@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sdpy.checkpoints import bundled_textual_inversions
 from sdpy.errors import UsageError, WeightsError
 from sdpy.optimizations.approximate import Approximation
 from sdpy.pipelines.controlnet import check_controls
@@ -120,6 +121,7 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     _check_options(request)
     scheduler = plan_schedule(session, request, skip)
     session.check(request.lora)
+    request = _with_bundled_words(request)
     unet = session.config("unet")
     scale = request.guidance_scale
     scale = session.variant.guidance_scale if scale is None else scale
@@ -172,6 +174,14 @@ def _with_defaults(variant: ModelVariant, request: Request) -> Request:
         steps=variant.steps if request.steps is None else request.steps,
         scheduler=variant.scheduler if request.scheduler is None else request.scheduler,
     )
+
+
+def _with_bundled_words(request: Request) -> Request:
+    """The request with the words that its LoRAs bring, unless it gives others of these names."""
+    given = {name.lower() for one in request.embedding for name in one.names}
+    bundled = [one for lora in request.lora for one in bundled_textual_inversions(lora)]
+    added = [one for one in bundled if given.isdisjoint(name.lower() for name in one.names)]
+    return replace(request, embedding=(*request.embedding, *added)) if added else request
 
 
 def plan_schedule(session: Session, request: Request, skip: int = 0) -> Scheduler:
@@ -228,7 +238,8 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
     for inversion in request.embedding:
         if not any(prompt.uses(inversion) for _, prompt in prompts):
             names = " or ".join(f"'{name}'" for name in inversion.names)
-            yield Notice(f"{inversion.path} is not used, for no prompt says {names}")
+            source = f"a word of {inversion.path}" if inversion.is_bundled else inversion.path
+            yield Notice(f"{source} is not used, for no prompt says {names}")
 
 
 def resolved(session: Session, plan: PlannedRequest, seed: int) -> Request:

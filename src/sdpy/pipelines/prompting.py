@@ -7,7 +7,7 @@ from torch import Tensor
 from sdpy.errors import UsageError
 from sdpy.pipelines.request import Request
 from sdpy.runtime.session import Session
-from sdpy.text.prompts import TokenizedPrompt, tokenize_prompt
+from sdpy.text.prompts import TokenizedPrompt, check_textual_inversions, tokenize_prompt
 from sdpy.text.schedule import EncoderPrompts, PromptSchedule
 from sdpy.text.sizes import ImageSizes
 from sdpy.zoo.variants import ModelVariant
@@ -31,9 +31,11 @@ def plan_prompts(session: Session, request: Request, steps: int, scaled: bool) -
     Raises:
         UsageError: a prompt that is too long, too many layers skipped, or a prompt for a text
             encoder that the model does not have.
+        WeightsError: a textual inversion for another model.
     """
     variant = session.variant
     encoders = list(variant.text_encoders.values())
+    check_textual_inversions(request.embedding, variant.text_encoders)
     least = min(config.num_hidden_layers - variant.skip_layers for config in encoders)
     if not 1 <= request.clip_skip <= least:
         raise UsageError(

@@ -155,31 +155,31 @@ def read_embeddings(
         UsageError: no name before the equals sign.
         WeightsError: a file that holds no textual inversion.
     """
-    return tuple(_read_embedding(value) for value in _listed(values))
+    return tuple(one for value in _listed(values) for one in _read_embedding(value))
 
 
-def _read_embedding(value: str | Path | TextualInversion) -> TextualInversion:
-    from sdpy.checkpoints import TextualInversion, read_textual_inversion
+def _read_embedding(value: str | Path | TextualInversion) -> tuple[TextualInversion, ...]:
+    from sdpy.checkpoints import TextualInversion, read_textual_inversions
 
     if isinstance(value, TextualInversion):
-        return value
+        return (value,)
     text = os.fspath(value)
     name, equals, path = text.partition("=")
     if not equals or os.path.exists(text):
-        return read_textual_inversion(Path(text))
+        return read_textual_inversions(Path(text))
     if not name.strip():
         raise UsageError(f"--embedding {text}: no name before the =; use NAME=PATH or PATH")
-    return read_textual_inversion(Path(path), name.strip())
+    return read_textual_inversions(Path(path), name.strip())
 
 
 def show_embeddings(embeddings: Iterable[TextualInversion]) -> list[str]:
-    """The inverse of `read_embeddings`."""
-    return [
-        shown_path(one.path)
-        if one.path.stem in one.names
-        else f"{one.names[0]}={shown_path(one.path)}"
+    """The inverse of `read_embeddings`; without words that a LoRA brings."""
+    shown = (
+        f"{one.names[0]}={shown_path(one.path)}" if one.is_named else shown_path(one.path)
         for one in embeddings
-    ]
+        if not one.is_bundled
+    )
+    return list(dict.fromkeys(shown))
 
 
 def _listed(values: Any) -> list[Any]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpy.checkpoints import TextualInversion
 from sdpy.errors import UsageError
 from sdpy.models import CLIPTextModel, CLIPTextModelWithProjection
 from sdpy.text.prompts import Chunk, TokenizedPrompt, token_ids
@@ -175,7 +174,7 @@ def encode_prompts(
     pad_id: int | None = None,
     skip_layers: int = 0,
     final_norm: bool = True,
-    textual_inversions: Sequence[TextualInversion] = (),
+    added_embeddings: Sequence[Tensor] = (),
 ) -> list[tuple[Conditioning, ...]]:
     """Encode prompts; chunks that repeat are encoded once.
 
@@ -189,7 +188,8 @@ def encode_prompts(
         pad_id: fills up short chunks; None for the end token.
         skip_layers: last layers of the text encoder that are left out.
         final_norm: whether its final layer norm is applied.
-        textual_inversions: the same as when the prompts were tokenised.
+        added_embeddings: (N, D) of each textual inversion, in the order of those with which the
+            prompts were tokenised.
 
     Returns:
         One conditioning of batch 1 for each prompt of each group, float32 on the text encoder's
@@ -205,7 +205,7 @@ def encode_prompts(
         for group, n in zip(prompts, counts, strict=True)
     ]
     distinct = {_hashable(one): one for group in framed for made in group for one in made}
-    added = torch.cat([one.vectors for one in textual_inversions]) if textual_inversions else None
+    added = torch.cat(list(added_embeddings)) if added_embeddings else None
     encoded: dict[Hashable, tuple[Tensor, Tensor | None]] = {}
     items = list(distinct.items())
     for start in range(0, len(items), CHUNKS_AT_ONCE):

@@ -106,7 +106,7 @@ def tokenize_prompt(
     Raises:
         UsageError: the prompt is too long and ``long_prompt`` is ``error``, an unknown choice, or
             two textual inversions of one name.
-        WeightsError: a textual inversion is for another text encoder.
+        WeightsError: a textual inversion that is longer than a chunk.
     """
     _check_choice("prompt syntax", syntax, PROMPT_SYNTAX)
     _check_choice("way with long prompts", long_prompt, LONG_PROMPT)
@@ -137,6 +137,38 @@ def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"unknown {what} '{value}': use one of {', '.join(choices)}")
 
 
+def check_textual_inversions(
+    textual_inversions: Iterable[TextualInversion], encoders: Mapping[str, CLIPTextConfig]
+) -> None:
+    """Check that there are vectors of each word for all text encoders of a model.
+
+    Args:
+        textual_inversions: the words.
+        encoders: sizes of the text encoders, by component.
+
+    Raises:
+        WeightsError: a word is for other text encoders.
+    """
+    for inversion in textual_inversions:
+        if inversion.vectors_2 is not None and "text_encoder_2" not in encoders:
+            raise WeightsError(
+                f"{inversion.path} is an embedding for Stable Diffusion XL, but the model has one "
+                "text encoder; use one that was made for this model"
+            )
+        for name, config in encoders.items():
+            vectors = inversion.of(name)
+            if vectors is None:
+                raise WeightsError(
+                    f"{inversion.path}: an embedding for one text encoder, but the model has a "
+                    "second; use one with clip_l and clip_g"
+                )
+            if vectors.shape[1] != config.hidden_size:
+                raise WeightsError(
+                    f"{inversion.path}: an embedding {vectors.shape[1]} wide, but the text encoder "
+                    f"is {config.hidden_size} wide; use one that was made for this model"
+                )
+
+
 def _words(
     textual_inversions: Iterable[TextualInversion], config: CLIPTextConfig
 ) -> dict[str, PromptToken]:
@@ -145,12 +177,7 @@ def _words(
     words: dict[str, PromptToken] = {}
     start = config.vocab_size
     for inversion in textual_inversions:
-        count, width = inversion.vectors.shape
-        if width != config.hidden_size:
-            raise WeightsError(
-                f"{inversion.path}: an embedding {width} wide, but the text encoder is "
-                f"{config.hidden_size} wide; use one that was made for this model"
-            )
+        count = len(inversion.vectors)
         if count > room:
             raise WeightsError(
                 f"{inversion.path}: an embedding of {count} vectors, but the text encoder takes "
