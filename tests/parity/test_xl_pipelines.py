@@ -6,6 +6,7 @@ Both sides have the same random weights, and begin with the same noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdpy.errors import UsageError
+from sdpy.pipelines.encoding import encode_plans
+from sdpy.pipelines.generate import generate
+from sdpy.pipelines.plan import plan_request
 from sdpy.pipelines.request import Request
+from sdpy.runtime.execution import Execution
+from sdpy.runtime.planner import WeightsSize
 from sdpy.runtime.session import Session
 from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import ModelVariant
-from support.compare import RUN_TOLERANCE, relative_error
-from support.tasks import one_image, text2img
-from support.tiny_xl import TINY_XL, reference_pipeline, write_tiny_xl
+from support.compare import RUN_TOLERANCE, assert_same_images, relative_error
+from support.tasks import decoded, one_image, text2img
+from support.tiny import placed, random_image
+from support.tiny_xl import TINY_REFINER, TINY_XL, reference_pipeline, write_tiny_xl
 
 STEPS = 10
 PROMPT, NEGATIVE = "A lighthouse, at dark; the cat's café 7", "dark cat"
@@ -40,6 +48,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Session:
+    return Session(find_source(str(folder), folder))
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    folder = write_tiny_xl(tmp_path_factory.mktemp("xl") / "refiner", TINY_REFINER)
     return Session(find_source(str(folder), folder))
 
 
@@ -107,3 +121,194 @@ def test_text_to_image(session: Session, theirs: Callable[..., Any], case: str) 
         **{**{k: v for k, v in own.items() if not other}, **other},
     )
     assert relative_error(our_image(session, seed=3, **own), expected) <= RUN_TOLERANCE
+
+
+IMAGE = random_image(WIDTH, HEIGHT)
+MASK = torch.zeros(1, 1, HEIGHT, WIDTH)
+MASK[..., 4 : HEIGHT - 6, : WIDTH // 2] = 1
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_image_to_image(session: Session, theirs: Callable[..., Any], strength: float) -> None:
+    expected = their_image(
+        theirs(diffusers.StableDiffusionXLImg2ImgPipeline),
+        image=IMAGE / 2 + 0.5,
+        strength=strength,
+        negative_prompt=NEGATIVE,
+        generator=seeded(7),
+    )
+    ours = our_image(session, image=IMAGE, strength=strength, negative_prompt=NEGATIVE, seed=7)
+    assert relative_error(ours, expected) <= RUN_TOLERANCE
+
+
+def test_the_refiner_on_an_image(refiner: Session, theirs: Callable[..., Any]) -> None:
+    """It is told a score of its own with the negative prompt, which is the empty text."""
+    pipeline = theirs(
+        diffusers.StableDiffusionXLImg2ImgPipeline,
+        TINY_REFINER,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+    )
+    options = {"aesthetic_score": 7.0, "negative_aesthetic_score": 2.0}
+    for scores in ({}, options):
+        expected = their_image(
+            pipeline,
+            image=IMAGE / 2 + 0.5,
+            strength=0.5,
+            generator=seeded(7),
+            **scores,
+        )
+        ours = our_image(refiner, image=IMAGE, strength=0.5, seed=7, **scores)
+        assert relative_error(ours, expected) <= RUN_TOLERANCE
+
+
+def test_inpainting_by_blending(session: Session, theirs: Callable[..., Any]) -> None:
+    for strength in (0.5, 1.0):
+        expected = their_image(
+            theirs(diffusers.StableDiffusionXLInpaintPipeline),
+            image=IMAGE / 2 + 0.5,
+            mask_image=MASK,
+            strength=strength,
+            width=WIDTH,
+            height=HEIGHT,
+            guidance_scale=5.0,
+            generator=seeded(9),
+        )
+        ours = our_image(session, image=IMAGE, mask=MASK, strength=strength, seed=9)
+        assert relative_error(ours, expected) <= RUN_TOLERANCE
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_inpainting_with_nine_channels(
+    theirs: Callable[..., Any], tmp_path: Path, strength: float
+) -> None:
+    """Ours draws the masked image's posterior first, diffusers last: it is given the sample."""
+    variant = replace(TINY_XL, name="sdxl-inpaint").with_configs(
+        unet=replace(TINY_XL.unet, in_channels=9)
+    )
+    folder = write_tiny_xl(tmp_path / "inpaint", variant)
+    session = Session(find_source(str(folder), folder))
+    ours = our_image(session, image=IMAGE, mask=MASK, strength=strength, seed=11)
+
+    pipeline = theirs(diffusers.StableDiffusionXLInpaintPipeline, variant)
+    generator, scale = seeded(11), variant.vae.scaling_factor
+
+    def sampled(image: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return pipeline.vae.encode(image).latent_dist.sample(generator) * scale
+
+    masked_latents = sampled(IMAGE * (1 - MASK))
+    image = IMAGE / 2 + 0.5 if strength == 1 else sampled(IMAGE)
+    expected = their_image(
+        pipeline,
+        image=image,
+        mask_image=MASK,
+        masked_image_latents=masked_latents,
+        width=WIDTH,
+        height=HEIGHT,
+        strength=strength,
+        guidance_scale=5.0,
+        generator=generator,
+    )
+    assert relative_error(ours, expected) <= RUN_TOLERANCE
+
+
+def test_the_refiner_as_second_stage(
+    session: Session, refiner: Session, theirs: Callable[..., Any]
+) -> None:
+    """The refiner goes on where the base model ends, with what each of them is told."""
+    both = Session(session.source, refiner=refiner)
+    base = theirs(diffusers.StableDiffusionXLPipeline)
+    second = theirs(
+        diffusers.StableDiffusionXLImg2ImgPipeline,
+        TINY_REFINER,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+    )
+    images = {}
+    for start in (0.8, 0.55):
+        with torch.inference_mode():
+            latents = base(
+                PROMPT,
+                num_inference_steps=STEPS,
+                latents=torch.randn(LATENTS, generator=seeded(3)),
+                width=WIDTH,
+                height=HEIGHT,
+                denoising_end=start,
+                output_type="latent",
+            ).images
+        second.vae = base.vae  # which decodes what both have made
+        expected = their_image(second, image=latents, denoising_start=start)
+        images[start] = our_image(both, seed=3, refiner_start=start)
+        assert relative_error(images[start], expected) <= RUN_TOLERANCE
+    assert torch.equal(images[0.8], our_image(both, seed=3))
+    alone = our_image(session, seed=3)
+    assert relative_error(our_image(both, seed=3, refiner_start=1.0), alone) == 0
+    assert relative_error(images[0.8], alone) > 100 * RUN_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refiner_start": 0.5}, "--refiner-start says nothing without --refiner"),
+        ({"aesthetic_score": 5.0}, "--aesthetic-score: sdxl is not told"),
+        ({"clip_skip": 3}, "--clip-skip 3: .* has 2 layers"),
+        ({"prompt_2": "a AND b"}, "AND joins 1 prompts for the first .* 2 for the second"),
+    ],
+)
+def test_what_says_nothing_is_refused(
+    session: Session, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        our_image(session, **options)
+
+
+def test_a_prompt_for_a_missing_text_encoder_is_refused(refiner: Session) -> None:
+    with pytest.raises(UsageError, match="--prompt-2 is for models with two text encoders"):
+        our_image(refiner, prompt_2="cat")
+    with pytest.raises(UsageError, match="--target-size: sdxl-refiner is not told"):
+        our_image(refiner, target_size=(8, 8))
+
+
+def test_prompts_of_several_chunks(session: Session) -> None:
+    """Both text encoders read as many chunks, and the first one is summed up."""
+    long = "cat " * 100
+    models = session.models()
+    size = {"width": WIDTH, "height": HEIGHT}
+    requests = [
+        Request(long, **size),
+        Request("cat", prompt_2=long, negative_prompt=long, **size),
+    ]
+    for request in requests:
+        (made,) = encode_plans(models, [plan_request(session, request)])
+        (one,) = made.conditionings
+        (prompt,) = one.prompts
+        assert prompt.encoder_hidden_states.shape == (1, 2 * 77, 80)
+        assert one.negative.encoder_hidden_states.shape == (1, 2 * 77, 80)
+        assert prompt.time_ids is not None
+        assert prompt.time_ids.tolist() == [[HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH]]
+
+
+def test_a_batch_of_images_is_that_of_single_ones(session: Session) -> None:
+    size = {"width": WIDTH, "height": HEIGHT, "steps": 3}
+    requests = [
+        Request(PROMPT, seed=1, **size),
+        Request("cat", negative_prompt=NEGATIVE, original_size=(20, 30), seed=5, **size),
+    ]
+    alone = [one_image(text2img(session, request)) for request in requests]
+    together = [event.pixels for event in decoded(generate(session, requests))]
+    assert_same_images(together, alone)
+    assert relative_error(*alone) > 0.01
+
+
+def test_the_autoencoder_computes_in_float32_where_float16_overflows(session: Session) -> None:
+    gpu = torch.device("cuda")
+    models = session.models(Execution(dtype=torch.float16))
+    models = models.changed(placement=placed(gpu, gpu, gpu))
+    assert models.vae_dtype == torch.float32
+    assert models.key("vae").execution.dtype == torch.float32
+    assert models.key("unet").execution.dtype == torch.float16
+    assert models.computing(dtype=torch.bfloat16).vae_dtype == torch.bfloat16
+    half = WeightsSize.of(models, "unet"), WeightsSize.of(models, "vae")
+    unet, vae = (one.while_running(models.execution).gpu / one.numbers for one in half)
+    assert (unet, vae) == (2, 4)

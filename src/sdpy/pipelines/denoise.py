@@ -135,6 +135,7 @@ def denoise(
     generators: Sequence[torch.Generator] = (),
     controls: Sequence[LoadedControl] = (),
     fallbacks: Sequence[Fallback] = (),
+    steps: range | None = None,
 ) -> Iterator[Step]:
     """Go from noise to clean latents, a batch of B images at a time.
 
@@ -151,6 +152,8 @@ def denoise(
         generators: one an image, of the noise that some schedulers add.
         controls: ControlNets that steer the UNet.
         fallbacks: what can be done where memory runs out.
+        steps: which of the scheduler's steps to do, the first one being 0; None for all. The next
+            ones can be done by another UNet with the same scheduler.
 
     Yields:
         Each step, after it is done or, on a GPU, underway.
@@ -162,6 +165,7 @@ def denoise(
     device, dtype = unet.device, unet.dtype
     timesteps = scheduler.timesteps
     total = len(timesteps)
+    steps = range(total) if steps is None else steps
     latents = start.latents.to(device)
     beside = start.image_conditioning
     beside = None if beside is None else beside.to(device, dtype)
@@ -181,8 +185,8 @@ def denoise(
     is_guided = [is_within(*guidance.interval, i, total) for i in range(total)]
     seen = _conditionings(prompts, scales, is_guided, device, dtype)
     on_device = torch.tensor(timesteps, device=device)
-    embeddings = _embed_timesteps(unet, on_device, seen, timestep_cond)
-    finite = FiniteCheck(device, dtype, total)
+    embeddings = _embed_timesteps(unet, on_device, seen, timestep_cond, steps)
+    finite = FiniteCheck(device, dtype, total, steps.start)
 
     @torch.inference_mode()
     def predict(i: int, sample: Tensor) -> Tensor:
@@ -191,10 +195,12 @@ def denoise(
         if beside is not None:
             sample = torch.cat([sample, beside], dim=1)
         conditions: dict[str, Any] = {**conditioning.inputs(), **residuals}
-        return unet(sample, on_device[i], emb=embeddings[i], **conditions).float()
+        emb = embeddings[i - steps.start]
+        return unet(sample, on_device[i], emb=emb, **conditions).float()
 
     left = list(fallbacks)
-    for i, timestep in enumerate(timesteps):
+    for i in steps:
+        timestep = timesteps[i]
         with torch.inference_mode():
             sample = scheduler.scale_model_input(latents, timestep).to(dtype)
         notices: list[Notice] = []
@@ -240,19 +246,23 @@ def _conditionings(
 
 
 def _embed_timesteps(
-    unet: UNet, timesteps: Tensor, seen: Sequence[Conditioning], timestep_cond: Tensor | None
+    unet: UNet,
+    timesteps: Tensor,
+    seen: Sequence[Conditioning],
+    timestep_cond: Tensor | None,
+    steps: range,
 ) -> list[Tensor]:
-    """What the UNet makes of each step's time and of what else it is told, before the loop.
+    """What the UNet makes of time and of what else it is told in these steps, before the loop.
 
     Returns:
         One tensor a step, (1, B or k B, time_embed_dim).
     """
     embeddings = []
-    for timestep, conditioning in zip(timesteps, seen, strict=True):
-        added = conditioning.inputs()
+    for i in steps:
+        added = seen[i].inputs()
         del added["encoder_hidden_states"]
         with torch.inference_mode():
-            embeddings.append(unet.embed(timestep, timestep_cond, **added))
+            embeddings.append(unet.embed(timesteps[i], timestep_cond, **added))
     return embeddings
 
 
@@ -263,11 +273,14 @@ class FiniteCheck:
         device: of the latents. On a CPU each step is looked at as soon as it is done.
         dtype: of the UNet, for the advice.
         total: how many steps there are.
+        first: the first of those that are looked at, from 0.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, total: int) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, total: int, first: int = 0
+    ) -> None:
         self.at_once = device.type == "cpu"
-        self.dtype, self.total = dtype, total
+        self.dtype, self.total, self.first = dtype, total, first
         self._done = torch.zeros((), dtype=torch.int64, device=device)
         self._going = torch.ones((), dtype=torch.bool, device=device)
         self._looked_at = 0
@@ -295,8 +308,8 @@ class FiniteCheck:
             return
         instead = "--dtype fp32" if self.dtype != torch.float32 else "other weights"
         raise GenerationError(
-            f"step {done + 1} of {self.total} gave latents that are not finite: try another "
-            f"--scheduler, a lower --guidance-scale, or {instead}"
+            f"step {self.first + done + 1} of {self.total} gave latents that are not finite: try "
+            f"another --scheduler, a lower --guidance-scale, or {instead}"
         )
 
 

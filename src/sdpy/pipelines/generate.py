@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from sdpy.errors import ShortageError
 from sdpy.models import UNet2DConditionModel
 from sdpy.optimizations.approximate import approximate
 from sdpy.optimizations.exact.sliced_attention import slice_attention
-from sdpy.pipelines.controlnet import LoadedControl, loaded_controls
+from sdpy.pipelines.controlnet import Control, LoadedControl, loaded_controls
 from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
 from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
@@ -23,7 +23,7 @@ from sdpy.pipelines.vae import decode
 from sdpy.pipelines.values import AUTO
 from sdpy.runtime.devices import seeded_generator
 from sdpy.runtime.fallbacks import Fallback, release_cached_memory
-from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory
+from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory, plan_two_stages
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.text.conditioning import ConditioningSchedule
 
@@ -39,6 +39,7 @@ class ImageJob:
         plan: of its request.
         begin: makes its first latents.
         prompts: what it is guided by, of batch 1.
+        refined: what it is guided by in the refiner's steps, likewise; None without a refiner.
     """
 
     number: int
@@ -47,11 +48,29 @@ class ImageJob:
     plan: PlannedRequest
     begin: Begin
     prompts: ConditioningSchedule
+    refined: ConditioningSchedule | None
 
     @property
     def seed(self) -> int:
         """Of its noise: image k of a request uses the request's seed + k."""
         return self.plan.request.seed + self.sample
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Some steps of a batch, which one UNet does.
+
+    Attributes:
+        models: whose UNet it is.
+        steps: which of the scheduler's.
+        prompts: what guides the images.
+        controls: of each image.
+    """
+
+    models: RequestModels
+    steps: range
+    prompts: ConditioningSchedule
+    controls: tuple[tuple[Control, ...], ...]
 
 
 def generate(session: Session, requests: Sequence[Request]) -> Iterator[Event]:
@@ -96,10 +115,21 @@ def _generate_group(
         controlnets=[control.weights for control in request.controls],
         encodes=request.image is not None or takes_mask(session),
     )
-    memory = plan_memory(models, workload, batch_size)
+    refiner: RequestModels | None = None
+    if session.refiner is None:
+        memory = plan_memory(models, workload, batch_size)
+        notices = memory.notices
+    else:
+        refiner = session.refiner.models()
+        contexts = len(plans[0].prompts.parts) + (plans[0].guidance_scale != 1)
+        refining = Workload.of(refiner, plans[0].shape, contexts=contexts, images=workload.images)
+        memory, second = plan_two_stages((models, workload), (refiner, refining), batch_size)
+        refiner = refiner.changed(execution=second.execution, keep=second.keep)
+        notices = tuple(dict.fromkeys((*memory.notices, *second.notices)))
+        yield from session.refiner.take_notices()
     models = models.changed(execution=memory.execution, keep=memory.keep)
     yield from session.take_notices()
-    yield from memory.notices
+    yield from notices
     yield from describe_compiling(models)
     yield Detail(f"images computed together: {memory.batch}")
     kept = sorted(memory.keep & {model.component for model in workload.models})
@@ -111,11 +141,15 @@ def _generate_group(
     for plan in plans:
         yield from describe_plan(session, plan)
     prompts = encode_plans(models, plans)
+    refined: list[ConditioningSchedule | None] = [None] * len(plans)
+    if refiner is not None:
+        own = [plan.refined for plan in plans if plan.refined is not None]
+        refined = [*encode_plans(refiner, own)]
     jobs: deque[ImageJob] = deque()
-    for (index, plan), begin, prompt in zip(members, begins, prompts, strict=True):
+    for (index, plan), begin, prompt, other in zip(members, begins, prompts, refined, strict=True):
         for sample in range(plan.request.num_samples):
             place = number + len(jobs)
-            jobs.append(ImageJob(place, index, sample, plan, begin, prompt))
+            jobs.append(ImageJob(place, index, sample, plan, begin, prompt, other))
 
     size = memory.batch
     while jobs:
@@ -124,7 +158,7 @@ def _generate_group(
         # Of a session for this request alone, nothing is needed after its last batch.
         here = models.releasing("unet", "vae", "controlnet") if last else models
         try:
-            yield from _generate_batch(here, batch, images)
+            yield from _generate_batch(here, refiner, batch, images)
         except ShortageError:
             if len(batch) == 1:
                 raise
@@ -140,7 +174,10 @@ def _generate_group(
 
 
 def _generate_batch(
-    models: RequestModels, batch: Sequence[ImageJob], images: int
+    models: RequestModels,
+    refiner: RequestModels | None,
+    batch: Sequence[ImageJob],
+    images: int,
 ) -> Iterator[Event]:
     """Latents, denoising loop and decoder for the images of one batch."""
     plan = batch[0].plan
@@ -152,32 +189,56 @@ def _generate_batch(
     latents = start.latents
     first, last, steps = batch[0].number, batch[-1].number, len(scheduler.timesteps)
     yield Progress(first, last, images, 0, steps)
-    with (
-        models.unet() as unet,
-        loaded_controls(models, [job.plan.request.controls for job in batch]) as controls,
-        approximate(unet, plan.approximations, [job.seed for job in batch]) as approximated,
-    ):
-        for step in denoise(
-            approximated,
-            scheduler,
-            start,
-            ConditioningSchedule.cat([job.prompts for job in batch]),
-            Guidance(
-                tuple(job.plan.guidance_scale for job in batch),
-                plan.request.guidance_rescale,
-                plan.request.guidance_interval,
-            ),
-            generators=generators,
-            controls=controls,
-            fallbacks=_fallbacks(models, unet, controls),
+    for stage in _stages(models, refiner, batch, steps):
+        with (
+            stage.models.unet() as unet,
+            loaded_controls(stage.models, stage.controls) as controls,
+            approximate(unet, plan.approximations, [job.seed for job in batch]) as approximated,
         ):
-            latents = step.latents
-            yield from step.notices
-            yield Progress(first, last, images, step.index, steps)
+            for step in denoise(
+                approximated,
+                scheduler,
+                start,
+                stage.prompts,
+                Guidance(
+                    tuple(job.plan.guidance_scale for job in batch),
+                    plan.request.guidance_rescale,
+                    plan.request.guidance_interval,
+                ),
+                generators=generators,
+                controls=controls,
+                fallbacks=_fallbacks(stage.models, unet, controls),
+                steps=stage.steps,
+            ):
+                latents = step.latents
+                yield from step.notices
+                yield Progress(first, last, images, step.index, steps)
+        # A refiner is shown neither mask nor masked image.
+        start = replace(start, latents=latents, image_conditioning=None)
     pixels = yield from decode(models, latents)
     for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
         request = resolved(models.session, job.plan, job.seed)
         yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
+
+
+def _stages(
+    models: RequestModels, refiner: RequestModels | None, batch: Sequence[ImageJob], steps: int
+) -> Iterator[Stage]:
+    """What the UNet does, and what the refiner's, which no ControlNet steers."""
+    switch = batch[0].plan.switch
+    switch = steps if switch is None else switch
+    if switch:
+        yield Stage(
+            models,
+            range(switch),
+            ConditioningSchedule.cat([job.prompts for job in batch]),
+            tuple(job.plan.request.controls for job in batch),
+        )
+    if refiner is not None and switch < steps:
+        refined = [job.refined for job in batch if job.refined is not None]
+        yield Stage(
+            refiner, range(switch, steps), ConditioningSchedule.cat(refined), ((),) * len(batch)
+        )
 
 
 def _fallbacks(

@@ -17,7 +17,12 @@ from sdpy.pipelines.events import Event, Notice, PromptTokenized
 from sdpy.pipelines.img2img import ImageToImage
 from sdpy.pipelines.inpaint import Inpainting
 from sdpy.pipelines.mask_conditioning import unet_in_channels
-from sdpy.pipelines.prompting import has_zero_negative, plan_prompts, plan_sizes
+from sdpy.pipelines.prompting import (
+    check_size_options,
+    has_zero_negative,
+    plan_prompts,
+    plan_sizes,
+)
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Task, skipped_steps
 from sdpy.pipelines.text2img import TextToImage
@@ -26,6 +31,9 @@ from sdpy.schedulers.base import Scheduler
 from sdpy.schedulers.registry import SIGMA_SCHEDULES, choose_schedule, make_scheduler
 from sdpy.text.schedule import EncoderPrompts
 from sdpy.zoo.variants import ModelVariant
+
+REFINER_START = 0.8
+"""Share of the noise schedule after which a refiner takes over unless the request says another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +54,8 @@ class PlannedRequest:
         zero_negative: whether zeros take the place of the negative prompt's embeddings.
         sizes, negative_sizes: (1, n) that the UNet is told; None where it is told none.
         approximations: of the UNet.
+        refined: what the refiner does of it, whose prompts and sizes differ; None for none.
+        switch: of the steps that are done, the first that the refiner does.
     """
 
     request: Request
@@ -60,6 +70,8 @@ class PlannedRequest:
     sizes: Tensor | None
     negative_sizes: Tensor | None
     approximations: tuple[Approximation, ...]
+    refined: PlannedRequest | None = None
+    switch: int | None = None
 
     def fresh_scheduler(self) -> Scheduler:
         """A scheduler for one batch, which has seen no step yet."""
@@ -74,6 +86,7 @@ class PlannedRequest:
             self.approximations,
             *(request.steps, request.scheduler, request.sigmas, request.timestep_spacing),
             *(request.eta, request.guidance_rescale, request.guidance_interval),
+            self.switch,
             *(request.lora, tuple(control.network for control in request.controls)),
         )
 
@@ -150,8 +163,9 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     factor = session.variant.vae.downsample_factor
     width, height = factor * shape[-1], factor * shape[-2]
     check_controls(session, request.controls, width=width, height=height)
+    check_size_options(session, request)
     sizes, negative_sizes = plan_sizes(session.variant, request, width=width, height=height)
-    return PlannedRequest(
+    plan = PlannedRequest(
         request=request,
         task=task,
         shape=shape,
@@ -165,6 +179,57 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
         negative_sizes=negative_sizes,
         approximations=approximations,
     )
+    if session.refiner is not None:
+        return _with_refiner(session.refiner, session.variant, plan)
+    if request.refiner_start is not None:
+        raise UsageError("--refiner-start says nothing without --refiner")
+    return plan
+
+
+def _with_refiner(session: Session, base: ModelVariant, plan: PlannedRequest) -> PlannedRequest:
+    """The plan with what another model does of its last steps.
+
+    As in diffusers, these are the steps at timesteps below a share of all that training has.
+
+    Args:
+        session: of the refiner.
+        base: which model does the other steps.
+        plan: of all steps.
+
+    Raises:
+        WeightsError: the refiner is for other latents, or broken.
+    """
+    session.check()
+    variant, unet, request = session.variant, session.config("unet"), plan.request
+    latents = (variant.vae.latent_channels, variant.vae.downsample_factor)
+    if latents != (base.vae.latent_channels, base.vae.downsample_factor) or (
+        unet.in_channels != variant.vae.latent_channels
+    ):
+        raise WeightsError(
+            f"{session.source.files.weights['unet']} cannot refine what {base.name} generates: it "
+            "is for other latents, or for inpainting; use sdxl-refiner, or another ordinary model"
+        )
+    start = REFINER_START if request.refiner_start is None else request.refiner_start
+    count = base.noise.num_train_timesteps
+    cutoff = round(count - start * count)
+    timesteps = plan.scheduler.timesteps
+    switch = next((i for i, one in enumerate(timesteps) if one < cutoff), len(timesteps))
+    for approximation in plan.approximations:
+        approximation.check(unet)
+    factor = variant.vae.downsample_factor
+    width, height = factor * plan.shape[-1], factor * plan.shape[-2]
+    guided = plan.guidance_scale != 1
+    one_prompt = replace(request, prompt_2=None, negative_prompt_2=None)
+    prompts = request if len(variant.text_encoders) > 1 else one_prompt
+    sizes, negative_sizes = plan_sizes(variant, request, width=width, height=height)
+    refined = replace(
+        plan,
+        prompts=plan_prompts(session, prompts, len(timesteps), guided),
+        zero_negative=has_zero_negative(variant, request),
+        sizes=sizes,
+        negative_sizes=negative_sizes,
+    )
+    return replace(plan, refined=refined, switch=switch)
 
 
 def _with_defaults(variant: ModelVariant, request: Request) -> Request:
@@ -232,6 +297,8 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
         for number, schedule in schedules
         for what, prompt in schedule.all_prompts()
     ]
+    if plan.switch is not None and plan.switch == len(plan.scheduler.timesteps):
+        yield Notice("the refiner does no step: use more --steps, or a lower --refiner-start")
     for what, one in prompts:
         if one.dropped:
             yield Notice(f"the {what} is too long, its end was left out: '{one.dropped}'")

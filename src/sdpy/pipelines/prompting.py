@@ -87,6 +87,23 @@ def has_zero_negative(variant: ModelVariant, request: Request) -> bool:
     return absent and variant.force_zeros_for_empty_prompt
 
 
+def check_size_options(session: Session, request: Request) -> None:
+    """Refuse sizes that nobody is told.
+
+    Raises:
+        UsageError: neither the model nor its refiner is told of such a size.
+    """
+    told = {*session.variant.size_conditions}
+    if session.refiner is not None:
+        told |= {*session.refiner.variant.size_conditions}
+    for option, name in _OPTIONS.items():
+        if getattr(request, option) is not None and name not in told:
+            flag = f"--{option.replace('_', '-')}"
+            raise UsageError(
+                f"{flag}: {session.variant.name} is not told such a number; leave {flag} out"
+            )
+
+
 def plan_sizes(
     variant: ModelVariant, request: Request, *, width: int, height: int
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -96,14 +113,7 @@ def plan_sizes(
         variant: says what that is.
         request: what is asked for.
         width, height: of the generated image.
-
-    Raises:
-        UsageError: a size that this model is not told.
     """
-    for option, name in _OPTIONS.items():
-        if getattr(request, option) is not None and name not in variant.size_conditions:
-            flag = f"--{option.replace('_', '-')}"
-            raise UsageError(f"{flag}: {variant.name} is not told such a number; leave {flag} out")
     if not variant.size_conditions:
         return None, None
     left, top = (0, 0) if request.crop is None else request.crop

@@ -111,6 +111,8 @@ class Recorder:
         facts |= labelled
         if own is not None and own.prediction_type is not None:
             facts["Prediction type"] = own.prediction_type
+        if own is not None and own.refiner is not None:
+            facts["Refiner"] = f"{Path(own.refiner).stem} [{_short(record.files_of('refiner'))}]"
         if session.execution.dtype != torch.float32:
             facts["Dtype"] = record.environment["dtype"]
         for label, role in (("Lora hashes", "lora"), ("TI hashes", "embedding")):
@@ -141,6 +143,11 @@ class Recorder:
         found = [
             (name, state) for name in source.files.weights for state in source.fingerprint(name)
         ]
+        if self.session.refiner is not None:
+            refiner = self.session.refiner.source
+            for name, role in (("unet", "refiner"), ("text_encoder_2", "refiner text_encoder_2")):
+                if name in refiner.files.weights:
+                    found += [(role, state) for state in refiner.fingerprint(name)]
         found.append(("vocabulary", file_state(Path(source.files.vocabulary))))
         for role, paths in (
             ("lora", [lora.path for lora in self.asked.lora]),

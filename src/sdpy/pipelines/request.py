@@ -75,6 +75,17 @@ class GenerationOptions:
         show=sampler_label,
         always=True,
     )
+    refiner_start: float | None = option(
+        None,
+        "--refiner-start",
+        help="Share of the noise schedule after which --refiner takes over.",
+        panel=_GENERATION,
+        shown_default="0.8",
+        minimum=0.0,
+        maximum=1.0,
+        label="Refiner switch at",
+        show=number_text,
+    )
     sigmas: str | None = option(
         None,
         "--sigmas",

@@ -115,11 +115,20 @@ class ModelOptions(ComputeOptions):
         None,
         "--model",
         "-m",
-        help="A variant (sd15, sd15-inpaint, sd21, sd21-base, sd2-inpaint, sd-turbo; or demo, "
+        help="A variant (sd15, sd15-inpaint, sd21, sd21-base, sd2-inpaint, sd-turbo, sdxl, "
+        "sdxl-inpaint, sdxl-turbo, sdxl-lightning, sdxl-lcm, sdxl-refiner; or demo, "
         "which is small and comes with sdpy), or the path of a diffusers folder or of a single "
         "file, .safetensors or .ckpt.",
         panel=_MODEL,
         shown_default=DEFAULT_MODEL,
+    )
+    refiner: str | None = option(
+        None,
+        "--refiner",
+        help="A second model that does the last steps, such as sdxl-refiner; a name or path as of "
+        "--model.",
+        panel=_MODEL,
+        shown_default="none",
     )
     data: Path = option(Path("data"), "--data", help="Folder of the weights.", panel=_MODEL)
     weights: Mapping[str, Path] = option(
@@ -203,7 +212,14 @@ def open_session(
     if options.fast_kernels and execution.memory == "auto":
         keep_freed_memory()
     asked = replace(options, model=model)
-    return Session(source, placement, execution, keep_models=keep_models, options=asked)
+    refiner = None
+    if options.refiner is not None:
+        vocabulary = {"vocabulary": options.vocab_file}
+        second = find_source(options.refiner, options.data, vocabulary)
+        refiner = Session(second, placement, execution, keep_models=keep_models)
+    return Session(
+        source, placement, execution, keep_models=keep_models, options=asked, refiner=refiner
+    )
 
 
 def make_execution(options: ComputeOptions, placement: Placement) -> Execution:

@@ -81,6 +81,7 @@ class WeightsSize:
         numbers: how many its weights are.
         unmapped: bytes of its file that cannot be mapped.
         is_loaded: whether it is in memory already.
+        overflows: whether it computes in float32 where the others do in float16.
     """
 
     component: str
@@ -88,6 +89,7 @@ class WeightsSize:
     numbers: int
     unmapped: int
     is_loaded: bool
+    overflows: bool = False
 
     @classmethod
     def of(cls, models: RequestModels, component: str, path: Path | None = None) -> WeightsSize:
@@ -99,13 +101,14 @@ class WeightsSize:
             numbers=size.numbers,
             unmapped=size.unmapped,
             is_loaded=models.session.is_loaded(models.key(component, path)),
+            overflows=bool(getattr(models.session.config(component, path), "force_upcast", False)),
         )
 
     def while_running(self, execution: Execution) -> Memory:
         """What the weights take while the model runs, or stays loaded."""
         if self.is_loaded:
             return Memory()
-        bytes_ = self.numbers * execution.dtype_on(self.device).itemsize
+        bytes_ = self.numbers * self._itemsize(execution)
         piece = min(bytes_, 2 * PIECE_BYTES)
         on_cpu = self.device.type == "cpu"
         if execution.streamed:
@@ -117,8 +120,12 @@ class WeightsSize:
     def computing(self, execution: Execution, values: float) -> Memory:
         """What the model computes with, if that is so many numbers."""
         if self.device.type == "cpu":
-            return Memory(main=STEADY + values * execution.dtype_on(self.device).itemsize)
-        return Memory(gpu=STEADY + values * execution.dtype_on(self.device).itemsize)
+            return Memory(main=STEADY + values * self._itemsize(execution))
+        return Memory(gpu=STEADY + values * self._itemsize(execution))
+
+    def _itemsize(self, execution: Execution) -> int:
+        dtype = execution.dtype_on(self.device)
+        return 4 if self.overflows and dtype == torch.float16 else dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -358,6 +365,37 @@ def plan_memory(models: RequestModels, workload: Workload, batch_size: int | Non
         )
     budget = 0 if execution.streamed else room.main - need.main
     return MemoryPlan(execution.within(budget), keep, batch, tuple(notices))
+
+
+def plan_two_stages(
+    first: tuple[RequestModels, Workload],
+    second: tuple[RequestModels, Workload],
+    batch_size: int | None,
+) -> tuple[MemoryPlan, MemoryPlan]:
+    """The same for a model and the refiner that goes on with its images, as `plan_memory`.
+
+    If what stays of both does not fit together, nothing stays of either.
+
+    Raises:
+        ShortageError: nothing suffices for one of the two.
+    """
+    (models, workload), (refiner, refining) = first, second
+    one = plan_memory(models, workload, batch_size)
+    other = plan_memory(refiner, refining, one.batch)
+    batch = min(one.batch, other.batch)
+    room = find_room(models.execution, workload.gpus | refining.gpus)
+    needs = (
+        workload.need(one.execution, one.keep, batch),
+        refining.need(other.execution, other.keep, batch),
+    )
+    together = needs[0] + needs[1]
+    plans = [replace(plan, batch=batch) for plan in (one, other)]
+    if (one.keep or other.keep) and not together.fits(room):
+        plans = [replace(plan, keep=frozenset()) for plan in plans]
+    elif one.keep or other.keep:
+        budget = (room.main - together.main) / 2
+        plans = [replace(p, execution=p.execution.within(max(budget, 0))) for p in plans]
+    return plans[0], plans[1]
 
 
 def fastest_batch(workload: Workload) -> int:

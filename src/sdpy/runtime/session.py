@@ -146,6 +146,7 @@ class Session:
         source: variant and files.
         placement: device of each component; None for the CPU.
         execution: how the models compute, unless a request has to do with less memory.
+        refiner: session of a model that does the last steps of each image.
         keep_models: whether models stay for further requests. Where there are none, as in a
             command for a single image, they only stay while the request still needs them.
         options: those that asked for it, for metadata.
@@ -164,9 +165,11 @@ class Session:
         *,
         keep_models: bool = True,
         options: ModelOptions | None = None,
+        refiner: Session | None = None,
     ) -> None:
         self.source = source
         self.options = options
+        self.refiner = refiner
         self.placement = Placement() if placement is None else placement
         self.execution = Execution() if execution is None else execution
         self.keep_models = keep_models
@@ -259,8 +262,23 @@ class Session:
             models[name] = self.source.make(name)
             check_weights(models[name], self.source.checkpoint(name), component=name)
         self._check_latents()
+        self._check_widths()
         check_loras(loras, {name: models[name] for name in names if name in TAKES_LORAS})
         self._checked.add(checked)
+
+    def _check_widths(self) -> None:
+        """The UNet looks at what the text encoders give, side by side."""
+        encoders = {name: config.hidden_size for name, config in self.variant.text_encoders.items()}
+        wanted = self.config("unet").cross_attention_dim
+        if sum(encoders.values()) != wanted:
+            files = self.source.files.weights
+            given = " and ".join(
+                f"{files[name]} ({width} wide)" for name, width in encoders.items()
+            )
+            raise WeightsError(
+                f"{files['unet']} takes embeddings {wanted} wide, but {given} gives others: use "
+                "the text encoders of the same model"
+            )
 
     def _check_latents(self) -> None:
         ours, theirs = self.variant.vae, self.config("vae")
@@ -418,6 +436,8 @@ class Session:
         self.release()
         self.hashes.close()
         self._prompts.clear()
+        if self.refiner is not None:
+            self.refiner.close()
         self._is_closed = True
 
     def _release_outdated(self, key: ModelKey) -> None:
@@ -512,7 +532,13 @@ class RequestModels:
     @property
     def vae_dtype(self) -> torch.dtype:
         """In what the autoencoder computes."""
-        return self.execution.dtype_on(self.placement["vae"])
+        return self.execution_of("vae").dtype_on(self.placement["vae"])
+
+    def execution_of(self, component: str, path: Path | None = None) -> Execution:
+        """How a model computes: in float32 where its numbers are known to overflow in float16."""
+        config = self.session.config(component, path)
+        overflows = self.execution.dtype == torch.float16 and getattr(config, "force_upcast", False)
+        return replace(self.execution, dtype=torch.float32) if overflows else self.execution
 
     @contextmanager
     def text_encoder(
@@ -544,7 +570,8 @@ class RequestModels:
         """What identifies one of these models."""
         path = self.session.source.files.weights[component] if path is None else path
         device = self.placement[component]
-        return self.session.key(component, path, device, self.execution, self.loras)
+        execution = self.execution_of(component, path)
+        return self.session.key(component, path, device, execution, self.loras)
 
     @contextmanager
     def _use(self, component: str, path: Path | None = None) -> Iterator[nn.Module]:
