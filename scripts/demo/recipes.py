@@ -66,7 +66,7 @@ DEMO_256 = replace(
     summary="the small model that comes with sdpy, 256x256",
     configs={
         "text_encoder": CLIPTextConfig(
-            vocab_size=1026,
+            vocab_size=850,
             hidden_size=160,
             intermediate_size=640,
             num_hidden_layers=3,

@@ -113,6 +113,15 @@ def test_merges_are_those_of_the_bundled_model(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+def test_the_captions_have_merges_enough_for_the_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MERGE_CAPTIONS", 2000)
+    options = tiny_options(tmp_path, recipe=RECIPES["demo-256"])
+    data.vocabulary(options)
+    assert data.load_tokenizer(options).vocab_size == 850
+
+
 def test_captions_become_rows_of_tokens(run: Path) -> None:
     tokenizer = data.load_tokenizer(tiny_options(run))
     captions = ["a red house", "", "red " * 100]
