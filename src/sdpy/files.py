@@ -85,7 +85,16 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
         kind = "a folder" if target.is_dir() else "not a plain file"
         raise OutputError(f"cannot write {path}: it is {kind}; give the name of a file")
     temporary: Path | None = None
+    unnamed = None if overwrite else _open_unnamed(target.parent)
     try:
+        if unnamed is not None:
+            with os.fdopen(unnamed, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                _give_name(file.fileno(), target)
+            _sync_folder(target.parent)
+            return
         descriptor, name = tempfile.mkstemp(prefix=".sdpy-", suffix=".tmp", dir=target.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "w+b") as file:
@@ -109,6 +118,39 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _open_unnamed(folder: Path) -> int | None:
+    """A descriptor of a new file without a name, which goes with the process that is killed.
+
+    None where the system (Linux has them) or the file system has no such files.
+    """
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except OSError:
+        return None
+
+
+def _give_name(descriptor: int, target: Path) -> None:
+    """Give an unnamed file a name that there is not yet.
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        # With a folder's descriptor, Python calls linkat, which follows the link in /proc.
+        os.link(
+            f"/proc/self/fd/{descriptor}",
+            target.name,
+            src_dir_fd=folder,
+            dst_dir_fd=folder,
+            follow_symlinks=True,
+        )
+    finally:
+        os.close(folder)
 
 
 def _rename_to_new(temporary: Path, target: Path) -> Path | None:

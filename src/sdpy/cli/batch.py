@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +34,8 @@ _READING = "Reading jobs"
 _DOING = "Doing the batch"
 _SEVERAL = "More than one machine"
 _TELLING = "Output"
+
+ENGINES = ("local", "ray")
 
 GRACE_AFTER_SIGTERM = 25.0
 """Seconds; batch schedulers kill a process 30 seconds after SIGTERM."""
@@ -138,6 +140,36 @@ class BatchOptions:
         metavar="I/N|auto",
         shown_default="all",
     )
+    devices: str | None = option(
+        None,
+        "--devices",
+        help="Devices of this machine, with a process each: cuda:0,cuda:1.",
+        panel=_SEVERAL,
+        metavar="DEVICE,...",
+        shown_default="one",
+    )
+    engine: str = option(
+        "local",
+        "--engine",
+        help="local: this machine. ray: workers of a Ray cluster (pip install 'sdpy\\[ray]').",
+        panel=_SEVERAL,
+        metavar="local|ray",
+    )
+    address: str | None = option(
+        None,
+        "--address",
+        help="Ray cluster to join, such as auto or ray://head:10001.",
+        panel=_SEVERAL,
+        shown_default="a new one on this machine",
+    )
+    workers: int | None = option(
+        None,
+        "--workers",
+        help="Workers of --engine ray.",
+        panel=_SEVERAL,
+        shown_default="one a GPU, or one a node without",
+        minimum=1,
+    )
     no_metadata: bool = option(
         False,
         "--no-metadata",
@@ -198,6 +230,7 @@ def batch(
     defaults = OptionGroups(task, options, mask, control, model)
     if how.json and not how.dry_run:
         raise UsageError("--json is for --dry-run; --progress json tells what happens")
+    _check_engine(defaults, how)
     progress = open_progress(how.progress, how.progress_fd, quiet=how.quiet)
     with _signals(how.grace_period) as stop:
         prepared = _prepare(defaults, how, jobs or [], began)
@@ -220,6 +253,7 @@ def _prepare(defaults: OptionGroups, how: BatchOptions, jobs: list[str], began: 
     from sdpy.jobs.targets import Targets
 
     expansion = _expansion(defaults, how)
+    devices = _devices(how)
     settings = BatchSettings(
         overwrite=how.overwrite,
         ordered=how.ordered,
@@ -230,7 +264,7 @@ def _prepare(defaults: OptionGroups, how: BatchOptions, jobs: list[str], began: 
     )
     return prepare(
         expansion.jobs(_entries(defaults, how, jobs)),
-        Checker(defaults, thorough=how.dry_run),
+        Checker(defaults, device=None if devices is None else devices[0], thorough=how.dry_run),
         Targets(defaults, began),
         settings,
         wildcards=expansion.wildcards,
@@ -277,8 +311,12 @@ def _run(prepared: Batch, how: BatchOptions, progress: Progress, stop: Stop) -> 
     from sdpy.jobs.events import Ended, ImageDone
     from sdpy.jobs.runner import Runner
 
-    engine = _engine(prepared, how)
-    with progress:
+    paths = sys.stdout
+    with ExitStack() as stack:
+        if how.engine == "ray":  # Ray prints what it has to say on standard output
+            stack.enter_context(redirect_stdout(sys.stderr))
+        engine = _engine(prepared, how)
+        stack.enter_context(progress)
         if prepared.comments:
             progress.line(f"{prepared.comments} lines begin with # and are left out")
         remarks = sum(1 for job in prepared.jobs if job.remarks)
@@ -290,7 +328,7 @@ def _run(prepared: Batch, how: BatchOptions, progress: Progress, stop: Stop) -> 
             for event in events:
                 progress.show(event)
                 if isinstance(event, ImageDone) and not how.quiet:
-                    print(event.path, flush=True)
+                    print(event.path, flush=True, file=paths)
                 elif isinstance(event, Ended):
                     ended = event
     return ended
@@ -306,7 +344,36 @@ def _engine(prepared: Batch, how: BatchOptions) -> Engine:
         overwrite=how.overwrite,
         sessions=prepared.checker.sessions,
     )
+    devices = _devices(how)
+    if how.engine == "ray":
+        from sdpy.jobs.engines.ray import RayEngine
+
+        return RayEngine(painter, address=how.address, workers=how.workers)
+    if devices is not None:
+        from sdpy.jobs.engines.processes import ProcessEngine
+
+        return ProcessEngine(painter, devices)
     return LocalEngine(painter)
+
+
+def _devices(how: BatchOptions) -> list[str] | None:
+    if how.devices is None:
+        return None
+    devices = [device.strip() for device in how.devices.split(",") if device.strip()]
+    if not devices:
+        raise UsageError("--devices: name at least one, such as cuda:0")
+    return devices
+
+
+def _check_engine(defaults: OptionGroups, how: BatchOptions) -> None:
+    if how.engine not in ENGINES:
+        raise UsageError(f"unknown --engine '{how.engine}': use one of {', '.join(ENGINES)}")
+    if how.devices is not None and how.engine == "ray":
+        raise UsageError("--devices is for this machine, --engine ray for others: leave one out")
+    if how.devices is not None and defaults.model.device is not None:
+        raise UsageError("--device and --devices both say where to compute: leave one out")
+    if how.engine != "ray" and (how.address is not None or how.workers is not None):
+        raise UsageError("--address and --workers are for --engine ray")
 
 
 def _finish(ended: Ended, prepared: Batch, how: BatchOptions, progress: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from sdpy.errors import ImageError
 from sdpy.images.files import read_record
 from sdpy.images.paths import FORMATS
 from sdpy.jobs.journal import NAME, LineFile
+
+_SECONDS_OF_A_WRITE = 3600.0
 
 
 class Finished:
@@ -33,6 +36,16 @@ class Finished:
         self.paths: dict[str, str] = {}
         self._on_disk: set[str] = set()
 
+    def sweep(self) -> None:
+        """Remove what processes have left that were killed while they wrote a file."""
+        for root, _ in self.roots:
+            for path in root.glob(".sdpy-*.tmp"):
+                try:
+                    if time.time() - path.stat().st_mtime > _SECONDS_OF_A_WRITE:
+                        path.unlink()
+                except OSError:
+                    continue
+
     def find(self, *, writes: bool = True) -> None:
         """Read the journal, and the metadata of images that it does not know as they are.
 
@@ -47,15 +60,15 @@ class Finished:
             if "path" in line:
                 path = os.path.normpath(self.folder / str(line["path"]))
                 known[path] = (line.get("size", -1), line.get("time", -1), line.get("key"))
-        for path, size, time in self._images():
+        for path, size, moment in self._images():
             self._on_disk.add(path)
             there = known.get(path)
-            if there is not None and there[:2] == (size, time):
+            if there is not None and there[:2] == (size, moment):
                 key = there[2]
             else:
                 key = key_of(path)
                 if writes:
-                    self.journal.append(self._line(path, size, time, key))
+                    self.journal.append(self._line(path, size, moment, key))
             if key is not None:
                 self.paths[key] = path
 
@@ -91,9 +104,9 @@ class Finished:
         """Whether an image of that name was there, whatever it is."""
         return os.path.normpath(path) in self._on_disk or os.path.lexists(path)
 
-    def _line(self, path: str, size: int, time: int, key: str | None) -> dict[str, Any]:
+    def _line(self, path: str, size: int, moment: int, key: str | None) -> dict[str, Any]:
         shown = os.path.relpath(path, self.folder)
-        return {"path": shown, "size": size, "time": time, "key": key}
+        return {"path": shown, "size": size, "time": moment, "key": key}
 
     def _images(self) -> Iterator[tuple[str, int, int]]:
         seen = set()

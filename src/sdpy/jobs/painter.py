@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sdpy.files import OccupiedError
 from sdpy.images.files import save_image
 from sdpy.images.metadata import NO_TEXTS, ImageTexts
 from sdpy.jobs.check import image_request, model_options
+from sdpy.jobs.finished import key_of
 from sdpy.jobs.job import Job
 from sdpy.jobs.names import NameTemplate
 from sdpy.jobs.options import OptionGroups
@@ -114,7 +115,7 @@ class Painter:
         threads: on the CPU, where a job does not say it; None for torch's own choice.
         metadata: whether images say how they were made.
         overwrite: whether other files may be replaced.
-        sessions: of the models.
+        sessions: of the models; None for new ones.
     """
 
     defaults: OptionGroups
@@ -122,11 +123,12 @@ class Painter:
     threads: int | None = None
     metadata: bool = True
     overwrite: bool = False
-    sessions: Sessions = field(default_factory=Sessions)
+    sessions: Sessions | None = None
 
     def close(self) -> None:
         """Release the models."""
-        self.sessions.close()
+        if self.sessions is not None:
+            self.sessions.close()
 
     def paint(self, tasks: Sequence[Task]) -> Iterator[PaintEvent]:
         """Compute some jobs together. If that fails, each alone, to see which of them it is.
@@ -196,6 +198,8 @@ class Painter:
         model = model_options(groups, has_mask=groups.task.mask is not None, device=self.device)
         if model.threads is None and self.threads is not None:
             model = replace(model, threads=self.threads)
+        if self.sessions is None:
+            self.sessions = Sessions()
         session = self.sessions.find(model)
         self.sessions.release_others(session)
         return Pipeline(session, metadata=self.metadata)
@@ -217,9 +221,10 @@ class Painter:
             try:
                 save_image(ready.image, path, texts, overwrite=self.overwrite and number is None)
             except OccupiedError:
-                if number is None:
-                    raise
-                continue
+                if number is not None:
+                    continue
+                if key_of(os.fspath(path)) != task.key:
+                    raise  # otherwise somebody wrote it who was gone before they could say so
             return path
 
     def _texts(self, task: Task, ready: ImageReady) -> ImageTexts:

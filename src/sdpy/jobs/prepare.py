@@ -160,6 +160,7 @@ def prepare(
     batch.finished = Finished(batch.folder, roots)
     if writes:
         _make_folder(batch.folder)
+        batch.finished.sweep()
     if batch.folder.is_dir():
         batch.finished.find(writes=writes)
         batch.failed = {

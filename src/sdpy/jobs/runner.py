@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 
 from sdpy.errors import SdpyError
 from sdpy.jobs.claims import Claims
-from sdpy.jobs.engines.base import Bundle, Engine
+from sdpy.jobs.engines.base import Bundle, BundleDone, Engine, Lost
 from sdpy.jobs.events import (
     BatchEvent,
     Ended,
@@ -32,6 +32,10 @@ from sdpy.jobs.prepare import Batch
 
 DRAWN_BELOW = 2**32
 """Seeds that are drawn, as in other programs."""
+
+
+MOST_LOSSES = 3
+"""So often a batch is computed whose worker ends; then it is taken to be the batch's fault."""
 
 
 @dataclass
@@ -72,6 +76,9 @@ class Runner:
         self.claims = Claims(batch.folder)
         self._made = self._failed = self._elsewhere = 0
         self._is_failing = False
+        self._running: Counter[int] = Counter()
+        self._losses: Counter[int] = Counter()
+        self._again: deque[int] = deque()
 
     def run(self) -> Generator[BatchEvent, None, None]:
         """Do the batch; the work is done while the iterator is asked for events.
@@ -122,6 +129,10 @@ class Runner:
                 yield StepsDone(number, len(batch.bundles[number]), event.done, event.of)
             elif isinstance(event, Remark):
                 yield Note(event.text)
+            elif isinstance(event, BundleDone):
+                self._running[number] -= 1
+            elif isinstance(event, Lost):
+                yield from self._lose(number, event.reason)
             elif isinstance(event, TaskFailed):
                 job = batch.jobs[event.number].job
                 yield self._fail(job.place, job.index, event.reason, event.code, event.key)
@@ -129,6 +140,26 @@ class Runner:
             else:
                 yield self._done(event)
                 self.claims.release([event.key])
+
+    def _lose(self, number: int, reason: str) -> Iterator[BatchEvent]:
+        """Do a bundle again whose worker is gone, unless that happens again and again."""
+        batch = self.batch
+        self._running[number] -= 1
+        self._losses[number] += 1
+        before = len(batch.finished.paths)
+        batch.finished.find()  # the last image may be there, though nobody said so
+        self._made += len(batch.finished.paths) - before
+        left = self._wanted(number)
+        if self._losses[number] < MOST_LOSSES:
+            yield Note(f"{reason}: {len(left)} images are computed by another")
+            self._again.append(number)
+            return
+        for n in left:
+            checked = batch.jobs[n]
+            job = checked.job
+            text = f"{reason}, {MOST_LOSSES} times"
+            yield self._fail(job.place, job.index, text, SdpyError.exit_code, checked.key)
+        self.claims.release(batch.jobs[n].key for n in left)
 
     def _done(self, event: Painted) -> ImageDone:
         checked = self.batch.jobs[event.number]
@@ -172,14 +203,19 @@ class Runner:
         for number in range(len(batch.bundles)):
             if self._is_stopping:
                 return
+            yield from self._repeated()
             if self._wanted(number):
                 if self._claim(number):
                     yield from self._bundle(number)
                 else:
                     waiting.append(number)
-        while waiting:
+        while waiting or self._again or any(self._running.values()):
             if self._is_stopping:
                 return
+            yield from self._repeated()
+            if not waiting:
+                yield None  # somebody may yet be lost
+                continue
             number = waiting.popleft()
             batch.finished.refresh()
             if not self._wanted(number):
@@ -189,6 +225,11 @@ class Runner:
             else:
                 waiting.append(number)
                 yield None
+
+    def _repeated(self) -> Iterator[Bundle]:
+        """Bundles whose worker is gone; they are claimed already."""
+        while self._again:
+            yield from self._bundle(self._again.popleft())
 
     @property
     def _is_stopping(self) -> bool:
@@ -220,8 +261,10 @@ class Runner:
             # Together they failed then, and were computed alone.
             members = tuple(wanted)
             for n in members[:-1]:
+                self._running[number] += 1
                 yield Bundle(number, (self._task(n, is_wanted=True),))
             members = members[-1:]
+        self._running[number] += 1
         yield Bundle(number, tuple(self._task(n, is_wanted=n in wanted) for n in members))
 
     def _task(self, number: int, *, is_wanted: bool) -> Task:

@@ -22,7 +22,23 @@ class Bundle:
     tasks: tuple[Task, ...]
 
 
-EngineEvent = tuple[int, PaintEvent]
+@dataclass(frozen=True, slots=True)
+class BundleDone:
+    """All jobs of a bundle are done or have failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Whoever computed a bundle is gone.
+
+    Attributes:
+        reason: a line for people.
+    """
+
+    reason: str
+
+
+EngineEvent = tuple[int, PaintEvent | BundleDone | Lost]
 """With the bundle's number."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 
-from sdpy.jobs.engines.base import Bundle, EngineEvent
+from sdpy.jobs.engines.base import Bundle, BundleDone, EngineEvent
 from sdpy.jobs.painter import Painter
 
 PAUSE = 0.5
@@ -27,6 +27,7 @@ class LocalEngine:
                 continue
             for event in self.painter.paint(bundle.tasks):
                 yield bundle.number, event
+            yield bundle.number, BundleDone()
 
     def close(self) -> None:
         """Release the models."""
