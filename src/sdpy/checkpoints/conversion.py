@@ -49,6 +49,7 @@ def plan_output(
     *,
     dtype: torch.dtype | None = None,
     family: str = "sd1",
+    marks: Sequence[str] = (),
     advance: Advance = lambda size: None,
 ) -> Output:
     """A file with these components, under the names of ``dialect``. Reads no numbers.
@@ -59,6 +60,7 @@ def plan_output(
         dialect: one of `sdpy.checkpoints.dialects`.
         dtype: of the floating-point numbers; None for the source's.
         family: of the original's single files; see `in_dialect`.
+        marks: names of empty tensors to be added, which say something of the model.
         advance: told of every tensor's bytes.
 
     Raises:
@@ -73,6 +75,9 @@ def plan_output(
             make = partial(_made, one, recipe, dtype)
             outline[name] = _empty(make(shapes))
             makers[name] = partial(memory.make, make, one.checkpoint.tensors)
+    for mark in marks:
+        outline[mark] = torch.empty(0, device="meta")
+        makers[mark] = partial(torch.empty, 0)
     metadata = weights[0].checkpoint.metadata if len(weights) == 1 else {}
     return Output(path, LazyTensors(makers, outline), metadata)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdpy.checkpoints.base import Checkpoint, LazyTensors, printable, reading
 from sdpy.checkpoints.probe import Probe
-from sdpy.components import COMPONENTS, unknown_components
+from sdpy.components import COMPONENTS, components_with_role, unknown_components
 from sdpy.errors import UsageError, WeightsError
 from sdpy.files import read_input
 
@@ -99,6 +99,13 @@ def read_model_folder(path: Path, variant: str | None = None) -> ModelFolder:
     if "unet" not in index or not index.keys().isdisjoint(unknown_components()):
         kind = printable(str(index.get("_class_name", "an unknown pipeline")))
         raise WeightsError(f"{path} holds a {kind}; sdpy runs Stable Diffusion 1.x, 2.x, XL")
+    encoders = [row.name for row in components_with_role("text_encoder")]
+    if _has(index, "image_encoder") and not any(_has(index, name) for name in encoders):
+        raise WeightsError(
+            f"{path} holds a model of image variations "
+            f"({printable(str(index.get('_class_name')))}), whose UNet is told an image instead of "
+            "a prompt; sdpy does not run it"
+        )
     present = [name for name in COMPONENTS if os.path.isdir(path / name)]
     configs = {name: _read_optional(path / name / "config.json") for name in present}
     configs["scheduler"] = _read_optional(path / "scheduler" / "scheduler_config.json")
@@ -130,6 +137,12 @@ def _pad_id(tokenizer: Path) -> int | None:
     options = _read_optional(tokenizer / "tokenizer_config.json")
     pad = (options | _read_optional(tokenizer / "special_tokens_map.json")).get("pad_token")
     return 0 if (pad.get("content") if isinstance(pad, dict) else pad) == "!" else None
+
+
+def _has(index: Mapping[str, Any], component: str) -> bool:
+    """Whether a pipeline has such a component: its entry names a library and a class."""
+    entry = index.get(component)
+    return isinstance(entry, list) and any(entry)
 
 
 def _find_all(path: Path, names: list[str], variant: str | None) -> dict[str, Path]:

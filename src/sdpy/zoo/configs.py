@@ -28,7 +28,7 @@ from sdpy.models.taesd import LATENT_MAGNITUDE
 from sdpy.models.unet import TransformerLayers
 from sdpy.schedulers import NoiseConfig
 from sdpy.schedulers.registry import SCHEDULERS
-from sdpy.zoo.variants import VARIANTS, ModelVariant
+from sdpy.zoo.variants import SMALL_UNETS, VARIANTS, ModelVariant
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -323,6 +323,7 @@ def is_known(config: object) -> bool:
 def _known_configs(kind: type[C]) -> list[C]:
     """The sizes of that class that variants have."""
     known = [c for v in VARIANTS.values() for c in (*v.configs.values(), v.tiny_vae)]
+    known += SMALL_UNETS
     return [config for config in known if type(config) is kind]
 
 

@@ -160,14 +160,34 @@ def _into_file(
     else:
         dialect = OLD_DIFFUSERS if is_ot and layout != DIFFUSERS else DIFFUSERS
     weights = [one.weights for one in components]
-    family = _single_file_family(source)
-    output = plan_output(target, weights, dialect, dtype=dtype, family=family, advance=advance)
+    output = plan_output(
+        target,
+        weights,
+        dialect,
+        dtype=dtype,
+        family=_single_file_family(source),
+        marks=_marks(source) if len(components) > 1 else (),
+        advance=advance,
+    )
     unknown = [one for one in components if one.name is None]
     notices = tuple(
         f"{one.weights.checkpoint.path} is of no known kind: copying it under the same names"
         for one in unknown
     )
     return Conversion((output,), notices=notices)
+
+
+def _marks(source: Inspection) -> tuple[str, ...]:
+    """Names of empty tensors that say in a single file what its UNet predicts, if not epsilon.
+
+    None where that was assumed only.
+    """
+    if source.variant is None or source.assumptions:
+        return ()
+    noise = source.variant.noise
+    if noise.prediction_type != "v_prediction":
+        return ()
+    return ("v_pred", "ztsnr") if noise.rescale_betas_zero_snr else ("v_pred",)
 
 
 def _single_file_family(source: Inspection) -> str:

@@ -31,6 +31,7 @@ from sdpy.schedulers import NoiseConfig
 from sdpy.schema import Validated
 from sdpy.zoo.classes import make_model, read_config
 from sdpy.zoo.configs import is_known, noise_config
+from sdpy.zoo.hints import other_model
 from sdpy.zoo.recognise import component_alone, component_files, family_of
 from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.variants import VOCABULARY, ModelVariant
@@ -205,6 +206,9 @@ def _with_variant(seen: Inspection, scheduler: Mapping[str, Any]) -> Inspection:
     unet = seen.component("unet")
     if unet is None or unet.config is None:
         return seen
+    other = other_model(unet.weights.checkpoint.outline)
+    if other is not None:
+        return replace(seen, assumptions=(f"this is {other}; sdpy does not run it",))
     family, assumptions = family_of(unet.config, unet.weights.checkpoint, scheduler)
     noise: NoiseConfig = noise_config(scheduler, family.noise)
     told = (*assumptions, *seen.assumptions)

@@ -24,11 +24,17 @@ from sdpy.checkpoints import (
 from sdpy.components import COMPONENTS, components_with_role, label_of, model_components
 from sdpy.errors import SdpyError, UsageError, WeightsError
 from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
-from sdpy.schedulers import SCHEDULERS, NoiseConfig
+from sdpy.schedulers import SCHEDULERS
 from sdpy.schema import Validated
 from sdpy.zoo.classes import read_config
 from sdpy.zoo.configs import GUESSED, is_known, noise_config
 from sdpy.zoo.files import ModelFiles, find_files
+from sdpy.zoo.hints import (
+    distilled,
+    doubtful_prediction,
+    refuse_other_model,
+    told_prediction,
+)
 from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import (
@@ -43,6 +49,8 @@ from sdpy.zoo.variants import (
     SDXL_LCM,
     SDXL_REFINER,
     SDXL_TURBO,
+    SEGMIND_VEGA,
+    SSD_1B,
     VARIANTS,
     VOCABULARY,
     Config,
@@ -50,6 +58,10 @@ from sdpy.zoo.variants import (
 )
 
 SINGLE_FILES = (".safetensors", ".ckpt")
+DEPTHS = (
+    *("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type"),
+)
+"""Sizes in which distilled UNets differ from those that they were made of."""
 WIDTH_OF_2X = 1024
 REFINER_NUMBERS = 5
 """That SDXL's refiner is told: height and width, top and left, and an aesthetic score."""
@@ -295,6 +307,7 @@ def _files(
         found = component_files(path)
     else:
         opened[path] = read_checkpoint(path)
+        refuse_other_model(opened[path])
         held = find_parts(opened[path].outline).by_component
         found = {name: path for name in parts if name in held}
     if VOCABULARY not in found:
@@ -369,12 +382,16 @@ def family_of(
             return variant, ()
     inpaints = unet.in_channels > unet.out_channels
     if unet.addition_embed_type == "text_time":
-        family = _xl_family(unet, scheduler)
-        told = _told_prediction(checkpoint)
-        return (family if told is None else replace(family, noise=told)), ()
+        family, assumed = _xl_family(unet, scheduler), tuple[str, ...]()
+        if family is SDXL and not scheduler:
+            family, assumed = distilled(family, checkpoint)
+        told = told_prediction(checkpoint, is_xl=True)
+        if told is not None:
+            return replace(family, noise=told), assumed
+        return family, assumed if scheduler else (*assumed, *doubtful_prediction(checkpoint))
     if not unet.use_linear_projection and unet.cross_attention_dim != WIDTH_OF_2X:
         family = SD15_INPAINT if inpaints else SD15
-        told = _told_prediction(checkpoint)
+        told = told_prediction(checkpoint)
         return (family if told is None else replace(family, noise=told)), ()
     if inpaints:
         return SD2_INPAINT, ()
@@ -382,7 +399,7 @@ def family_of(
         if scheduler.get("prediction_type", "epsilon") != "epsilon":
             return SD21, ()
         return (SD_TURBO if scheduler.get("timestep_spacing") == "trailing" else SD21_BASE), ()
-    told = _told_prediction(checkpoint)
+    told = told_prediction(checkpoint)
     if told is not None:
         return replace(SD21_BASE if told.prediction_type == "epsilon" else SD21, noise=told), ()
     if prediction is not None:
@@ -402,23 +419,15 @@ def _xl_family(unet: UNet2DConditionConfig, scheduler: Mapping[str, Any]) -> Mod
         return SDXL_REFINER
     if unet.in_channels > unet.out_channels:
         return SDXL_INPAINT
+    for small in (SSD_1B, SEGMIND_VEGA):
+        if all(getattr(unet, name) == getattr(small.unet, name) for name in DEPTHS):
+            return small
     if unet.time_cond_proj_dim is not None:
         return SDXL_LCM
     distilled = (SDXL_TURBO.timestep_spacing, "EulerAncestralDiscreteScheduler")
     if (scheduler.get("timestep_spacing"), scheduler.get("_class_name")) == distilled:
         return SDXL_TURBO
     return SDXL
-
-
-def _told_prediction(checkpoint: Checkpoint) -> NoiseConfig | None:
-    """What a single file says of its noise: by empty tensors, or in Stability's model metadata."""
-    if "v_pred" in checkpoint.outline:
-        zero_snr = "ztsnr" in checkpoint.outline
-        return NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr)
-    told = checkpoint.metadata.get("modelspec.prediction_type")
-    if told is None:
-        return None
-    return NoiseConfig(prediction_type="v_prediction" if told.startswith("v") else "epsilon")
 
 
 def _config_in(family: ModelVariant, name: str, config: Config, *, is_told: bool) -> Config:

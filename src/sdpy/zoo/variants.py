@@ -285,6 +285,29 @@ SDXL_LCM = replace(
     follows_scheduler_file=False,  # likewise
 ).with_configs(unet=replace(SDXL.unet, time_cond_proj_dim=256))
 
+SSD_1B = replace(
+    SDXL,
+    name="ssd-1b",
+    summary="SSD-1B, half as large as SDXL, 1024x1024",
+    guidance_scale=9.0,
+).with_configs(
+    unet=replace(
+        SDXL.unet,
+        transformer_layers_per_block=(1, 2, 4),
+        reverse_transformer_layers_per_block=((4, 4, 10), (2, 1, 1), 1),
+        mid_block_type="UNetMidBlock2D",
+    )
+)
+
+SEGMIND_VEGA = replace(
+    SDXL,
+    name="segmind-vega",
+    summary="Segmind-Vega, a third as large as SDXL, 1024x1024",
+    guidance_scale=9.0,
+).with_configs(
+    unet=replace(SDXL.unet, transformer_layers_per_block=(1, 1, 2), mid_block_type="UNetMidBlock2D")
+)
+
 SDXL_REFINER = replace(
     SDXL,
     name="sdxl-refiner",
@@ -353,6 +376,31 @@ VARIANTS: dict[str, ModelVariant] = {
     for variant in (
         *(SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO),
         *(SDXL, SDXL_INPAINT, SDXL_TURBO, SDXL_LIGHTNING, SDXL_LCM, SDXL_REFINER),
+        *(SSD_1B, SEGMIND_VEGA),
         DEMO,
     )
 }
+
+_BK_SDM = replace(SD15.unet, layers_per_block=1)
+_THREE_LEVELS = replace(
+    _BK_SDM,
+    block_out_channels=(320, 640, 1280),
+    cross_attention=(True, True, True),
+    attention_heads=(8, 8, 8),
+    mid_block_type=None,
+)
+SMALL_UNETS: tuple[UNet2DConditionConfig, ...] = (
+    _BK_SDM,  # BK-SDM base
+    replace(_BK_SDM, mid_block_type=None),  # BK-SDM small
+    _THREE_LEVELS,  # BK-SDM tiny, tiny-sd
+    # SDXS made of a fine-tuned 1.5, and SDXS 0.9, made of 2.1
+    replace(_THREE_LEVELS, cross_attention=(False, True, True), attention_heads=(5, 10, 20)),
+    replace(
+        _THREE_LEVELS,
+        attention_heads=(5, 10, 20),
+        only_cross_attention=(True, False, False),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ),
+)
+"""UNets that were distilled from Stable Diffusion 1.x and 2.x, and else are used as these."""

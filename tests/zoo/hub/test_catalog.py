@@ -43,7 +43,7 @@ def test_a_file_of_a_repository() -> None:
     ],
 )
 def test_anything_else_lists_the_names(name: str) -> None:
-    with pytest.raises(UsageError, match=r"sd15, sd15-inpaint, .*controlnet-tile, or OWNER/NAME"):
+    with pytest.raises(UsageError, match=r"sd15, sd15-inpaint, .*controlnet-tile, .*or OWNER/NAME"):
         find_hub_model(name)
 
 

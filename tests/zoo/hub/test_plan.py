@@ -11,7 +11,17 @@ from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import find_hub_model
 from sdpy.zoo.hub.client import Hub
 from sdpy.zoo.hub.plan import DownloadPlan, plan_download
-from support.hub_contents import INPAINTING, SD15, SD21, pipeline, weights
+from support.hub_contents import (
+    INPAINTING,
+    LIGHTNING,
+    SD15,
+    SD21,
+    SDXL,
+    SDXL_REFINER,
+    pipeline,
+    weights,
+    xl_pipeline,
+)
 from support.loopback import LoopbackHub, checksum_of, commit_of
 
 DATA = Path("data")
@@ -313,3 +323,42 @@ def test_an_older_revision(hub: LoopbackHub) -> None:
 def test_dtypes_are_listed(hub: LoopbackHub) -> None:
     with pytest.raises(UsageError, match="unknown dtype 'fp8': use one of fp32, fp16"):
         plan(hub, "sd15", dtype="fp8")
+
+
+def test_both_text_encoders_and_tokenizers_of_xl(hub: LoopbackHub) -> None:
+    hub.repositories[SDXL] = xl_pipeline("sd_xl_base")
+    found = targets(plan(hub, "sdxl", dtype="fp16"))
+    assert found["sdxl/text_encoder_2/model.safetensors"] == (
+        f"{SDXL}/text_encoder_2/model.fp16.safetensors"
+    )
+    for name in (
+        *("model_index.json", "scheduler/scheduler_config.json"),
+        *("tokenizer/merges.txt", "tokenizer_2/merges.txt", "tokenizer_2/vocab.json"),
+        *("text_encoder/model.safetensors", "text_encoder_2/config.json"),
+        *("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"),
+    ):
+        assert f"sdxl/{name}" in found
+    assert not any("0.9vae" in path or "safety" in path for path in found)
+
+
+def test_the_refiner_has_the_second_text_encoder_only(hub: LoopbackHub) -> None:
+    hub.repositories[SDXL_REFINER] = xl_pipeline("sd_xl_refiner", refiner=True)
+    planned = plan(hub, "sdxl-refiner")
+    found = targets(planned)
+    assert "sdxl-refiner/tokenizer_2/merges.txt" in found
+    assert "sdxl-refiner/text_encoder_2/model.safetensors" in found
+    assert not any("/text_encoder/" in path or "/tokenizer/" in path for path in found)
+    assert "--refiner {path}" in planned.usage
+
+
+def test_a_unet_for_xl_goes_beside_it(hub: LoopbackHub) -> None:
+    name = "sdxl_lightning_4step_unet.safetensors"
+    hub.repositories[LIGHTNING] = {
+        name: weights("unet"),
+        name.replace("4", "8"): weights("8"),
+        name.replace("unet", "lora"): weights("lora"),
+    }
+    planned = plan(hub, "sdxl-lightning")
+    assert targets(planned) == {name: f"{LIGHTNING}/{name}"}
+    assert f"--unet-weights {{path}}/{name}" in planned.usage
+    assert "--timestep-spacing trailing" in planned.usage

@@ -70,6 +70,11 @@ _SD15_SHARED = (
 )
 _UNET = "unet/diffusion_pytorch_model.safetensors"
 
+_LIGHTNING = "sdxl_lightning_4step_{}.safetensors"
+_LIGHTNING_UNET, _LIGHTNING_LORA = _LIGHTNING.format("unet"), _LIGHTNING.format("lora")
+_ON_SDXL = _GENERATE + " --model sdxl{data}"
+_FEW_STEPS = " --steps 4 --guidance-scale 1"
+
 _CONTROLNETS = {
     "canny": "control_v11p_sd15_canny",
     "depth": "control_v11f1p_sd15_depth",
@@ -81,6 +86,11 @@ _CONTROLNETS = {
     "seg": "control_v11p_sd15_seg",
     "softedge": "control_v11p_sd15_softedge",
     "tile": "control_v11f1e_sd15_tile",
+}
+
+_SDXL_CONTROLNETS = {
+    "canny": "controlnet-canny-sdxl-1.0",
+    "depth": "controlnet-depth-sdxl-1.0",
 }
 
 _ALL = (
@@ -135,6 +145,87 @@ _ALL = (
         USE_PIPELINE + " --steps 4 --guidance-scale 1",
     ),
     HubModel(
+        "sdxl",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "Stable Diffusion XL, 1024x1024",
+        USE_PIPELINE,
+    ),
+    HubModel(
+        "sdxl-refiner",
+        "stabilityai/stable-diffusion-xl-refiner-1.0",
+        "SDXL's refiner, for the last steps",
+        _ON_SDXL + " --refiner {path}",
+    ),
+    HubModel(
+        "sdxl-inpaint",
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        "Stable Diffusion XL for inpainting, 1024x1024",
+        _INPAINT + " --model {path}",
+    ),
+    HubModel(
+        "sdxl-turbo",
+        "stabilityai/sdxl-turbo",
+        "SDXL-Turbo: distilled to 1 to 4 steps, 512x512",
+        USE_PIPELINE + _FEW_STEPS,
+    ),
+    HubModel(
+        "sdxl-lightning",
+        "ByteDance/SDXL-Lightning",
+        "UNet for sdxl, distilled to 4 steps",
+        _ON_SDXL
+        + f" --unet-weights {{path}}/{_LIGHTNING_UNET}{_FEW_STEPS} --timestep-spacing trailing",
+        files=(HubFile(_LIGHTNING_UNET, _LIGHTNING_UNET),),
+    ),
+    HubModel(
+        "sdxl-lightning-lora",
+        "ByteDance/SDXL-Lightning",
+        "LoRA that turns Stable Diffusion XL into SDXL-Lightning: 4 steps",
+        _ON_SDXL + f" --lora {{path}}/{_LIGHTNING_LORA}{_FEW_STEPS} --timestep-spacing trailing",
+        files=(HubFile(_LIGHTNING_LORA, _LIGHTNING_LORA),),
+    ),
+    HubModel(
+        "sdxl-lcm",
+        "latent-consistency/lcm-sdxl",
+        "UNet for sdxl, a latent consistency model: 2 to 8 steps",
+        _ON_SDXL + " --unet-weights {path} --scheduler lcm --steps 4",
+    ),
+    HubModel(
+        "sdxl-lcm-lora",
+        "latent-consistency/lcm-lora-sdxl",
+        "LoRA that turns Stable Diffusion XL into an LCM: 2 to 8 steps",
+        _ON_SDXL + " --lora {path} --scheduler lcm" + _FEW_STEPS,
+    ),
+    HubModel(
+        "sdxl-vae-fp16",
+        "madebyollin/sdxl-vae-fp16-fix",
+        "SDXL's VAE, repaired so that it can compute in fp16",
+        _ON_SDXL + " --vae-weights {path}",
+    ),
+    HubModel(
+        "ssd-1b",
+        "segmind/SSD-1B",
+        "SSD-1B: SDXL, distilled to half the size",
+        USE_PIPELINE,
+    ),
+    HubModel(
+        "segmind-vega",
+        "segmind/Segmind-Vega",
+        "Segmind-Vega: SDXL, distilled to a third of the size",
+        USE_PIPELINE,
+    ),
+    HubModel(
+        "bk-sdm-small",
+        "nota-ai/bk-sdm-small",
+        "BK-SDM: Stable Diffusion 1.4, distilled to half the size",
+        USE_PIPELINE,
+    ),
+    HubModel(
+        "tiny-sd",
+        "segmind/tiny-sd",
+        "Stable Diffusion 1.5, distilled to a third of the size",
+        USE_PIPELINE,
+    ),
+    HubModel(
         "lcm",
         "SimianLuo/LCM_Dreamshaper_v7",
         "Latent Consistency Model of Dreamshaper 7 (1.5): 2 to 8 steps",
@@ -160,6 +251,15 @@ _ALL = (
             USE_CONTROLNET,
         )
         for kind, repository in _CONTROLNETS.items()
+    ),
+    *(
+        HubModel(
+            f"controlnet-sdxl-{kind}",
+            f"diffusers/{repository}",
+            f"ControlNet for Stable Diffusion XL: {kind}",
+            _ON_SDXL + " --controlnet {path} --control-image MAP.png",
+        )
+        for kind, repository in _SDXL_CONTROLNETS.items()
     ),
 )
 

@@ -33,15 +33,15 @@ _VARIANTS = {"fp32": "", "fp16": ".fp16"}
 DTYPES = tuple(_VARIANTS)
 
 
-_CONFIGS = (
-    "tokenizer/added_tokens.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
+_SCHEDULER = "scheduler/scheduler_config.json"
+_TOKENIZER_CONFIGS = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "vocab.json",
 )
-_MERGES = "tokenizer/merges.txt"
-_TOKENIZER = "tokenizer/tokenizer.json"
+# Of the merges, in the form of old and of new releases of transformers, one is needed.
+_MERGES = ("merges.txt", "tokenizer.json")
 _INDEX = "model_index.json"
 _LORA = "pytorch_lora_weights.safetensors"
 
@@ -179,10 +179,12 @@ class _Choice:
         """The files of a Stable Diffusion pipeline."""
         index = self.hub.read_json(listing.files[_INDEX])
         parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
+        encoders = components_with_role("text_encoder")
+        own = [component for component in encoders if component.name in parts]
         needed = [component.name for component in required_components()]
-        missing = [name for name in (*needed, "tokenizer") if name not in parts]
-        encoders = {component.name for component in components_with_role("text_encoder")}
-        if not encoders & parts:
+        needed += [str(component.tokenizer) for component in own]
+        missing = [name for name in needed if name not in parts]
+        if not own:
             missing.append("text_encoder")
         unsupported = [name for name in unknown_components() if name in parts]
         if missing or unsupported:
@@ -193,16 +195,24 @@ class _Choice:
                 f"({reason}); sdpy supports only those"
             )
         yield _INDEX, listing.files[_INDEX]
-        merges = _TOKENIZER if _TOKENIZER in listing.files else _MERGES
-        merges = _MERGES if _MERGES in listing.files else merges
-        yield merges, _need(listing, merges)
+        for component in own:
+            yield from self.tokenizer(listing, str(component.tokenizer))
         chosen = [component for component in model_components() if component.name in parts]
-        for path in (*_CONFIGS, *(f"{component.name}/config.json" for component in chosen)):
+        for path in (_SCHEDULER, *(f"{component.name}/config.json" for component in chosen)):
             if path in listing.files:
                 yield path, listing.files[path]
         for component in chosen:
             stem, pickle_stem = (f"{component.name}/{stem}" for stem in component.folder_stems)
             yield from self.weights(listing, stem, pickle_stem)
+
+    def tokenizer(self, listing: Listing, folder: str) -> Iterator[Chosen]:
+        """The files of a tokenizer."""
+        merges = [f"{folder}/{name}" for name in _MERGES]
+        first = next((path for path in merges if path in listing.files), merges[0])
+        yield first, _need(listing, first)
+        for path in (f"{folder}/{name}" for name in _TOKENIZER_CONFIGS):
+            if path in listing.files:
+                yield path, listing.files[path]
 
     def weights(self, listing: Listing, stem: str, pickle_stem: str) -> list[Chosen]:
         """One .safetensors, else its shards (index first), else a pickle.

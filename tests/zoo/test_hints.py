@@ -1,0 +1,171 @@
+"""What shapes do not tell: distilled models, predictions, and models that sdpy does not run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdpy.checkpoints import read_checkpoint, read_model_folder, write_checkpoint
+from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
+from sdpy.errors import WeightsError
+from sdpy.models import UNet2DConditionModel
+from sdpy.zoo.classes import make_model
+from sdpy.zoo.configs import is_known, unet_config
+from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.inspect import inspect_weights
+from sdpy.zoo.recognise import family_of, find_source
+from sdpy.zoo.variants import (
+    SDXL,
+    SDXL_LIGHTNING,
+    SDXL_TURBO,
+    SEGMIND_VEGA,
+    SMALL_UNETS,
+    SSD_1B,
+    VARIANTS,
+    ModelVariant,
+)
+from support.tiny import MERGES
+from support.tiny_xl import TINY_XL, tiny_xl_model
+
+
+@pytest.fixture(autouse=True)
+def tiny_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "sdxl", TINY_XL)
+
+
+def single_file(path: Path, **more: Tensor) -> Path:
+    """A whole tiny model of the original's names."""
+    file: dict[str, Tensor] = {}
+    for name in TINY_XL.configs:
+        state = tiny_xl_model(TINY_XL, name).state_dict()
+        recipes = in_dialect(name, list(state), ORIGINAL, family="sdxl")
+        file |= {theirs: recipe.make(state) for theirs, recipe in recipes.items()}
+    write_checkpoint(path, {**file, **more})
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES)]
+    (path.parent / "bpe_simple_vocab_16e6.txt").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def found(path: Path) -> tuple[ModelVariant, tuple[str, ...]]:
+    source = find_source(str(path), path.parent)
+    return source.variant, source.assumptions
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "steps"),
+    [
+        ("sd_xl_turbo_1.0", SDXL_TURBO, 4),
+        ("sdxl_lightning_8step", SDXL_LIGHTNING, 8),
+        ("juggernautXL_v9Lightning", SDXL_LIGHTNING, 4),
+        ("sd_xl_base_1.0", SDXL, 30),
+    ],
+)
+def test_distilled_models_by_their_names(
+    tmp_path: Path, name: str, variant: ModelVariant, steps: int
+) -> None:
+    kind, told = found(single_file(tmp_path / f"{name}.safetensors"))
+    assert (kind.name, kind.steps) == (variant.name, steps)
+    assert kind.guidance_scale == variant.guidance_scale
+    assert kind.timestep_spacing == variant.timestep_spacing
+    if variant is SDXL:
+        assert told == ()
+    else:
+        (line,) = told
+        assert f"is called like {variant.name}, as shapes do not tell" in line
+        assert f"assuming {steps} steps" in line
+
+
+def test_other_turbo_models_are_hinted_at(tmp_path: Path) -> None:
+    kind, told = found(single_file(tmp_path / "dreamshaperXL_v21Turbo.safetensors"))
+    assert (kind.name, kind.guidance_scale) == ("sdxl", 5.0)
+    assert "is called a turbo model" in told[0]
+
+
+def test_what_is_predicted_is_said_by_keys(tmp_path: Path) -> None:
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    path = single_file(tmp_path / "noob.safetensors", **marks)
+    kind, told = found(path)
+    assert kind.noise.prediction_type == "v_prediction"
+    assert kind.noise.rescale_betas_zero_snr
+    assert told == ()
+    # and goes on to be said, in folders and in files of formats without metadata
+    words = tmp_path / "bpe_simple_vocab_16e6.txt"
+    for first, second in (("folder", "back.ckpt"), ("other.ckpt", "again.safetensors")):
+        for source, target in ((path, first), (tmp_path / first, second)):
+            plan = plan_conversion(inspect_weights(source), tmp_path / target, vocabulary=words)
+            list(plan.run())
+            assert found(tmp_path / target)[0].noise == kind.noise
+        before, after = (read_checkpoint(one).outline for one in (path, tmp_path / second))
+        assert before.keys() == after.keys()
+
+
+def test_what_is_predicted_is_said_by_metadata_or_asked_for(tmp_path: Path) -> None:
+    path = single_file(tmp_path / "x.safetensors")
+    tensors = dict(read_checkpoint(path).tensors)
+    for word, kind in (("v", "v_prediction"), ("epsilon", "epsilon")):
+        write_checkpoint(path, tensors, {"modelspec.prediction_type": word})
+        noise = found(path)[0].noise
+        assert noise.prediction_type == kind
+        assert noise.rescale_betas_zero_snr == (word == "v")
+    doubtful = single_file(tmp_path / "animeXL_vpred.safetensors")
+    kind_of, told = found(doubtful)
+    assert kind_of.noise.prediction_type == "epsilon"
+    assert "give --prediction v_prediction" in told[0]
+
+
+@pytest.mark.parametrize("variant", [SSD_1B, SEGMIND_VEGA], ids=["SSD-1B", "Segmind-Vega"])
+def test_distilled_unets_by_their_depths(tmp_path: Path, variant: ModelVariant) -> None:
+    with torch.device("meta"):
+        outline = make_model("unet", variant.unet).state_dict()
+    config = unet_config(outline, {})
+    assert config == variant.unet
+    tiny = single_file(tmp_path / "x.safetensors")
+    kind, told = family_of(config, read_checkpoint(tiny), {})
+    assert (kind, told) == (variant, ())
+
+
+@pytest.mark.parametrize("index", range(len(SMALL_UNETS)))
+def test_the_heads_of_small_unets_are_known(index: int) -> None:
+    known = SMALL_UNETS[index]
+    with torch.device("meta"):
+        outline = UNet2DConditionModel(replace(known, in_channels=9)).state_dict()
+    config = unet_config(outline, {})
+    assert config == replace(known, in_channels=9)
+    assert is_known(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cond_stage_model.model.visual.conv1.weight", "a model of image variations"),
+        ("embedder.model.visual.conv1.weight", "an unCLIP model"),
+        ("edm_mean", "Playground 2.5"),
+        ("edm_vpred.sigma_max", "CosXL"),
+    ],
+)
+def test_checkpoints_that_only_look_alike_are_refused(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    path = single_file(tmp_path / "x.safetensors", **{name: torch.ones(1)})
+    with pytest.raises(WeightsError, match=f"x.safetensors is {words}.*does not run"):
+        find_source(str(path), tmp_path)
+    seen = inspect_weights(path)
+    assert seen.variant is None
+    assert words in seen.assumptions[0]
+
+
+def test_a_folder_of_image_variations_is_refused(tmp_path: Path) -> None:
+    index = {
+        "_class_name": "StableDiffusionImageVariationPipeline",
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match="a model of image variations .*told an image instead"):
+        read_model_folder(tmp_path)
