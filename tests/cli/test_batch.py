@@ -220,6 +220,16 @@ def test_no_jobs(sdpy: Sdpy) -> None:
     assert sdpy("batch", "-p", "a cat", *FAST).out == "out/00001_32_a-cat.png\n"
 
 
+def test_what_another_job_made_is_in_the_way(sdpy: Sdpy, loaded: list[str]) -> None:
+    write("jobs.txt", "a cat")
+    command = ("batch", "jobs.txt", "-o", "out/{index}.png", "--batch-size", 2)
+    assert sdpy(*command, "--steps", 2).code == 0
+    loaded.clear()
+    result = sdpy(*command, "--steps", 3)
+    assert (result.code, loaded) == (2, [])
+    assert "out/1.png is there already" in result.err
+
+
 def test_overwrite_replaces_what_others_made(sdpy: Sdpy) -> None:
     Path("out").mkdir()
     Image.new("RGB", (8, 8)).save("out/1.png")
@@ -278,7 +288,7 @@ def test_dry_run(sdpy: Sdpy, loaded: list[str]) -> None:
     ]
     assert "jobs.txt:2: the prompt takes" in result.err and "chunks of 75" in result.err
     assert "jobs.txt:4: --tiling true" in result.err
-    assert "4 images to be made, 0 done already, 1 jobs that cannot work, about" in result.err
+    assert "4 images to be made, 0 done already, 1 job that cannot work, about" in result.err
     assert loaded == [] and not Path("out").exists()
 
     as_json = json.loads(sdpy("batch", "jobs.txt", *FAST, "--dry-run", "--json").out)
@@ -393,7 +403,7 @@ def test_progress_as_json(sdpy: Sdpy) -> None:
     result = sdpy("batch", "jobs.txt", *FAST, "--progress", "json")
     *lines, last = result.err.splitlines()
     events = [json.loads(line) for line in lines]
-    assert last.startswith("sdpy: 1 jobs failed")
+    assert last.startswith("sdpy: 1 job failed")
     assert events[0] | {"time": 0} == {
         "event": "start",
         "time": 0,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpy.cli.batch_plan import print_plan
-from sdpy.cli.batch_progress import Progress, open_progress
+from sdpy.cli.batch_progress import Progress, counted, open_progress
 from sdpy.errors import JobsError, UsageError
 from sdpy.jobs.options import JobGenerationOptions, OptionGroups, TaskOptions
 from sdpy.options import option
@@ -238,7 +238,7 @@ def batch(
             if how.dry_run:
                 failed = print_plan(prepared, as_json=how.json)
                 if failed:
-                    raise JobsError(f"{failed} jobs cannot work; correct them")
+                    raise JobsError(f"{counted(failed, 'job')} cannot work: correct what is wrong")
                 return
             ended = _run(prepared, how, progress, stop)
         finally:
@@ -318,10 +318,11 @@ def _run(prepared: Batch, how: BatchOptions, progress: Progress, stop: Stop) -> 
         engine = _engine(prepared, how)
         stack.enter_context(progress)
         if prepared.comments:
-            progress.line(f"{prepared.comments} lines begin with # and are left out")
+            lines = counted(prepared.comments, "line")
+            progress.line(f"{lines} left out as comments, for they begin with #")
         remarks = sum(1 for job in prepared.jobs if job.remarks)
         if remarks:
-            progress.line(f"{remarks} jobs have long prompts; --dry-run says which")
+            progress.line(f"long prompts in {counted(remarks, 'job')}; --dry-run says which")
         _tell(stop, progress)
         ended = Ended(0, 0, 0, 0)
         with closing(Runner(prepared, engine, stop).run()) as events:
@@ -379,7 +380,7 @@ def _check_engine(defaults: OptionGroups, how: BatchOptions) -> None:
 def _finish(ended: Ended, prepared: Batch, how: BatchOptions, progress: Progress) -> None:
     """Say how it went; leave with the exit code that says it, too."""
     if not how.quiet and how.progress != "json":
-        shown = f"{ended.images} images made"
+        shown = f"{counted(ended.images, 'image')} made"
         shown += f", {ended.done} were there already" if ended.done else ""
         shown += f", {ended.left} are left" if ended.left else ""
         progress.line(shown)
@@ -387,8 +388,8 @@ def _finish(ended: Ended, prepared: Batch, how: BatchOptions, progress: Progress
         raise typer.Exit(128 + ended.signal)
     if ended.failed:
         raise JobsError(
-            f"{ended.failed} jobs failed; {prepared.failures.path} says why, --retry-failed tries "
-            "them again"
+            f"{counted(ended.failed, 'job')} failed; {prepared.failures.path} says why, "
+            "--retry-failed tries again"
         )
 
 

@@ -6,6 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sdpy.cli.batch_progress import counted
+
 if TYPE_CHECKING:  # at run time these would import torch
     from sdpy.jobs.prepare import Batch
 
@@ -41,8 +43,8 @@ def print_plan(batch: Batch, *, as_json: bool) -> int:
     time = "" if needed.seconds is None else f", about {_duration(needed.seconds)}"
     memory = f", {show_size(int(needed.memory))} of memory" if needed.images else ""
     print(
-        f"{needed.images} images to be made, {needed.done} done already, {len(batch.faults)} jobs "
-        f"that cannot work{time}{memory}",
+        f"{counted(needed.images, 'image')} to be made, {needed.done} done already, "
+        f"{counted(len(batch.faults), 'job')} that cannot work{time}{memory}",
         file=sys.stderr,
     )
     return len(faults)

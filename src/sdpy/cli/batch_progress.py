@@ -116,7 +116,7 @@ class Tally:
     def __str__(self) -> str:
         """Number, rate and time that is left, for people."""
         seconds, done = self.clock() - self.began, self.completed
-        shown = f"{self.made + self.gone} of {self.total} images"
+        shown = f"{self.made + self.gone} of {counted(self.total, 'image')}"
         if self.made and seconds > 0:
             rate = self.made / seconds
             shown += f", {rate:.1f} images/s" if rate >= 1 else f", {1 / rate:.1f} s/image"
@@ -217,6 +217,11 @@ class JsonProgress(Progress):
         print(json.dumps(values, ensure_ascii=False), file=self.file, flush=True)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _values(event: BatchEvent) -> dict[str, Any]:
     return dataclasses.asdict(event)
 
@@ -226,7 +231,7 @@ def _failure(event: Any) -> str:
 
 
 def _start(event: Any) -> str:
-    shown = f"{event.images} images"
+    shown = counted(event.images, "image")
     if event.done:
         shown += f", {event.done} of them there already"
     return shown

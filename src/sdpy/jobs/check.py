@@ -29,7 +29,7 @@ from sdpy.pipelines.plan import PlannedRequest, plan_request, resolved
 from sdpy.pipelines.recording import Recorder
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.values import AUTO
-from sdpy.runtime.options import DEFAULT_MODEL, ModelOptions
+from sdpy.runtime.options import DEFAULT_MODEL, ComputeOptions, ModelOptions
 from sdpy.runtime.planner import Workload, fastest_batch
 from sdpy.runtime.session import Session
 
@@ -49,8 +49,13 @@ _OF_EACH = frozenset(
 )
 """Fields of names that are of the single image, or of the run."""
 
-# Of the model options, these say which numbers are computed; all others change rounding at most.
-_CHANGES_NUMBERS = ("dtype", "prediction_type")
+# These options of a model change rounding at most, or which files are read, whose content counts.
+_CHANGES_ROUNDING = frozenset(
+    (
+        *(field.name for field in fields(ComputeOptions)),
+        *("model", "data", "weights", "vocab_file"),
+    )
+)
 # And these options of a request change nothing but how many images are made at a time.
 _CHANGES_NOTHING = frozenset(("num-samples", "batch-size", "seed", "negative-prompt"))
 
@@ -279,7 +284,16 @@ class Checker:
         }
         options["guidance-scale"] = plan.guidance_scale
         options |= given(mask_options(request))
-        said = {name: getattr(model, name) for name in _CHANGES_NUMBERS}
+        # Files count by their content, wherever they lie.
+        options["lora"] = [lora.weight for lora in plan.request.lora]
+        options["embedding"] = [one.names for one in plan.request.embedding]
+        said = {
+            field.name: getattr(model, field.name)
+            for field in fields(model)
+            if field.name not in _CHANGES_ROUNDING
+        }
+        said["dtype"] = str(session.execution.dtype)
+        said["prediction_type"] = session.variant.noise.prediction_type
         controls = [
             [control.preprocessor, control.scale, control.start, control.end]
             + [control.canny_low, control.canny_high]

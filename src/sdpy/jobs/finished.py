@@ -95,10 +95,9 @@ class Finished:
         self._on_disk.add(full)
         self.paths[key] = full
 
-    @property
-    def has_others(self) -> bool:
-        """Whether images are there that are of no job."""
-        return len(self._on_disk) > len(self.paths)
+    def has_others(self, keys: Iterable[str]) -> bool:
+        """Whether images are there that are of other jobs than those of these keys."""
+        return len(self._on_disk) > len(self.paths) or not self.paths.keys() <= set(keys)
 
     def has_file(self, path: Path) -> bool:
         """Whether an image of that name was there, whatever it is."""

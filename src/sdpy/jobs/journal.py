@@ -72,8 +72,10 @@ class LineFile:
             try:
                 with _locked(descriptor):
                     size = os.fstat(descriptor).st_size
-                    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                        line = b"\n" + line  # after a line that was cut short
+                    if size:
+                        os.lseek(descriptor, size - 1, os.SEEK_SET)
+                        if os.read(descriptor, 1) != b"\n":
+                            line = b"\n" + line  # after a line that was cut short
                     written = os.write(descriptor, line)
                     if written != len(line):
                         raise OSError(28, "No space left on device")

@@ -219,7 +219,7 @@ def _make_folder(folder: Path) -> None:
 
 def _check_names(batch: Batch) -> None:
     """Refuse names that two jobs have, and names of files that are there and of no job."""
-    if batch.are_numbered and not batch.finished.has_others:
+    if batch.are_numbered and not batch.finished.has_others(job.key for job in batch.jobs):
         return
     seen: dict[str, int] = {}
     for number in range(len(batch.jobs)):
