@@ -27,9 +27,11 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.optimizations.exact import PassContext, apply_passes
+from sdpy.runtime.memory import free_memory, show_size
 from sdpy.runtime.threads import usable_cores
 from sdpy.schedulers import NoiseConfig
 from sdpy.schedulers.ddim import DDIMScheduler
+from sdpy.zoo.variants import SDXL
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import (
     load_text_encoder,
@@ -112,6 +114,25 @@ def test_unet_of_2_1() -> None:
     timestep = torch.tensor(601)
     expected = theirs(sample, timestep, context).sample
     assert relative_error(ours(sample, timestep, context), expected) <= MODEL_TOLERANCE
+
+
+def test_unet_of_xl() -> None:
+    """Its weights are 10.3 GB in fp32; both networks hold the same."""
+    needed, free = 14 * 2**30, free_memory()
+    if free is not None and free < needed:
+        pytest.skip(f"takes {show_size(needed)} of memory, {show_size(free)} are free")
+    ours = randomise(on_meta(UNet2DConditionModel, SDXL.unet))
+    with torch.device("meta"):
+        theirs = reference_unet(SDXL.unet)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    sample, context = normal(1, 4, 32, 32, seed=1), normal(1, 77, 2048, seed=2)
+    told = {
+        "text_embeds": normal(1, 1280, seed=3),
+        "time_ids": torch.tensor([[1024.0, 768.0, 0.0, 8.0, 1024.0, 1024.0]]),
+    }
+    timestep = torch.tensor(601)
+    expected = theirs(sample, timestep, context, added_cond_kwargs=told).sample
+    assert relative_error(ours(sample, timestep, context, **told), expected) <= MODEL_TOLERANCE
 
 
 def test_controlnet_and_the_unet_that_it_steers() -> None:

@@ -15,17 +15,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdpy.checkpoints import write_checkpoint
 from sdpy.errors import UsageError
+from sdpy.models import ControlNetConfig, ControlNetModel
+from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.generate import generate
-from sdpy.pipelines.plan import plan_request
+from sdpy.pipelines.plan import _size_hint, plan_request
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.planner import WeightsSize
 from sdpy.runtime.session import Session
 from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import ModelVariant
-from support.compare import RUN_TOLERANCE, assert_same_images, relative_error
+from support.compare import RUN_TOLERANCE, assert_same_images, randomise, relative_error
+from support.references import reference_controlnet
 from support.tasks import decoded, one_image, text2img
 from support.tiny import placed, random_image
 from support.tiny_xl import TINY_REFINER, TINY_XL, reference_pipeline, write_tiny_xl
@@ -245,6 +249,65 @@ def test_the_refiner_as_second_stage(
     alone = our_image(session, seed=3)
     assert relative_error(our_image(both, seed=3, refiner_start=1.0), alone) == 0
     assert relative_error(images[0.8], alone) > 100 * RUN_TOLERANCE
+
+
+CONTROLNET = ControlNetConfig(TINY_XL.unet, conditioning_embedding_out_channels=(4, 8))
+
+
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+def test_controlnet(
+    session: Session, theirs: Callable[..., Any], tmp_path: Path, guidance_scale: float
+) -> None:
+    """It is told the pooled embeddings and sizes, too."""
+    made = randomise(ControlNetModel(CONTROLNET), 31)
+    file = tmp_path / "control.safetensors"
+    write_checkpoint(file, made.state_dict())
+    network = reference_controlnet(CONTROLNET)
+    network.load_state_dict(made.state_dict())
+    shown = random_image(WIDTH, HEIGHT, 5) / 2 + 0.5
+    options = {"negative_prompt": NEGATIVE, "guidance_scale": guidance_scale}
+    control = Control(file, shown, 0.8, 0.0, 0.7)
+    steered = {
+        "controlnet_conditioning_scale": 0.8,
+        "control_guidance_end": 0.7,
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
+    expected = their_image(
+        theirs(diffusers.StableDiffusionXLControlNetPipeline, controlnet=network),
+        image=shown,
+        latents=torch.randn(LATENTS, generator=seeded(3)),
+        **steered,
+        **options,
+    )
+    ours = our_image(session, seed=3, controls=(control,), **options)
+    assert relative_error(ours, expected) <= RUN_TOLERANCE
+    assert relative_error(our_image(session, seed=3, **options), expected) > 0.01
+    expected = their_image(
+        theirs(diffusers.StableDiffusionXLControlNetImg2ImgPipeline, controlnet=network),
+        image=IMAGE / 2 + 0.5,
+        control_image=shown,
+        strength=0.6,
+        generator=seeded(7),
+        **steered,
+        **options,
+    )
+    ours = our_image(session, image=IMAGE, strength=0.6, seed=7, controls=(control,), **options)
+    assert relative_error(ours, expected) <= RUN_TOLERANCE
+
+
+def test_sizes_near_those_of_training_are_hinted_at(session: Session) -> None:
+    for size, better in (
+        ((96, 96), "1024x1024"),
+        ((1920, 1080), "1344x768"),
+        ((1024, 1024), None),
+        ((1152, 896), None),
+    ):
+        variant = replace(session.variant, sample_size=1024)
+        shape = (1, 4, size[1] // 2, size[0] // 2)
+        plan = replace(plan_request(session, Request("cat", width=64, height=64)), shape=shape)
+        hint = _size_hint(variant, plan)
+        assert (hint is None) if better is None else (hint is not None and better in hint)
 
 
 @pytest.mark.parametrize(

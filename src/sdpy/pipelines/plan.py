@@ -32,6 +32,9 @@ from sdpy.schedulers.registry import SIGMA_SCHEDULES, choose_schedule, make_sche
 from sdpy.text.schedule import EncoderPrompts
 from sdpy.zoo.variants import ModelVariant
 
+USUAL_SHARE = 1.4
+"""So many times the pixels of training, or as much fewer, are nothing to be told of."""
+
 REFINER_START = 0.8
 """Share of the noise schedule after which a refiner takes over unless the request says another."""
 
@@ -297,6 +300,9 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
         for number, schedule in schedules
         for what, prompt in schedule.all_prompts()
     ]
+    hint = _size_hint(session.variant, plan)
+    if hint is not None:
+        yield Notice(hint)
     if plan.switch is not None and plan.switch == len(plan.scheduler.timesteps):
         yield Notice("the refiner does no step: use more --steps, or a lower --refiner-start")
     for what, one in prompts:
@@ -307,6 +313,34 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             names = " or ".join(f"'{name}'" for name in inversion.names)
             source = f"a word of {inversion.path}" if inversion.is_bundled else inversion.path
             yield Notice(f"{source} is not used, for no prompt says {names}")
+
+
+def _size_hint(variant: ModelVariant, plan: PlannedRequest) -> str | None:
+    """What to say where a new image is much smaller or larger than those of training."""
+    if variant.bucket_step is None or plan.request.image is not None:
+        return None
+    factor = variant.vae.downsample_factor
+    width, height = factor * plan.shape[-1], factor * plan.shape[-2]
+    side = variant.sample_size
+    share = width * height / side**2
+    if 1 / USUAL_SHARE <= share <= USUAL_SHARE:
+        return None
+    best = nearest_bucket(width / height, side, variant.bucket_step)
+    return (
+        f"{variant.name} was trained on images of about {side}x{side} pixels: "
+        f"{best[0]}x{best[1]} should suit it better than {width}x{height}"
+    )
+
+
+def nearest_bucket(proportion: float, side: int, step: int) -> tuple[int, int]:
+    """Width and height of about ``side`` squared pixels, multiples of ``step``, near a proportion.
+
+    Of the sizes with the most pixels that are no more than a square's, as SDXL's authors list
+    them in appendix I, those of proportions from 1:4 to 4:1.
+    """
+    widths = range(side // 2, 2 * side + 1, step)
+    sizes = [(width, max(side**2 // width // step, 1) * step) for width in widths]
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] / proportion)))
 
 
 def resolved(session: Session, plan: PlannedRequest, seed: int) -> Request:

@@ -69,6 +69,8 @@ class ModelVariant:
         scheduler, steps, timestep_spacing, guidance_scale: unless the user names others.
         follows_scheduler_file: whether a folder's scheduler file decides on sampler and spacing.
         sample_size: side of the images that it was trained on, in pixels.
+        bucket_step: the model was trained on images of other proportions, too, which had as many
+            pixels and sides that are multiples of this; None for a model trained on squares alone.
         max_pixels: a larger input image is scaled down to this many.
         bundled: folder of the files inside the package; None: they are in the user's data folder.
     """
@@ -96,6 +98,7 @@ class ModelVariant:
     guidance_scale: float = 7.5
     follows_scheduler_file: bool = False
     sample_size: int = 512
+    bucket_step: int | None = None
     max_pixels: int = 1024 * 1024
     files: FileNames = field(default_factory=FileNames)
     bundled: Path | None = None
@@ -231,6 +234,7 @@ SDXL = ModelVariant(
     guidance_scale=5.0,
     follows_scheduler_file=True,
     sample_size=1024,
+    bucket_step=64,
     files=FileNames(
         {
             "text_encoder": ("clip_xl.ot", "clip_xl.safetensors"),
@@ -263,6 +267,7 @@ SDXL_TURBO = replace(
     timestep_spacing="trailing",
     guidance_scale=1.0,
     sample_size=512,
+    bucket_step=None,
 )
 
 SDXL_LIGHTNING = replace(
