@@ -29,7 +29,7 @@ from sdpy.zoo.variants import (
     VARIANTS,
     ModelVariant,
 )
-from support.tiny import MERGES
+from support.tiny import MERGES, TINY
 from support.tiny_xl import TINY_XL, tiny_xl_model
 
 
@@ -116,6 +116,22 @@ def test_what_is_predicted_is_said_by_metadata_or_asked_for(tmp_path: Path) -> N
     kind_of, told = found(doubtful)
     assert kind_of.noise.prediction_type == "epsilon"
     assert "give --prediction v_prediction" in told[0]
+
+
+def test_the_scale_of_latents_is_that_of_the_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autoencoders of Stable Diffusion 1.x and XL have the same shapes."""
+    monkeypatch.setitem(VARIANTS, "sd15", TINY)
+    assert list(VARIANTS).index("sd15") < list(VARIANTS).index("sdxl")
+    path = single_file(tmp_path / "x.safetensors")
+    assert found(path)[0].vae == TINY_XL.vae
+    seen = inspect_weights(path).component("vae")
+    assert seen is not None and seen.config == TINY_XL.vae
+    plan = plan_conversion(
+        inspect_weights(path), tmp_path / "xl", vocabulary=tmp_path / "bpe_simple_vocab_16e6.txt"
+    )
+    assert '"scaling_factor": 0.13025' in plan.texts[tmp_path / "xl" / "vae" / "config.json"]
 
 
 @pytest.mark.parametrize("variant", [SSD_1B, SEGMIND_VEGA], ids=["SSD-1B", "Segmind-Vega"])

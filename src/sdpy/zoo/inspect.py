@@ -32,7 +32,7 @@ from sdpy.schema import Validated
 from sdpy.zoo.classes import make_model, read_config
 from sdpy.zoo.configs import is_known, noise_config
 from sdpy.zoo.hints import other_model
-from sdpy.zoo.recognise import component_alone, component_files, family_of
+from sdpy.zoo.recognise import component_alone, component_files, config_in, family_of
 from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.variants import VOCABULARY, ModelVariant
 
@@ -48,6 +48,7 @@ class InspectedComponent:
         config: its sizes, as our models take them; None where they cannot be told.
         problems: what keeps it from being loaded, by kind; empty lists where all is well.
         guessed: whether ``config`` holds guesses, for sizes that no known model has.
+        is_told: whether a ``config.json`` says the sizes.
     """
 
     name: str | None
@@ -56,6 +57,7 @@ class InspectedComponent:
     config: Any
     problems: Mapping[str, list[str]]
     guessed: bool
+    is_told: bool
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -183,7 +185,9 @@ def _component(
     summary = guess_kind({ours: tuple(tensor.shape) for ours, tensor in outline.items()})
     sizes, problems = _sizes(weights, outline, config)
     guessed = sizes is not None and not config and not is_known(sizes)
-    return InspectedComponent(weights.part.component, weights, summary, sizes, problems, guessed)
+    component = weights.part.component
+    told = bool(config)
+    return InspectedComponent(component, weights, summary, sizes, problems, guessed, told)
 
 
 def _sizes(
@@ -212,4 +216,13 @@ def _with_variant(seen: Inspection, scheduler: Mapping[str, Any]) -> Inspection:
     family, assumptions = family_of(unet.config, unet.weights.checkpoint, scheduler)
     noise: NoiseConfig = noise_config(scheduler, family.noise)
     told = (*assumptions, *seen.assumptions)
-    return replace(seen, variant=replace(family, noise=noise), assumptions=told)
+    components = tuple(_in_family(family, one) for one in seen.components)
+    variant = replace(family, noise=noise)
+    return replace(seen, components=components, variant=variant, assumptions=told)
+
+
+def _in_family(family: ModelVariant, one: InspectedComponent) -> InspectedComponent:
+    """The component with what its family decides, where neither weights nor a file say it."""
+    if one.name is None or type(one.config) is not type(family.configs.get(one.name)):
+        return one
+    return replace(one, config=config_in(family, one.name, one.config, is_told=one.is_told))

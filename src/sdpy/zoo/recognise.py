@@ -218,7 +218,7 @@ def _variant_of(
     variant = replace(
         family,
         configs={
-            name: _config_in(family, name, config, is_told=bool(jsons[name]))
+            name: config_in(family, name, config, is_told=bool(jsons[name]))
             for name, config in found.items()
         },
         noise=noise,
@@ -228,6 +228,9 @@ def _variant_of(
         if spacing in ("trailing", "linspace")
         else family.timestep_spacing,
     )
+    if not jsons["unet"]:
+        variant = _with_sinusoids(variant)
+    _check_added_conditions(variant, files)
     if folder is not None:
         own = family.force_zeros_for_empty_prompt
         zeros = bool(folder.index.get("force_zeros_for_empty_prompt", own))
@@ -235,6 +238,39 @@ def _variant_of(
     if family.follows_scheduler_file:
         variant = _following(variant, scheduler)
     return variant, assumptions
+
+
+NUMBERS = {"original_size": 2, "crop": 2, "target_size": 2, "aesthetic_score": 1}
+"""How many numbers a UNet is told, by the names in `ModelVariant.size_conditions`."""
+
+
+def _added_width(variant: ModelVariant) -> int | None:
+    """What the pooled embedding leaves of the width that a UNet is told beside the time."""
+    pooled = getattr(variant.configs.get("text_encoder_2"), "projection_dim", None)
+    width = variant.unet.projection_class_embeddings_input_dim
+    return None if pooled is None or width is None else width - pooled
+
+
+def _with_sinusoids(variant: ModelVariant) -> ModelVariant:
+    """The variant with as many sinusoids for each size as the widths of its models leave room for.
+
+    A UNet's weights alone do not show them.
+    """
+    room, count = _added_width(variant), sum(map(NUMBERS.__getitem__, variant.size_conditions))
+    if room is None or not count or room <= 0 or room % count:
+        return variant
+    return variant.with_configs(unet=replace(variant.unet, addition_time_embed_dim=room // count))
+
+
+def _check_added_conditions(variant: ModelVariant, files: ModelFiles) -> None:
+    """Raises ``WeightsError`` if UNet and second text encoder do not go together."""
+    room, count = _added_width(variant), sum(map(NUMBERS.__getitem__, variant.size_conditions))
+    if room is not None and room != count * (variant.unet.addition_time_embed_dim or 0):
+        raise WeightsError(
+            f"{files.weights['text_encoder_2']} does not go with {files.weights['unet']}: its "
+            f"pooled embedding leaves {room} numbers for {count} sizes; check which file is "
+            "given for which part"
+        )
 
 
 def _pad_ids(family: ModelVariant, folder: ModelFolder | None) -> dict[str, int]:
@@ -277,18 +313,23 @@ def part_outline(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
 
 
 def component_alone(checkpoint: Checkpoint, found: str) -> str:
-    """Of the components with the role of the one that was found alone, that with these sizes.
+    """Of the components with the role of the one that was found alone, that which it is.
 
-    The names of a second text encoder are those of a first one.
+    The names of a second text encoder are those of a first one; it is known by its sizes, or if
+    they are of no known model, by the projection of which the first has no use.
     """
+    named = found
     for row in components_with_role(COMPONENTS[found].role):
         try:
-            config = read_config(row.name, part_outline(checkpoint, row.name), {})
+            outline = part_outline(checkpoint, row.name)
+            config = read_config(row.name, outline, {})
         except WeightsError:
             continue
         if any(variant.configs.get(row.name) == config for variant in VARIANTS.values()):
             return row.name
-    return found
+        if row.own_names and all(name in outline for name in row.own_names):
+            named = row.name
+    return named
 
 
 def _files(
@@ -430,11 +471,14 @@ def _xl_family(unet: UNet2DConditionConfig, scheduler: Mapping[str, Any]) -> Mod
     return SDXL
 
 
-def _config_in(family: ModelVariant, name: str, config: Config, *, is_told: bool) -> Config:
+def config_in(family: ModelVariant, name: str, config: Config, *, is_told: bool) -> Config:
     """The sizes of a component in a model of that family; ``is_told``: by a ``config.json``."""
     own = family.configs.get(name)
     if own is not None and type(config) is not type(own):
         return own  # as a tiny autoencoder stands in for the family's when it is loaded
+    if isinstance(config, AutoencoderKLConfig) and own is not None and not is_told:
+        # Autoencoders of several families have the same shapes.
+        return replace(config, scaling_factor=own.scaling_factor, force_upcast=own.force_upcast)
     if isinstance(config, AutoencoderKLConfig) and own is not None:
         # Every folder that diffusers writes says this, whether or not it is so.
         return replace(config, force_upcast=own.force_upcast and config.force_upcast)
