@@ -9,8 +9,9 @@ _TELLTALES: tuple[tuple[str, str], ...] = (
     ("model.diffusion_model.", "a whole Stable Diffusion checkpoint in one file (original names)"),
     ("lora_", "a LoRA"),
     (".lora.", "a LoRA"),
-    ("controlnet_cond_embedding.", "a ControlNet"),
     ("down_block_add_embeds.", "an adapter"),
+    ("adapter.body.", "a T2I-Adapter, which sdpy does not run"),
+    ("body.0.block1.", "a T2I-Adapter, which sdpy does not run"),
     ("vision_model.", "a whole CLIP model, text and vision"),
     ("shared.weight", "a T5 text encoder"),
 )
@@ -37,11 +38,23 @@ def guess_kind(shapes: Mapping[str, Sequence[int]]) -> str | None:
         if any(fragment in name for name in shapes):
             return meaning
     return (
-        _guess_tiny_vae(shapes)
+        _guess_controlnet(shapes)
+        or _guess_tiny_vae(shapes)
         or _guess_unet(shapes)
         or _guess_text_encoder(shapes)
         or _guess_vae(shapes)
     )
+
+
+def _guess_controlnet(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    if not any("controlnet_cond_embedding." in name for name in shapes):
+        return None
+    if any(name.startswith(("task_embedding", "control_add_embedding.")) for name in shapes):
+        return "a ControlNet-Union, which sdpy does not run"
+    for name, shape in shapes.items():
+        if name.endswith("attn2.to_k.weight") and len(shape) == 2 and shape[1] in _CONTEXT_WIDTHS:
+            return f"a ControlNet for {_CONTEXT_WIDTHS[shape[1]]}"
+    return "a ControlNet"
 
 
 def _guess_tiny_vae(shapes: Mapping[str, Sequence[int]]) -> str | None:

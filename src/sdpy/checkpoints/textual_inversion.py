@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdpy.checkpoints.adapters.files import Lora, lora_files
 from sdpy.checkpoints.adapters.merging import BUNDLED
-from sdpy.checkpoints.base import printable
+from sdpy.checkpoints.base import Checkpoint, printable
 from sdpy.checkpoints.embedding_cards import is_card, read_card
 from sdpy.checkpoints.kinds import guess_kind
 from sdpy.checkpoints.registry import read_checkpoint
@@ -33,6 +33,12 @@ _PLACEHOLDERS = {"emb_params", "*"}
 
 # Of the two text encoders of Stable Diffusion XL, by the programs that write such files.
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+
+_MODELS = {
+    (768,): " (Stable Diffusion 1.x)",
+    (1024,): " (Stable Diffusion 2.x)",
+    (768, 1280): " (Stable Diffusion XL)",
+}
 
 _OF_LAYERS = (".weight", ".bias")
 """How names end that are no words."""
@@ -95,6 +101,28 @@ def read_textual_inversions(path: Path, name: str | None = None) -> tuple[Textua
     return (replace(words[0], names=(name,), is_named=True),)
 
 
+def describe_textual_inversion(checkpoint: Checkpoint) -> str | None:
+    """What new words a file holds, in words; None for what holds none. Reads no numbers."""
+    floating = {
+        name: tensor
+        for name, tensor in checkpoint.outline.items()
+        if tensor.is_floating_point() and tensor.ndim <= 2
+    }
+    if any(tensor.ndim > 2 for tensor in checkpoint.outline.values()):
+        return None
+    try:
+        words = _words(checkpoint.path, floating, None)
+    except WeightsError:
+        return None
+    vectors = sum(len(word.vectors) for word in words)
+    widths = [word.shape[1] for word in (words[0].vectors, words[0].vectors_2) if word is not None]
+    count = (
+        "a textual inversion" if len(words) == 1 else f"textual inversions of {len(words)} words"
+    )
+    rows = "1 vector" if vectors == 1 else f"{vectors} vectors"
+    return f"{count}, {rows}, {' and '.join(map(str, widths))} wide{_MODELS.get(tuple(widths), '')}"
+
+
 def bundled_textual_inversions(lora: Lora) -> tuple[TextualInversion, ...]:
     """The new words in the files of a LoRA, which were trained with it.
 
@@ -149,7 +177,7 @@ def _rows(path: Path, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     rows = tensor[None] if tensor.ndim == 1 else tensor
     if rows.ndim != 2 or not rows.numel():
         raise _no_embedding(path, tensors)
-    return rows.to(torch.float32, copy=True)
+    return rows if rows.is_meta else rows.to(torch.float32, copy=True)
 
 
 def _no_embedding(path: Path, tensors: Mapping[str, Tensor]) -> WeightsError:

@@ -107,18 +107,42 @@ def unet_inputs(outline: Outline) -> dict[str, Any]:
 def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConfig:
     """The sizes of a ControlNet that goes with a variant's UNet.
 
-    Only the channels of its embedding of the image are its own: one entry a halving and one more.
-    Where the file lacks one, it is no ControlNet, or one for other latents, as loading will say.
+    The channels of its embedding of the image are its own: one entry a halving and one more; where
+    the file lacks one, it is no ControlNet, or one for other latents, as loading will say. So are
+    its transformers, of which there may be fewer and smaller ones than in the UNet.
     """
     halvings = variant.vae.downsample_factor.bit_length() - 1
     names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
     tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
     return ControlNetConfig(
-        unet=replace(variant.unet, in_channels=variant.vae.latent_channels),
+        unet=replace(
+            variant.unet,
+            in_channels=variant.vae.latent_channels,
+            **_own_transformers(variant.unet, outline),
+        ),
         conditioning_embedding_out_channels=tuple(
             1 if tensor is None else tensor.shape[0] for tensor in tensors
         ),
     )
+
+
+def _own_transformers(unet: UNet2DConditionConfig, outline: Outline) -> dict[str, Any]:
+    """Where a ControlNet attends to the prompt, and how deep.
+
+    Empty if its levels are others, or it does not attend at all.
+    """
+    levels = _count(outline, r"down_blocks\.(\d+)\.")
+    if levels != len(unet.block_out_channels) or not any(".attn2." in name for name in outline):
+        return {}
+    down, _ = _transformer_layers(outline, levels)
+    return {
+        "cross_attention": tuple(
+            f"down_blocks.{i}.attentions.0.norm.weight" in outline for i in range(levels)
+        ),
+        "transformer_layers_per_block": down,
+        "reverse_transformer_layers_per_block": None,
+        "mid_block_type": _mid_block_type(outline),
+    }
 
 
 def told_controlnet(config: ControlNetConfig, told: Json) -> ControlNetConfig:

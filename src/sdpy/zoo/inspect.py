@@ -12,13 +12,22 @@ from typing import Any
 from torch import Tensor
 
 from sdpy.checkpoints import (
+    DIFFUSERS,
     Checkpoint,
+    Origin,
+    Part,
     Weights,
+    adapter_dialect,
+    describe_adapter,
+    describe_textual_inversion,
     find_parts,
     find_weights,
     guess_kind,
     holds_averages,
+    is_adapter,
+    is_lora_folder,
     is_model_folder,
+    lora_files,
     misfits,
     open_weights,
     read_checkpoint,
@@ -148,12 +157,17 @@ def _look_at(path: Path, variant: str | None, read: Callable[[Path], Checkpoint]
         return _look_at(find_weights(path, variant), None, read)
     if variant is not None:
         raise UsageError(f"{path} is a file, and has no variants; leave --variant out")
+    if is_lora_folder(path):
+        path = lora_files(path)[0]
     files = component_files(path) if os.path.isdir(path) else {}
     vocabulary = files.pop(VOCABULARY, None)
     if files:
         found = [_component(read(file), name, {}) for name, file in files.items()]
         return _with_variant(Inspection(path, "folder", tuple(found), vocabulary=vocabulary), {})
     checkpoint = read(path)
+    addition = _addition(checkpoint)
+    if addition is not None:
+        return Inspection(path, "file", (addition,), metadata=checkpoint.metadata)
     parts = find_parts(checkpoint.outline)
     order = [None, *COMPONENTS]
     names = sorted(parts.by_component, key=order.index)
@@ -171,6 +185,21 @@ def _look_at(path: Path, variant: str | None, read: Callable[[Path], Checkpoint]
         metadata=checkpoint.metadata,
     )
     return _with_variant(seen, {})
+
+
+def _addition(checkpoint: Checkpoint) -> InspectedComponent | None:
+    """What is no component but added to one: an adapter, or new words; None for anything else."""
+    outline = checkpoint.outline
+    is_component = None not in find_parts(outline).by_component
+    if is_component and not is_adapter(outline):
+        return None
+    summary, dialect = describe_adapter(outline), adapter_dialect(outline)
+    if summary is None:
+        summary, dialect = describe_textual_inversion(checkpoint), DIFFUSERS
+    if summary is None:
+        return None
+    part = Part(None, dialect, {name: Origin(name) for name in outline})
+    return InspectedComponent(None, Weights(checkpoint, part), summary, None, {}, False)
 
 
 def _component(

@@ -8,16 +8,26 @@ Every kind adds a share, its weight, of what it would add as a whole. So 0 chang
 what it was trained to do, and in between all kinds are linear.
 """
 
-from sdpy.checkpoints.adapters.files import Lora, find_lora, lora_files, lora_fingerprint
+from sdpy.checkpoints.adapters.files import (
+    Lora,
+    find_lora,
+    is_lora_folder,
+    lora_files,
+    lora_fingerprint,
+)
+from sdpy.checkpoints.adapters.kinds import adapter_dialect, describe_adapter
 from sdpy.checkpoints.adapters.merging import Change, check_loras, lora_changes, merge_loras
 from sdpy.checkpoints.adapters.registry import is_adapter
 
 __all__ = [
     "Change",
     "Lora",
+    "adapter_dialect",
     "check_loras",
+    "describe_adapter",
     "find_lora",
     "is_adapter",
+    "is_lora_folder",
     "lora_changes",
     "lora_files",
     "lora_fingerprint",

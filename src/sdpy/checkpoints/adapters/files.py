@@ -40,6 +40,11 @@ class Lora:
     weight: float = 1.0
 
 
+def is_lora_folder(path: Path) -> bool:
+    """Whether a path is a folder that diffusers or peft wrote for a LoRA."""
+    return any(os.path.isfile(path / name) for name in NAMES)
+
+
 def lora_files(path: Path) -> tuple[Path, ...]:
     """The weights files of a LoRA.
 
@@ -120,7 +125,7 @@ def _loras(folder: Path) -> Iterator[Path]:
     """The LoRAs in a folder and below it, in alphabetical order."""
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
-            if any((entry / name).is_file() for name in NAMES):
+            if is_lora_folder(entry):
                 yield entry
             else:
                 yield from _loras(entry)

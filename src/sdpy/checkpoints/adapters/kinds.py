@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from sdpy.checkpoints.adapters.names import split_name
-from sdpy.checkpoints.adapters.registry import ENDINGS
+from sdpy.checkpoints.adapters.dora import DoRA
+from sdpy.checkpoints.adapters.names import Owner, split_name
+from sdpy.checkpoints.adapters.oft import BOFT, OFT
+from sdpy.checkpoints.adapters.registry import ENDINGS, KINDS, NDIM_OF_BOFT, is_adapter
+from sdpy.components import components_with_role, label_of
 
 # Patterns of names that tell what a file is, in this order.
 OTHER_KINDS: tuple[tuple[str, str], ...] = (
@@ -81,3 +85,54 @@ def model_family(models: Mapping[str, nn.Module]) -> str | None:
     """The family of models, by how wide the text is that the UNet looks at."""
     config = getattr(models.get("unet"), "config", None)
     return CONTEXT_WIDTHS.get(getattr(config, "cross_attention_dim", 0))
+
+
+def describe_adapter(outline: Mapping[str, Tensor]) -> str | None:
+    """What an adapter is, in words; None for what is none."""
+    for pattern, meaning in OTHER_KINDS:
+        if any(re.match(pattern, name) for name in outline):
+            return meaning
+    if not is_adapter(outline):
+        return None
+    endings = {ending for ending in ENDINGS if any(name.endswith(ending) for name in outline)}
+    kinds = [one.kind for one in KINDS if not endings.isdisjoint(one.endings)]
+    if not endings.isdisjoint(DoRA.endings):
+        kinds = [DoRA.kind]
+    elif any(tensor.ndim == NDIM_OF_BOFT for tensor in _blocks(outline)):
+        kinds.remove(OFT.kind)
+    elif BOFT.kind in kinds:
+        kinds.remove(BOFT.kind)
+    family = guess_family(outline)
+    layers = {split_layer(name) for name in outline} - {None}
+    owners = Counter(owner for owner, _ in filter(None, layers))
+    parts = [f"{owners[owner]} of the {_label(owner)}" for owner in owners]
+    return (
+        " and ".join(kinds or ["biases"])
+        + (f" for {family}" if family else "")
+        + (f": layers: {', '.join(parts)}" if parts else "")
+    )
+
+
+def adapter_dialect(outline: Mapping[str, Tensor]) -> str:
+    """Whose names an adapter's are."""
+    if any(name.startswith(("lora_", "lycoris_")) for name in outline):
+        return "kohya's"
+    return "peft's" if any(name.startswith("base_model.") for name in outline) else "diffusers'"
+
+
+def split_layer(name: str) -> tuple[Owner, str] | None:
+    """Whose layer a tensor is for, and which; None for what is for none."""
+    ending = max((one for one in ENDINGS if name.endswith(one)), key=len, default=None)
+    if ending is None:
+        return None
+    owner, rest = split_name(name)
+    return owner, rest.removesuffix(ending)
+
+
+def _blocks(outline: Mapping[str, Tensor]) -> list[Tensor]:
+    return [tensor for name, tensor in outline.items() if name.endswith(".oft_blocks")]
+
+
+def _label(owner: Owner) -> str:
+    names = [one.name for one in components_with_role(owner.role)]
+    return label_of(owner.component if owner.component is not None else names[0])

@@ -28,14 +28,15 @@ ENDINGS: dict[str, str] = {
 }
 """How names of tensors end, and which role that is."""
 
-_NDIM_OF_BOFT = 4
+NDIM_OF_BOFT = 4
+"""Of its blocks; those of an OFT have three dimensions, and the same name."""
 
 
 def kind_of(factors: Factors) -> type[Adapter] | None:
     """The kind of what changes a layer's weight; None for nothing."""
     for kind in KINDS:
         if not factors.names.keys().isdisjoint(kind.endings.values()):
-            if kind is OFT and len(factors.shape("oft_blocks")) == _NDIM_OF_BOFT:
+            if kind is OFT and len(factors.shape("oft_blocks")) == NDIM_OF_BOFT:
                 continue
             return kind
     return None
