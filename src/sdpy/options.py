@@ -141,7 +141,7 @@ def taken(group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for field, one in options_of(group):
-        names = {flag.lstrip("-").replace("_", "-") for flag in one.flags}
+        names = {flag.split("/")[0].lstrip("-").replace("_", "-") for flag in one.flags}
         for name, value in values.items():
             if name.replace("_", "-") in names:
                 found[field.name] = value

@@ -193,3 +193,10 @@ def test_labels_are_names_of_samplers() -> None:
     for name, row in SCHEDULERS.items():
         assert find_scheduler(row.label) == (name, None)
     assert set(SIGMA_LABELS) == set(SIGMAS)
+
+
+def test_options_of_models_are_read_back_likewise() -> None:
+    options = ModelOptions(fast_kernels=False, cpu=("vae",), model="demo", threads=2, offload=True)
+    written = json.loads(json.dumps(given(replace(options, data=None))))  # type: ignore[arg-type]
+    assert written["fast-kernels"] is False
+    assert ModelOptions(**{**taken(ModelOptions, written), "data": Path("data")}) == options

@@ -18,9 +18,11 @@ from sdpy.cli.convert import convert
 from sdpy.cli.download import download
 from sdpy.cli.generate import generate
 from sdpy.cli.img2img import img2img
+from sdpy.cli.info import info
 from sdpy.cli.inpaint import inpaint
 from sdpy.cli.inspect import inspect
 from sdpy.cli.options import flatten
+from sdpy.cli.replay import replay
 from sdpy.cli.schedulers import schedulers
 from sdpy.errors import SdpyError, ShortageError, is_shortage
 
@@ -29,6 +31,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "img2img": img2img,
     "inpaint": inpaint,
     "batch": batch,
+    "info": info,
+    "replay": replay,
     "schedulers": schedulers,
     "download": download,
     "inspect": inspect,

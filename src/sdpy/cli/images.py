@@ -104,7 +104,7 @@ class _FileWriter:
             lines = [f"replacing {path}"]
         written = self.output.write(image, path, values)
         if self.options.json:
-            print(_json(image, written), flush=True)
+            print(image_json(image, written), flush=True)
         elif not self.options.quiet:
             print(written, flush=True)
         return lines
@@ -161,7 +161,8 @@ def _values(pipeline: Pipeline, asked: ImageRequest, output: ImageOutput) -> lis
     return values
 
 
-def _json(image: GeneratedImage, path: Path) -> str:
+def image_json(image: GeneratedImage, path: Path) -> str:
+    """What ``--json`` prints of an image: a line."""
     record = json.loads(image.record) if image.record else None
     facts = {"path": str(path), "seed": image.seed, "width": image.width, "height": image.height}
     return json.dumps({**facts, "record": record})

@@ -12,21 +12,22 @@ if TYPE_CHECKING:  # at run time these would import torch
 
 
 def follow(
-    events: Iterator[PipelineEvent], display: ProgressDisplay, seeds: str, verbose: bool
+    events: Iterator[PipelineEvent], display: ProgressDisplay, seeds: str | None, verbose: bool
 ) -> Generator[ImageReady, None, None]:
     """Show the events of a pipeline; yield its images.
 
     Args:
         events: of the pipeline.
         display: that shows them.
-        seeds: what is said of the seeds, once everything has been checked.
+        seeds: what is said of the seeds, once everything has been checked; None for
+            nothing.
         verbose: whether details are shown.
     """
     from sdpy.pipelines.events import Detail, Notice, Progress, PromptTokenized
 
     bar = None
     for k, event in enumerate(events):
-        if k == 0:
+        if k == 0 and seeds is not None:
             display.line(seeds)
         if isinstance(event, Notice):
             display.line(event.text)

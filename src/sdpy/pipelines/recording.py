@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdpy import __version__
-from sdpy.checkpoints import DTYPES_BY_NAME, FileState, file_state, fingerprint
+from sdpy.checkpoints import DTYPES_BY_NAME, FileState, file_state, fingerprint, lora_fingerprint
 from sdpy.components import COMPONENTS
 from sdpy.images.metadata import ImageTexts
 from sdpy.metadata.parameters import Parameters, parameters_text
@@ -90,8 +90,8 @@ class Recorder:
                 "variant": session.variant.name,
                 "prediction-type": session.variant.noise.prediction_type,
             },
-            files=self._files,
-            environment=_environment(session),
+            files=self.files,
+            environment=environment(session),
         )
 
     def parameters(self, record: ImageRecord, resolved: Request) -> Parameters:
@@ -150,15 +150,16 @@ class Recorder:
                     found += [(role, state) for state in refiner.fingerprint(name)]
         found.append(("vocabulary", file_state(Path(source.files.vocabulary))))
         for role, paths in (
-            ("lora", [lora.path for lora in self.asked.lora]),
             ("embedding", [one.path for one in self.asked.embedding]),
             ("controlnet", [Path(control.weights) for control in self.asked.controls]),
         ):
             found += [(role, state) for path in paths for state in fingerprint(path)]
+        for lora in self.asked.lora:
+            found += [("lora", state) for state in lora_fingerprint(lora.path)]
         return found
 
     @cached_property
-    def _files(self) -> tuple[RecordedFile, ...]:
+    def files(self) -> tuple[RecordedFile, ...]:
         """All files, with their hashes, which are waited for."""
         hashes = self.session.hashes
         weights = (
@@ -217,7 +218,7 @@ def _control_options(controls: tuple[ControlImage, ...]) -> dict[str, Any]:
     }
 
 
-def _environment(session: Session) -> dict[str, str]:
+def environment(session: Session) -> dict[str, str]:
     """What rounding depends on."""
     device = session.placement["unet"]
     name = str(device.type)
@@ -228,6 +229,7 @@ def _environment(session: Session) -> dict[str, str]:
         "torch": str(torch.__version__),
         "device": name,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
         "dtype": dtypes.get(session.execution.dtype, str(session.execution.dtype)),
     }
 
