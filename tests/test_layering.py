@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("pipelines",),
     ("benchmark",),
-    ("jobs",),
+    ("jobs", "gallery"),
     ("cli",),
     ("__main__",),
 )

@@ -17,6 +17,7 @@ from sdpy.cli.bench import bench
 from sdpy.cli.convert import convert
 from sdpy.cli.download import download
 from sdpy.cli.generate import generate
+from sdpy.cli.grid import grid
 from sdpy.cli.img2img import img2img
 from sdpy.cli.info import info
 from sdpy.cli.inpaint import inpaint
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "batch": batch,
     "info": info,
     "replay": replay,
+    "grid": grid,
     "schedulers": schedulers,
     "download": download,
     "inspect": inspect,

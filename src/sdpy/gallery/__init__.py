@@ -1,0 +1,1 @@
+"""Looking at many pictures: contact sheets, and a page for the browser."""
