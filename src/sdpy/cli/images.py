@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from sdpy.cli.display import open_display
 from sdpy.cli.options import OutputOptions
 from sdpy.cli.progress import follow
+from sdpy.cli.steps import StepWriter
 from sdpy.errors import UsageError
 from sdpy.runtime.options import ModelOptions
 
 if TYPE_CHECKING:  # at run time these would import torch
     from sdpy.images.metadata import GeneratedImage
     from sdpy.jobs.output import ImageOutput
+    from sdpy.pipelines.events import ImageReady, StepReady
     from sdpy.pipelines.inputs import ImageLike, ImageRequest
     from sdpy.pipelines.pipeline import Pipeline
 
@@ -53,11 +55,17 @@ def make_images(
         open_display(output.quiet) as display,
     ):
         writer.prepare(pipeline)
-        events = follow(pipeline.run([asked]), display, _seeds_text(asked), output.verbose)
+        interval = output.step_interval if _shows_steps(output) else None
+        events = follow(
+            pipeline.run([asked], step_interval=interval),
+            display,
+            _seeds_text(asked),
+            output.verbose,
+        )
         # Closed at once when writing fails, so that the bar is gone before the error is printed.
         with closing(events) as images:
             for ready in images:
-                for line in writer.write(ready.image, ready.sample):
+                for line in writer.write(ready):
                     display.line(line)
 
 
@@ -82,6 +90,7 @@ class _FileWriter:
         self.output = ImageOutput(template, options.overwrite, options.no_clobber)
         self.values: list[dict[str, Any]] = [{} for _ in range(asked.num_samples)]
         self.paths: list[Path] = []
+        self.steps = StepWriter(options, replaces=self.output.replaces)
         check_format(template.text)
         if template.is_plain:
             self._choose_paths()
@@ -95,11 +104,18 @@ class _FileWriter:
     def _choose_paths(self) -> None:
         self.paths = self.output.paths(self.values)
         self.output.check(self.paths)
+        self.steps.check(self.paths)
 
-    def write(self, image: GeneratedImage, sample: int) -> list[str]:
-        """Write an image; returns what is to be said of it."""
-        lines = []
-        path, values = self.paths[sample], self.values[sample]
+    def write(self, ready: ImageReady | StepReady) -> list[str]:
+        """Write an image, or what it looks like after a step; returns what is to be said of it."""
+        from sdpy.pipelines.events import StepReady
+
+        if isinstance(ready, StepReady):
+            self.steps.write(ready, self.paths[ready.sample])
+            return []
+        lines, image = [], ready.image
+        path, values = self.paths[ready.sample], self.values[ready.sample]
+        self.steps.finish(ready, path)
         if self.output.replaces and path.exists():
             lines = [f"replacing {path}"]
         written = self.output.write(image, path, values)
@@ -116,6 +132,8 @@ class _StreamWriter:
     def __init__(self, options: OutputOptions, asked: ImageRequest) -> None:
         if asked.num_samples != 1:
             raise UsageError("-o - is for one image: leave out --num-samples, or name files")
+        if _shows_steps(options):
+            raise UsageError("-o - is for one image: name a file, which those of the steps go with")
         if options.json:
             raise UsageError("-o - and --json both write to standard output: name a file")
         if sys.stdout.isatty():
@@ -124,13 +142,17 @@ class _StreamWriter:
     def prepare(self, pipeline: Pipeline) -> None:
         """Nothing depends on the model."""
 
-    def write(self, image: GeneratedImage, sample: int) -> list[str]:
+    def write(self, ready: ImageReady | StepReady) -> list[str]:
         """Write an image; returns what is to be said of it."""
         from sdpy.images.files import encode_image
 
-        sys.stdout.buffer.write(encode_image(image, "PNG", image.texts))
+        sys.stdout.buffer.write(encode_image(ready.image, "PNG", ready.image.texts))
         sys.stdout.buffer.flush()
         return []
+
+
+def _shows_steps(options: OutputOptions) -> bool:
+    return options.step_images or options.step_animation
 
 
 def _is_stream(options: OutputOptions) -> bool:

@@ -182,6 +182,28 @@ class OutputOptions:
         help="Refuse, before any work, to replace a file that exists.",
         panel=_OUTPUT,
     )
+    step_images: bool = option(
+        False,
+        "--intermediary-images",
+        "--step-images",
+        help="Also write what the image looks like after each step: sd_final.step-07.png. TAESD "
+        "(--vae-weights) makes this quick.",
+        panel=_OUTPUT,
+    )
+    step_interval: int = option(
+        1,
+        "--step-interval",
+        help="Write it every so many steps.",
+        panel=_OUTPUT,
+        metavar="N",
+        minimum=1,
+    )
+    step_animation: bool = option(
+        False,
+        "--step-animation",
+        help="Write it as an animation instead: sd_final.steps.webp.",
+        panel=_OUTPUT,
+    )
     no_metadata: bool = option(
         False,
         "--no-metadata",

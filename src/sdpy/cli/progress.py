@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from sdpy.cli.display import ProgressDisplay
 
 if TYPE_CHECKING:  # at run time these would import torch
-    from sdpy.pipelines.events import ImageReady, PipelineEvent
+    from sdpy.pipelines.events import ImageReady, PipelineEvent, StepReady
 
 
 def follow(
     events: Iterator[PipelineEvent], display: ProgressDisplay, seeds: str | None, verbose: bool
-) -> Generator[ImageReady, None, None]:
+) -> Generator[ImageReady | StepReady, None, None]:
     """Show the events of a pipeline; yield its images.
 
     Args:

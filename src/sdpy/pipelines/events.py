@@ -20,6 +20,8 @@ __all__ = [
     "PipelineEvent",
     "Progress",
     "PromptTokenized",
+    "StepDecoded",
+    "StepReady",
 ]
 
 
@@ -83,6 +85,44 @@ class ImageDecoded:
 
 
 @dataclass(frozen=True)
+class StepDecoded:
+    """What an image looks like between two steps.
+
+    Attributes:
+        number, request, sample: see `ImageDecoded`.
+        step: how many steps are done.
+        steps: how many there will be.
+        pixels: (1, 3, H, W) float32 on the CPU, in about [-1, 1].
+    """
+
+    number: int
+    request: int
+    sample: int
+    step: int
+    steps: int
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class StepReady:
+    """What an image looks like between two steps.
+
+    Attributes:
+        number, request, sample: see `ImageReady`.
+        step: how many steps are done.
+        steps: how many there will be.
+        image: without metadata.
+    """
+
+    number: int
+    request: int
+    sample: int
+    step: int
+    steps: int
+    image: GeneratedImage
+
+
+@dataclass(frozen=True)
 class ImageReady:
     """An image is finished.
 
@@ -99,8 +139,8 @@ class ImageReady:
     image: GeneratedImage
 
 
-Event = Notice | Detail | PromptTokenized | Progress | ImageDecoded
+Event = Notice | Detail | PromptTokenized | Progress | StepDecoded | ImageDecoded
 """What generating yields, down to tensors."""
 
-PipelineEvent = Notice | Detail | PromptTokenized | Progress | ImageReady
+PipelineEvent = Notice | Detail | PromptTokenized | Progress | StepReady | ImageReady
 """What a pipeline yields, with finished images."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from torch import Tensor
+
 from sdpy.errors import ShortageError
 from sdpy.models import UNet2DConditionModel
 from sdpy.optimizations.approximate import approximate
@@ -14,7 +16,7 @@ from sdpy.optimizations.exact.sliced_attention import slice_attention
 from sdpy.pipelines.controlnet import Control, LoadedControl, loaded_controls
 from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
 from sdpy.pipelines.encoding import encode_plans
-from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress
+from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress, StepDecoded
 from sdpy.pipelines.mask_conditioning import takes_mask
 from sdpy.pipelines.plan import PlannedRequest, describe_plan, plan_request, resolved
 from sdpy.pipelines.request import Request
@@ -73,7 +75,9 @@ class Stage:
     controls: tuple[tuple[Control, ...], ...]
 
 
-def generate(session: Session, requests: Sequence[Request]) -> Iterator[Event]:
+def generate(
+    session: Session, requests: Sequence[Request], step_interval: int | None = None
+) -> Iterator[Event]:
     """Generate the images of some requests, telling what happens.
 
     The iterator does the work while it is asked for events. Everything is checked before a model is
@@ -83,6 +87,8 @@ def generate(session: Session, requests: Sequence[Request]) -> Iterator[Event]:
     Args:
         session: that loads the models.
         requests: what is asked for; at least one.
+        step_interval: how many steps there are between two after which images are decoded, to be
+            looked at; None for no such. It takes the autoencoder beside the UNet.
 
     Raises:
         UsageError, ImageError, WeightsError: a request that cannot work.
@@ -95,12 +101,16 @@ def generate(session: Session, requests: Sequence[Request]) -> Iterator[Event]:
         number = 1
         for _, group in groupby(enumerate(plans), key=lambda item: item[1].batch_key):
             members = list(group)
-            yield from _generate_group(session, members, number, images)
+            yield from _generate_group(session, members, number, images, step_interval)
             number += sum(plan.request.num_samples for _, plan in members)
 
 
 def _generate_group(
-    session: Session, members: Sequence[tuple[int, PlannedRequest]], number: int, images: int
+    session: Session,
+    members: Sequence[tuple[int, PlannedRequest]],
+    number: int,
+    images: int,
+    step_interval: int | None,
 ) -> Iterator[Event]:
     """The images of requests that can be computed together."""
     plans = [plan for _, plan in members]
@@ -158,7 +168,7 @@ def _generate_group(
         # Of a session for this request alone, nothing is needed after its last batch.
         here = models.releasing("unet", "vae", "controlnet") if last else models
         try:
-            yield from _generate_batch(here, refiner, batch, images)
+            yield from _generate_batch(here, refiner, batch, images, step_interval)
         except ShortageError:
             if len(batch) == 1:
                 raise
@@ -178,6 +188,7 @@ def _generate_batch(
     refiner: RequestModels | None,
     batch: Sequence[ImageJob],
     images: int,
+    step_interval: int | None,
 ) -> Iterator[Event]:
     """Latents, denoising loop and decoder for the images of one batch."""
     plan = batch[0].plan
@@ -213,12 +224,26 @@ def _generate_batch(
                 latents = step.latents
                 yield from step.notices
                 yield Progress(first, last, images, step.index, steps)
+                if step_interval and step.index < steps and step.index % step_interval == 0:
+                    # As the UNet would see them: without what is too much of their noise.
+                    upcoming = scheduler.timesteps[step.index]
+                    seen = scheduler.scale_model_input(latents, upcoming)
+                    yield from _decode_step(models, batch, seen, step.index, steps)
         # A refiner is shown neither mask nor masked image.
         start = replace(start, latents=latents, image_conditioning=None)
     pixels = yield from decode(models, latents)
     for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
         request = resolved(models.session, job.plan, job.seed)
         yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
+
+
+def _decode_step(
+    models: RequestModels, batch: Sequence[ImageJob], latents: Tensor, step: int, steps: int
+) -> Iterator[Event]:
+    """What the images of a batch look like after a step."""
+    pixels = yield from decode(models, latents)
+    for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
+        yield StepDecoded(job.number, job.request, job.sample, step, steps, image)
 
 
 def _stages(

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from sdpy.images.metadata import NO_TEXTS, GeneratedImage
 from sdpy.images.tensors import tensor_to_image
 from sdpy.options import parse
-from sdpy.pipelines.events import ImageDecoded, ImageReady, Notice, PipelineEvent, Progress
+from sdpy.pipelines.events import (
+    ImageDecoded,
+    ImageReady,
+    Notice,
+    PipelineEvent,
+    Progress,
+    StepDecoded,
+    StepReady,
+)
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.inputs import ImageRequest, prepare_request
 from sdpy.pipelines.plan import plan_request, resolved
@@ -172,13 +180,20 @@ class Pipeline:
         """
         return self._images(replace(request, image=image, mask=mask))
 
-    def run(self, requests: Sequence[ImageRequest]) -> Iterator[PipelineEvent]:
-        """The events of several requests, which are computed together where that can be done."""
+    def run(
+        self, requests: Sequence[ImageRequest], *, step_interval: int | None = None
+    ) -> Iterator[PipelineEvent]:
+        """The events of several requests, which are computed together where that can be done.
+
+        Args:
+            requests: at least one.
+            step_interval: every so many steps, what the images look like is an event.
+        """
         prepared = [prepare_request(self.session, request) for request in requests]
         recorders = [Recorder(self.session, request) for request in requests]
         yield from (Notice(text) for one in prepared for text in one.notices)
         is_computing = False
-        for event in generate(self.session, [one.request for one in prepared]):
+        for event in generate(self.session, [one.request for one in prepared], step_interval):
             if isinstance(event, Progress) and self.metadata and not is_computing:
                 is_computing = True
                 for recorder in recorders:
@@ -190,6 +205,11 @@ class Pipeline:
                     texts = recorders[event.request].texts(event.resolved, image.size)
                 made = GeneratedImage.of(image, texts, event.seed)
                 yield ImageReady(event.number, event.request, event.sample, made)
+            elif isinstance(event, StepDecoded):
+                image = prepared[event.request].finish(tensor_to_image(event.pixels))
+                seen = GeneratedImage.of(image, NO_TEXTS, requests[event.request].seed)
+                place = (event.number, event.request, event.sample)
+                yield StepReady(*place, event.step, event.steps, seen)
             else:
                 yield event
 
