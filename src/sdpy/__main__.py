@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import sys
 
@@ -10,6 +11,8 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     from sdpy.runtime.threads import wait_passively
 
+    # Should the process die of what a file does to its mapping, something is said of it at least.
+    faulthandler.enable(all_threads=False)
     wait_passively()  # before anything imports torch
     from sdpy.cli.app import run
 

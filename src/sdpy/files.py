@@ -33,7 +33,7 @@ def open_input(path: str | os.PathLike[str]) -> BinaryIO:
             raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
         if not stat.S_ISREG(kind):
             raise OSError(errno.ENODEV, "it is not a plain file", os.fspath(path))
-        return os.fdopen(descriptor, "rb")
+        return open(path, "rb", opener=lambda *_: descriptor)  # a file that knows its name
     except BaseException:
         os.close(descriptor)
         raise

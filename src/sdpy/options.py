@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sdpy.errors import UsageError
@@ -105,10 +107,24 @@ def parse(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         one = fields[name].metadata.get(_KEY)
         if one is None or one.parse is None or value is None:
-            parsed[name] = value
+            parsed[name] = _at_home(value)
         else:
             parsed[name] = one.parse(value)
     return parsed
+
+
+def _at_home(value: Any) -> Any:
+    """Paths with the home folder for ``~``, which shells leave alone after an equals sign."""
+    if isinstance(value, Path):
+        return path_of(value)
+    if isinstance(value, Mapping):
+        return {name: _at_home(one) for name, one in value.items()}
+    return value
+
+
+def path_of(text: str | os.PathLike[str]) -> Path:
+    """A path as people write it: ``~`` is the home folder."""
+    return Path(os.path.expanduser(text))
 
 
 def facts_of(group: Any) -> dict[str, str]:

@@ -448,3 +448,11 @@ def test_the_fullest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [torch.device(name) for name in free]
     assert find_room(Execution(), devices).gpu == 6 * GIB
     assert find_room(Execution(), [torch.device("mps")]).gpu == float("inf")
+
+
+def test_long_prompts_take_memory(sd15: ModelFiles) -> None:
+    """A prompt of 100,000 tokens takes gigabytes, which are known before it is encoded."""
+    session = session_of(sd15)
+    short, long = (workload_of(session, chunks=chunks) for chunks in (1, 1300))
+    difference = long.need(Execution()).main - short.need(Execution()).main
+    assert 3 * GIB < difference < 30 * GIB

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -119,6 +121,25 @@ class MappedFile:
 
     storage: torch.UntypedStorage
     mapping: mmap.mmap
+    path: str
+    descriptor: int
+    state: tuple[int, int]
+
+    def check_unchanged(self) -> None:
+        """Find out whether the file still has the size and time of change that it was mapped with.
+
+        A file that was cut short in its place ends the process when a page of it is touched that
+        is no longer there; one that was overwritten gives other numbers. Another file that took
+        its name does no harm.
+
+        Raises:
+            WeightsError: it has others.
+        """
+        if _state(self.descriptor) != self.state:
+            raise WeightsError(
+                f"{self.path} was changed while it was in use; run the command again, and leave "
+                "the file alone meanwhile"
+            )
 
     def forget(self, tensor: Tensor | None = None) -> None:
         """Give back all pages, or a tensor's, where the system can; they are read when touched."""
@@ -150,7 +171,17 @@ class MappedFile:
 def map_file(file: BinaryIO) -> MappedFile:
     """Map a file that is open for reading."""
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return MappedFile(torch.frombuffer(mapping, dtype=torch.uint8).untyped_storage(), mapping)
+    storage = torch.frombuffer(mapping, dtype=torch.uint8).untyped_storage()
+    descriptor = os.dup(file.fileno())
+    mapped = MappedFile(storage, mapping, str(file.name), descriptor, _state(descriptor))
+    weakref.finalize(mapped, os.close, descriptor)
+    return mapped
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    """Size and time of change of an open file."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def mapped_piece(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from sdpy.errors import ImageError
+from sdpy.files import open_input
 from sdpy.images.frame import size_text
 from sdpy.images.profiles import to_srgb
 
@@ -130,12 +130,7 @@ def open_picture(
 def opened(path: Path) -> Iterator[Image.Image]:
     """An image file for the duration of a block, in which whatever fails ends in ImageError."""
     with _guarded(str(path)):
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise ImageError(f"{path}: is a folder; give the path of an image")
-        if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
-            raise ImageError(f"{path}: is not a plain file; give the path of an image")
-        with path.open("rb") as file, _open(file, str(path)) as image:
+        with open_input(path) as file, _open(file, str(path)) as image:
             yield image
 
 
@@ -187,6 +182,8 @@ def _guarded(path: str) -> Iterator[None]:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"{path}: no such image; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path}: is a folder; give the path of an image") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{path}: not an image of a known kind; PNG, JPEG, WebP, TIFF, GIF, BMP and others "

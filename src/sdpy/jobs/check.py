@@ -241,6 +241,7 @@ class Checker:
             models,
             plan.shape,
             contexts=1 + plan.guided,
+            chunks=plan.prompts.chunks,
             controlnets=[control.weights for control in plan.request.controls],
             encodes=size is not None,
         )

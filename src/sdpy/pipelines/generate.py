@@ -121,6 +121,7 @@ def _generate_group(
         models,
         plans[0].shape,
         contexts=len(plans[0].prompts.parts) + plans[0].guided,
+        chunks=max(plan.prompts.chunks for plan in plans),
         images=sum(plan.request.num_samples for plan in plans),
         controlnets=[control.weights for control in request.controls],
         encodes=request.image is not None or takes_mask(session),
@@ -221,6 +222,7 @@ def _generate_batch(
                 fallbacks=_fallbacks(stage.models, unet, controls),
                 steps=stage.steps,
             ):
+                stage.models.session.check_unchanged()
                 latents = step.latents
                 yield from step.notices
                 yield Progress(first, last, images, step.index, steps)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpy.errors import UsageError
-from sdpy.options import check_ranges
+from sdpy.options import check_ranges, path_of
 from sdpy.pipelines.request import (
     STRENGTH,
     GenerationOptions,
@@ -249,7 +248,7 @@ def _open(image: ImageLike, least: tuple[int, int] | None = None) -> Picture:
     from sdpy.images.reading import open_picture, to_picture
 
     if isinstance(image, str | os.PathLike):
-        return open_picture(Path(image), least=least)
+        return open_picture(path_of(image), least=least)
     return to_picture(image, least=least)
 
 
@@ -285,4 +284,4 @@ def _fit_control(
     if image.size != size:
         image = replace(cover, source=image.size).apply(image)
     shown: Tensor = preprocess(image_to_tensor(cut(image)))
-    return Control(Path(control.weights), shown, control.scale, control.start, control.end)
+    return Control(path_of(control.weights), shown, control.scale, control.start, control.end)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpy.errors import UsageError
-from sdpy.options import number_text
+from sdpy.options import number_text, path_of
 from sdpy.schedulers.registry import SCHEDULERS
 
 if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
@@ -131,14 +131,14 @@ def _read_lora(value: str | Path | Lora) -> Lora:
     text = os.fspath(value)
     path, colon, weight = text.rpartition(":")
     if not colon or os.path.exists(text):
-        return Lora(Path(text))
+        return Lora(path_of(text))
     try:
         share = float(weight)
     except ValueError:
-        return Lora(Path(text))
+        return Lora(path_of(text))
     if not path or not math.isfinite(share):
         raise UsageError(f"--lora {text}: give a path, or a path, a colon and a finite number")
-    return Lora(Path(path), share)
+    return Lora(path_of(path), share)
 
 
 def show_loras(loras: Iterable[Lora]) -> list[str]:
@@ -166,10 +166,10 @@ def _read_embedding(value: str | Path | TextualInversion) -> tuple[TextualInvers
     text = os.fspath(value)
     name, equals, path = text.partition("=")
     if not equals or os.path.exists(text):
-        return read_textual_inversions(Path(text))
+        return read_textual_inversions(path_of(text))
     if not name.strip():
         raise UsageError(f"--embedding {text}: no name before the =; use NAME=PATH or PATH")
-    return read_textual_inversions(Path(path), name.strip())
+    return read_textual_inversions(path_of(path), name.strip())
 
 
 def show_embeddings(embeddings: Iterable[TextualInversion]) -> list[str]:

@@ -49,12 +49,30 @@ def free_memory(root: Path = ROOT) -> int | None:
     kernel = read_numbers(root / "proc/meminfo")
     if "MemAvailable" not in kernel:
         return _physical_memory() if root == ROOT else None
-    return max(0, min([1024 * kernel["MemAvailable"], *_left_in_groups(root)]))
+    lefts = [*_left_in_groups(root), *_left_in_address_space(root)]
+    return max(0, min([1024 * kernel["MemAvailable"], *lefts]))
 
 
 def resident_memory(root: Path = ROOT) -> int:
     """Bytes of this process that are in memory now; 0 where nobody says."""
     return 1024 * read_numbers(root / "proc/self/status").get("VmRSS", 0)
+
+
+def address_space() -> int | None:
+    """Bytes of addresses that this process may use (``ulimit -v``); None where nobody limits it."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except (ImportError, AttributeError, OSError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _left_in_address_space(root: Path) -> Iterator[int]:
+    limit = address_space() if root == ROOT else None
+    if limit is not None:
+        yield limit - 1024 * read_numbers(root / "proc/self/status").get("VmSize", 0)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:

@@ -36,6 +36,8 @@ STEADY = 150 * 10**6
 # if all that it computes with were such.
 UNET_MAPS = 36
 CONTROL_MAPS = 12
+TOKEN_MAPS = 8
+"""Likewise, of a prompt's tokens: their embeddings, and their keys and values in a transformer."""
 DECODER_MAPS = 8
 ENCODER_MAPS = 7
 TILED_DECODER_MAPS = 4
@@ -161,9 +163,11 @@ class Workload:
         width, height: of an image, in pixels.
         positions: of an image's latents.
         contexts: for how many contexts the UNet evaluates each image: 2 with guidance.
+        tokens: of each of them.
         images: how many there are to be, all in all.
         text_encoders, unet, vae, controlnets: the models that are to run.
         unet_width, vae_width: channels of their first level.
+        token_width: numbers that a token of a prompt takes while the UNet looks at it.
         encodes: whether it begins with an image.
         tiny_vae: whether the autoencoder is a tiny one, which is not tiled.
         lora_bytes: of these files.
@@ -173,12 +177,14 @@ class Workload:
     height: int
     positions: int
     contexts: int
+    tokens: int
     images: int
     text_encoders: tuple[WeightsSize, ...]
     unet: WeightsSize
     vae: WeightsSize
     controlnets: tuple[WeightsSize, ...]
     unet_width: int
+    token_width: int
     vae_width: int
     encodes: bool
     tiny_vae: bool
@@ -191,6 +197,7 @@ class Workload:
         latent_shape: tuple[int, int, int, int],
         *,
         contexts: int = 2,
+        chunks: int = 1,
         images: int = 1,
         controlnets: Sequence[Path] = (),
         encodes: bool = False,
@@ -201,6 +208,7 @@ class Workload:
             models: of the request.
             latent_shape: of an image.
             contexts, images, encodes: see the attributes.
+            chunks: of the longest prompt.
             controlnets: their files.
         """
         variant, vae = models.variant, models.session.config("vae")
@@ -211,6 +219,7 @@ class Workload:
             height=factor * latent_shape[-2],
             positions=latent_shape[-1] * latent_shape[-2],
             contexts=contexts,
+            tokens=chunks * variant.text_encoder.max_position_embeddings,
             images=images,
             text_encoders=tuple(
                 WeightsSize.of(models, one.name)
@@ -221,6 +230,8 @@ class Workload:
             vae=WeightsSize.of(models, "vae"),
             controlnets=tuple(WeightsSize.of(models, "controlnet", path) for path in controlnets),
             unet_width=variant.unet.block_out_channels[0],
+            token_width=TOKEN_MAPS
+            * (variant.unet.cross_attention_dim + max(variant.unet.block_out_channels)),
             vae_width=vae.channels if tiny else vae.block_out_channels[0],
             encodes=encodes,
             tiny_vae=tiny,
@@ -276,7 +287,9 @@ class Workload:
             yield phase((text_encoder,), 0) + files
         maps = UNET_MAPS + CONTROL_MAPS * len(self.controlnets)
         positions = self.contexts * batch * self.positions
-        yield phase((self.unet, *self.controlnets), maps * positions * self.unet_width) + files
+        values = maps * positions * self.unet_width
+        values += self.contexts * batch * self.tokens * self.token_width
+        yield phase((self.unet, *self.controlnets), values) + files
         tiled = execution.is_tiled_on(self.vae.device) and not self.tiny_vae
         pixels = batch * self.width * self.height
         maps = TILED_DECODER_MAPS if tiled else DECODER_MAPS

@@ -114,6 +114,11 @@ class LoadedModel:
     file: Weights
     users: int = 0
 
+    def check_unchanged(self) -> None:
+        """Raises ``WeightsError`` if a file that its weights lie in was changed in its place."""
+        for mapping in self.file.mappings:
+            mapping.check_unchanged()
+
     def release(self) -> None:
         """Give back its memory, even where somebody still holds the model."""
         self.model.to("meta")
@@ -328,6 +333,16 @@ class Session:
         chosen = (names if self.keep_models else frozenset()) if keep is None else keep
         return RequestModels(self, execution, self.placement, loras, chosen)
 
+    def check_unchanged(self) -> None:
+        """See to it that the files of the models in use are those that were opened.
+
+        Raises:
+            WeightsError: one was changed in its place.
+        """
+        for loaded in self._loaded.values():
+            if loaded.users:
+                loaded.check_unchanged()
+
     def take_notices(self) -> Iterator[Notice]:
         """What the user should know about the files; each is told once in a session."""
         while self._notices:
@@ -377,7 +392,9 @@ class Session:
         offload = key.execution.offloads_on(key.device)
         try:
             with moved(loaded.model, key.device) if offload else nullcontext():
+                loaded.check_unchanged()
                 yield loaded.model
+                loaded.check_unchanged()
         finally:
             loaded.users -= 1
             if not (keep or offload) and not loaded.users:

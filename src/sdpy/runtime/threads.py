@@ -9,9 +9,13 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from pathlib import Path
 
 from sdpy.runtime.linux import ROOT, control_groups, read_lines, read_number
+from sdpy.runtime.memory import address_space
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables by which users say how OpenMP's threads wait."""
+
+ADDRESSES_FOR_THREADS = 4 * 2**30
+"""Bytes of address space from which on there may be several threads."""
 
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which users say how many threads there are."""
@@ -52,6 +56,9 @@ def limit_threads(root: Path = ROOT) -> None:
 def usable_cores(root: Path = ROOT) -> int:
     """How many cores this process may use, at least 1.
 
+    A single one where the address space is limited to less than each thread's share of it would
+    leave room in: a thread that cannot start ends the process.
+
     These are the processors that its affinity allows, as far as the CPU quota of its container
     suffices for them: Linux control groups of both versions, with all their ancestors. Two
     hardware threads of a core count as one, because they share its units for multiplication.
@@ -59,6 +66,9 @@ def usable_cores(root: Path = ROOT) -> int:
     Args:
         root: folder in which ``proc`` and ``sys`` are.
     """
+    limit = address_space() if root == ROOT else None
+    if limit is not None and limit < ADDRESSES_FOR_THREADS:
+        return 1
     processors = _processors(root)
     cores = len({_siblings(number, root) for number in processors})
     quotas = [math.ceil(quota) for quota in _quotas(root)]

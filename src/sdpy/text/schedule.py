@@ -177,6 +177,12 @@ class EncoderPrompts:
         return self.schedules[0].parts
 
     @property
+    def chunks(self) -> int:
+        """Chunks of the longest prompt or negative prompt."""
+        prompts = (one for schedule in self.schedules for _, one in schedule.all_prompts())
+        return max(len(prompt.chunks) for prompt in prompts)
+
+    @property
     def weights(self) -> tuple[float, ...] | None:
         """One a part; None for a prompt without ``AND``."""
         return self.schedules[0].weights

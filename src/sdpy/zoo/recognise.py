@@ -26,6 +26,7 @@ from sdpy.errors import SdpyError, UsageError, WeightsError
 from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from sdpy.schedulers import SCHEDULERS
 from sdpy.schema import Validated
+from sdpy.zoo.cache import cached_model, is_hub_name, snapshot_in
 from sdpy.zoo.classes import read_config
 from sdpy.zoo.configs import GUESSED, is_known, noise_config
 from sdpy.zoo.files import ModelFiles, find_files
@@ -103,12 +104,7 @@ def _find_source(
     weights_variant: str | None,
 ) -> ModelSource:
     if name not in VARIANTS:
-        path = Path(name)
-        if not name.strip() or not os.path.exists(path):  # False also for a bad name
-            raise UsageError(
-                f"unknown model '{name}': use one of {', '.join(VARIANTS)}, "
-                "or the path of a folder or file"
-            )
+        path = find_path(name, data)
         return recognise(path, data, given, prediction, weights_variant)
     variant = VARIANTS[name]
     if variant.bundled is None:
@@ -120,6 +116,27 @@ def _find_source(
     if weights_variant is not None:
         raise UsageError(_NO_VARIANTS.format(path=data if variant.bundled is None else name))
     return ModelSource(variant, find_files(variant, data, given))
+
+
+def find_path(name: str, data: Path) -> Path:
+    """The folder or file that a model's name means, which is of no variant.
+
+    Raises:
+        UsageError: there is none.
+        WeightsError: it was to be downloaded, but is not there.
+    """
+    path = Path(os.path.expanduser(name))
+    if name.strip() and os.path.exists(path):  # False also for a bad name
+        return snapshot_in(path)
+    cached = cached_model(name, data)
+    if cached is not None:
+        return snapshot_in(cached)
+    advice = f"; if {name} is on a hub, `sdpy download {name}` fetches it"
+    home = "" if str(path) == name else f" ({path}, in your home folder)"
+    raise UsageError(
+        f"unknown model '{name}'{home}: use one of {', '.join(VARIANTS)}, "
+        f"or the path of a folder or file{advice if is_hub_name(name) else ''}"
+    )
 
 
 _NO_VARIANTS = "{path} is no diffusers folder, and has no variants of weights; leave --variant out"

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -55,12 +56,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from sdpy import __version__
 from sdpy.errors import HubError, UsageError
+from sdpy.files import read_input
 
 MAX_LISTING_BYTES = 16 << 20  # repositories of 50,000 files
 MAX_JSON_BYTES = 1 << 20
 MAX_ERROR_BYTES = 1 << 14
 MAX_QUOTED_CHARACTERS = 200
 MAX_WAIT_SECONDS = 60.0
+MAX_ANSWER_SECONDS = 120.0
+"""For a listing or another answer that is read as a whole."""
+SPEED_WINDOW_SECONDS = 30.0
+MIN_BYTES_PER_SECOND = 1000
 
 _TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
@@ -149,7 +155,7 @@ def find_token(file: Path | None, endpoint: str) -> str | None:
         token = os.environ.get("HF_TOKEN", "").strip()
         return _check_token(token, "HF_TOKEN") if token else None
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_input(file, MAX_ERROR_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"cannot read the token in {file}: {reason}") from error
@@ -207,7 +213,7 @@ class Hub:
         with self._errors(f"revision '{revision}' of {repository}", repository):
             validate_repo_id(repository)
             with self._get(url, params={"blobs": True}) as response:
-                found = _read_json(response.iter_bytes(), MAX_LISTING_BYTES)
+                found = _read_json(self._watched(response.iter_bytes()), MAX_LISTING_BYTES)
         try:
             return _read_listing(repository, revision, found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -265,7 +271,32 @@ class Hub:
             self._errors(file.path, file.repository),
             self._get(self._url(file), headers=headers) as response,
         ):
-            yield start if response.status_code == 206 else 0, response.iter_bytes()
+            begins = start if response.status_code == 206 else 0
+            yield begins, self._watched(response.iter_bytes())
+
+    def _watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The same pieces of an answer, as long as they come fast enough.
+
+        Raises:
+            TransientError: they come so slowly that somebody might wait for ever.
+        """
+        waited, received, is_slow = 0.0, 0, False
+        while True:
+            begin = time.monotonic()
+            chunk = next(chunks, None)
+            waited += time.monotonic() - begin
+            if chunk is None:
+                return
+            received += len(chunk)
+            if waited >= SPEED_WINDOW_SECONDS:
+                if received < waited * MIN_BYTES_PER_SECOND and is_slow:
+                    raise TransientError(
+                        f"{self.host} sends less than {MIN_BYTES_PER_SECOND} bytes a second; check "
+                        "the network, or name a mirror with --endpoint"
+                    )
+                is_slow = received < waited * MIN_BYTES_PER_SECOND
+                waited, received = 0.0, 0
+            yield chunk
 
     def printable(self, text: object) -> str:
         """What the hub said, fit for a message: one line, bounded, harmless, without the token."""
@@ -375,11 +406,12 @@ class Hub:
 
 
 def _read_json(chunks: Iterator[bytes], limit: int) -> dict[str, Any] | None:
-    """A JSON object of at most ``limit`` bytes, or None."""
+    """A JSON object of at most ``limit`` bytes, or None; likewise if it does not end in time."""
     content = bytearray()
+    end = time.monotonic() + MAX_ANSWER_SECONDS
     for chunk in chunks:
         content += chunk
-        if len(content) > limit:
+        if len(content) > limit or time.monotonic() > end:
             return None
     try:
         found = json.loads(content)
