@@ -133,7 +133,13 @@ def _generate_group(
     else:
         refiner = session.refiner.models()
         contexts = len(plans[0].prompts.parts) + (plans[0].guidance_scale != 1)
-        refining = Workload.of(refiner, plans[0].shape, contexts=contexts, images=workload.images)
+        refining = Workload.of(
+            refiner,
+            plans[0].shape,
+            contexts=contexts,
+            chunks=max(plan.prompts.chunks for plan in plans),
+            images=workload.images,
+        )
         memory, second = plan_two_stages((models, workload), (refiner, refining), batch_size)
         refiner = refiner.changed(execution=second.execution, keep=second.keep)
         notices = tuple(dict.fromkeys((*memory.notices, *second.notices)))
