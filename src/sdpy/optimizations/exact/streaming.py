@@ -81,7 +81,13 @@ class _Weight:
             self.mapping.expect(self.stored)
 
     def fetch(self) -> None:
-        """Give the layer what it computes with."""
+        """Give the layer what it computes with.
+
+        Raises:
+            WeightsError: the file was changed since, and might even be shorter now.
+        """
+        if self.mapping is not None:
+            self.mapping.check_unchanged()
         if self.prepare is not None:
             made = nn.Parameter(self.prepare(self.stored.detach()), requires_grad=False)
             setattr(self.owner, self.attribute, made)
