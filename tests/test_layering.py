@@ -17,7 +17,7 @@ SOURCE = Path(sdpy.__file__).parent
 # From the bottom up. A module imports from lower levels and from itself, never sideways.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__",),  # the version; what else it offers is imported when it is asked for
-    ("errors",),
+    ("errors", "foreign"),  # and what users of other programs call the options
     ("options",),  # how options are declared, without Typer and without torch
     ("components",),  # the table of components, without torch
     ("files", "schema"),  # opening and atomic writing; what JSON files may say

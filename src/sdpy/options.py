@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from sdpy.errors import UsageError
+from sdpy.foreign import foreign_hint
 
 _KEY = "option"
+
+LARGEST = 2**31 - 1
+"""The largest whole number of an option that has no maximum of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def check_ranges(group: Any) -> None:
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         low, high = one.minimum, one.maximum
+        if high is None and isinstance(value, int):
+            high = LARGEST
         if (
             not math.isfinite(value)
             or (low is not None and value < low)
@@ -101,6 +107,10 @@ def parse(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(group)}
     unknown = [name for name in values if name not in fields]
     if unknown:
+        ours = foreign_hint(unknown[0])
+        if ours is not None:
+            ours = ours[2:].replace("-", "_") if ours.startswith("--") else ours
+            raise UsageError(f"unknown option '{unknown[0]}': use {ours}")
         known = ", ".join(sorted(fields))
         raise UsageError(f"unknown option '{unknown[0]}': use one of {known}")
     parsed = {}

@@ -26,9 +26,6 @@ def files(tiny_data: Path) -> dict[str, str]:
     Image.new("L", (40, 30), 255).save(folder / "white.png")
     Image.new("L", (40, 30), 0).save(folder / "black.png")
     Image.new("L", (40, 20), 255).save(folder / "other_proportions.png")
-    fine = Image.new("L", (40, 30), 0)
-    fine.putpixel((1, 1), 255)
-    fine.save(folder / "fine.png")
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:100])
     (folder / "text.png").write_text("no image")
     (folder / "empty.png").touch()
@@ -182,7 +179,6 @@ WRONG_COMMANDS: list[tuple[tuple[str, ...], int]] = [
     (("inpaint", "{good_png}"), USAGE),
     (("inpaint", "{good_png}", "{white_png}", "--strength", "2"), USAGE),
     (("inpaint", "{good_png}", "{black_png}"), IMAGE),
-    (("inpaint", "{good_png}", "{fine_png}"), IMAGE),
     (("inpaint", "{good_png}", "{other_proportions_png}"), IMAGE),
     *(
         (command, IMAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpy.errors import ImageError, SdpyError, UsageError, WeightsError
+from sdpy.errors import GenerationError, ImageError, SdpyError, UsageError, WeightsError
 from sdpy.images.mask import composite
 from sdpy.images.tensors import mask_to_tensor, tensor_to_image
-from sdpy.models import UNet2DConditionModel
+from sdpy.models import AutoencoderKL, UNet2DConditionModel
 from sdpy.pipelines.denoise import KnownRegion, classifier_free_guidance
 from sdpy.pipelines.events import Event, Notice, Progress
 from sdpy.pipelines.request import Request
+from sdpy.pipelines.vae import decode
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.schedulers.noise import make_alphas_cumprod
 from support.tasks import decoded, img2img, inpaint, one_image, text2img
@@ -467,3 +469,33 @@ def test_the_skipped_evaluation_changes_no_grey_level(
     levels = [np.asarray(tensor_to_image(image)) for image in images]
     assert levels[0].std() > 10
     assert np.array_equal(*levels)
+
+
+def test_a_strength_of_less_than_a_step_is_told(session: Session) -> None:
+    def notices(**options: Any) -> list[str]:
+        events = run("img2img", session, Request("x", **options))
+        return [event.text for event in events if isinstance(event, Notice)]
+
+    (told,) = notices(strength=0.1, steps=7)
+    assert told.startswith("--strength 0.1 of 7 steps is not even one step")
+    assert told.endswith("use --strength 0.143 or more")
+    assert notices(strength=0.143, steps=7) == notices(strength=0.0, steps=7) == []
+
+
+def test_an_image_of_one_colour_may_stay_one(session: Session, monkeypatch: Any) -> None:
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, z: torch.ones(1, 3, SIDE, SIDE))
+    white = torch.ones(1, 3, SIDE, SIDE)
+    request = Request("x", steps=2, strength=0.5)
+    list(img2img(session, request, white))
+    with pytest.raises(GenerationError, match="one colour"):
+        list(img2img(session, request, random_image(SIDE, SIDE)))
+    with pytest.raises(GenerationError, match="one colour"):
+        list(text2img(session, replace(request, strength=None), width=SIDE, height=SIDE))
+
+
+def test_latents_that_grew_are_not_the_autoencoder_s_fault(
+    session: Session, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, z: z.repeat(1, 1, 2, 2) * math.inf)
+    with session.models().vae(), pytest.raises(GenerationError, match="latents grew to 1e\\+06"):
+        list(decode(session.models(), torch.full((1, 4, 16, 16), 1e6)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -25,7 +24,9 @@ from sdpy.cli.inspect import inspect
 from sdpy.cli.options import flatten
 from sdpy.cli.replay import replay
 from sdpy.cli.schedulers import schedulers
+from sdpy.cli.terminal import tell
 from sdpy.errors import SdpyError, ShortageError, is_shortage
+from sdpy.foreign import foreign_hint
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
@@ -113,7 +114,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message().rstrip(".")
         if not message:  # no arguments at all: Typer has printed the help
             return error.exit_code
-        return _fail(f"{message}; '{where} --help' explains", error.exit_code)
+        hint = _hint_at_option(getattr(error, "option_name", None))
+        return _fail(f"{message}; {hint}'{where} --help' explains", error.exit_code)
     except SdpyError as error:
         if os.environ.get("SDPY_DEBUG"):
             raise
@@ -138,6 +140,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
 
 
+def _hint_at_option(name: str | None) -> str:
+    """What to type in the place of an option that there is not, for the middle of a message."""
+    if name is None:
+        return ""
+    ours = foreign_hint(name)
+    if ours is not None:
+        return f"use {ours}; "
+    if not name.startswith("--"):
+        return "text that begins with a dash comes after --, as in: sdpy generate -- '-5 degrees'; "
+    return ""
+
+
 def _fail(message: str, exit_code: int) -> int:
-    print(f"sdpy: {' '.join(message.split())}", file=sys.stderr)
+    tell(f"sdpy: {' '.join(message.split())}")
     return exit_code

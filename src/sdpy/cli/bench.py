@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from sdpy.benchmark.figures import (
     table,
 )
 from sdpy.cli.options import Height, Width
+from sdpy.cli.terminal import tell
 from sdpy.errors import UsageError
 
 if TYPE_CHECKING:  # at run time these would import torch
@@ -154,7 +154,7 @@ def _follow(events: Iterator[Event], quiet: bool) -> tuple[MatmulRate, list[Phas
 
 def _tell(text: str, quiet: bool) -> None:
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
 
 def _lines(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdpy.cli.options import EmaOption, VariantOption
+from sdpy.cli.terminal import answer, tell
 from sdpy.components import COMPONENTS
 from sdpy.errors import OutputError, UsageError
 from sdpy.options import either
@@ -119,14 +120,14 @@ def convert(
         raise OutputError(f"{existing[0]} exists; --force replaces it")
     if not quiet:
         for notice in plan.notices:
-            print(notice, file=sys.stderr, flush=True)
+            tell(notice)
     with _bar(plan.size, quiet) as show:
         done.show = show
         for _ in plan.run():
             pass
         show(plan.size)
     if not quiet:
-        print(target, flush=True)
+        answer(str(target))
 
 
 def _vocabulary(found: Inspection, given: Path | None, data: Path) -> Path | None:

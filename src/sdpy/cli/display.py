@@ -22,6 +22,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from sdpy.cli.terminal import tell, visible
+
 Unit = Literal["steps", "bytes"]
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -74,7 +76,7 @@ class LineDisplay:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
 
 class _Lines:
@@ -131,7 +133,7 @@ class TerminalDisplay:
 
     def line(self, text: str) -> None:
         """Print a line above the bars."""
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(visible(text), markup=False, highlight=False)
 
 
 class _Bar:
@@ -139,7 +141,7 @@ class _Bar:
 
     def __init__(self, progress: Progress, total: int, label: str, unit: Unit) -> None:
         self.progress = progress
-        self.task = progress.add_task(label, total=total, unit=unit)
+        self.task = progress.add_task(visible(label), total=total, unit=unit)
 
     def update(self, completed: int) -> None:
         self.progress.update(self.task, completed=completed)

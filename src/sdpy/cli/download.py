@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from sdpy.cli.display import ProgressBar, ProgressDisplay, open_display
+from sdpy.cli.terminal import answer
 from sdpy.errors import UsageError
 from sdpy.zoo.hub.catalog import MODELS, find_hub_model
 
@@ -178,7 +179,7 @@ def _list_models(as_json: bool) -> None:
         return
     width = max(map(len, MODELS))
     for model in MODELS.values():
-        print(f"{model.name:{width}}  {model.summary} ({model.repository})")
+        answer(f"{model.name:{width}}  {model.summary} ({model.repository})")
 
 
 def _print_plan(plans: list[DownloadPlan], missing: tuple[PlannedFile, ...], data: Path) -> None:
@@ -188,9 +189,9 @@ def _print_plan(plans: list[DownloadPlan], missing: tuple[PlannedFile, ...], dat
     for plan in plans:
         for file in plan.files:
             state = _state(file, wanted)
-            print(f"{state:8} {format_size(file.size):>11}  {file.target}  from {_origin(file)}")
+            answer(f"{state:8} {format_size(file.size):>11}  {file.target}  from {_origin(file)}")
     total = format_size(sum(file.size for file in missing))
-    print(f"to download: {total}; free in {data}: {format_size(free_bytes(data))}")
+    answer(f"to download: {total}; free in {data}: {format_size(free_bytes(data))}")
 
 
 def _facts(plans: list[DownloadPlan], missing: tuple[PlannedFile, ...]) -> dict[str, object]:
@@ -225,4 +226,4 @@ def _print_usages(plans: list[DownloadPlan], data: Path) -> None:
     folder = "" if data == _DEFAULT_DATA else f" --data {shlex.quote(str(data))}"
     for plan in plans:
         path = shlex.quote(str(plan.path))
-        print(plan.usage.format(path=path, data=folder))
+        answer(plan.usage.format(path=path, data=folder))

@@ -15,6 +15,7 @@ from sdpy.cli.display import open_display
 from sdpy.cli.options import OutputOptions
 from sdpy.cli.progress import follow
 from sdpy.cli.steps import StepWriter
+from sdpy.cli.terminal import answer
 from sdpy.errors import UsageError
 from sdpy.runtime.options import ModelOptions
 
@@ -120,9 +121,9 @@ class _FileWriter:
             lines = [f"replacing {path}"]
         written = self.output.write(image, path, values)
         if self.options.json:
-            print(image_json(image, written), flush=True)
+            answer(image_json(image, written))
         elif not self.options.quiet:
-            print(written, flush=True)
+            answer(str(written))
         return lines
 
 

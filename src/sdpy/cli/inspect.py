@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdpy.cli.options import EmaOption, VariantOption
+from sdpy.cli.terminal import visible
 from sdpy.components import label_of
 
 if TYPE_CHECKING:  # at run time these would import torch
@@ -45,7 +46,8 @@ def inspect(
     if as_json:
         print(json.dumps(_as_json(found), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(_lines(found)))
+        for line in _lines(found):
+            print(visible(line))
 
 
 def _lines(found: Inspection) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from sdpy.components import COMPONENTS
-from sdpy.options import Option, option, options_of, parse
+from sdpy.options import LARGEST, Option, option, options_of, parse
 from sdpy.runtime.options import EMA_HELP, VARIANT_HELP
 
 _OUTPUT = "Output"
@@ -81,7 +81,7 @@ def _typer_parameter(group: Any, field: dataclasses.Field[Any], one: Option) -> 
         "help": one.help,
         "rich_help_panel": one.panel,
         "min": one.minimum,
-        "max": one.maximum,
+        "max": LARGEST if one.maximum is None and hint in (int, int | None) else one.maximum,
     }
     if one.metavar is not None:
         settings["metavar"] = one.metavar

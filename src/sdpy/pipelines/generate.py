@@ -239,7 +239,8 @@ def _generate_batch(
                     yield from _decode_step(models, batch, seen, step.index, steps)
         # A refiner is shown neither mask nor masked image.
         start = replace(start, latents=latents, image_conditioning=None)
-    pixels = yield from decode(models, latents)
+    plain = all(_is_plain(job.plan.request.image) for job in batch)
+    pixels = yield from decode(models, latents, may_be_plain=plain)
     for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
         request = resolved(models.session, job.plan, job.seed)
         yield ImageDecoded(job.number, job.request, job.sample, job.seed, request, image)
@@ -286,6 +287,11 @@ def _fallbacks(
     if models.execution.sliced_attention_size is not None:
         return []
     return [Fallback("computing its attention in slices from here on", slice_all)]
+
+
+def _is_plain(image: Tensor | None) -> bool:
+    """Whether an image (1, 3, H, W) that is changed has one colour, as an empty canvas does."""
+    return image is not None and bool((image == image[..., :1, :1]).all())
 
 
 def describe_compiling(models: RequestModels) -> Iterator[Event]:

@@ -290,6 +290,13 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
             "scale itself"
         )
+    if not plan.scheduler.timesteps and request.strength:
+        assert request.steps is not None
+        enough = math.ceil(1000 / request.steps) / 1000
+        yield Notice(
+            f"--strength {request.strength:g} of {request.steps} steps is not even one step, so "
+            f"the image is hardly changed; use --strength {enough:g} or more"
+        )
     if request.guidance_interval != (0.0, 1.0) and not plan.guided:
         yield Notice(
             "the guidance interval changes nothing: the guidance scale is 1, or this UNet takes "

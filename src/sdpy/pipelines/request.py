@@ -131,6 +131,8 @@ class GenerationOptions:
         help="How strongly to follow the prompt; 1 is without guidance and twice as fast.",
         panel=_GENERATION,
         shown_default="the model's own: 7.5; 5 for Stable Diffusion XL, 1 for Turbo and Lightning",
+        minimum=-10_000.0,
+        maximum=10_000.0,
         label="CFG scale",
         show=number_text,
         always=True,

@@ -17,6 +17,9 @@ from sdpy.runtime.fallbacks import Fallback, Notice, attempt
 from sdpy.runtime.session import RequestModels
 
 Result = TypeVar("Result")
+
+HUGE_LATENTS = 1000.0
+"""Latents beyond this have gone wrong before they come to the decoder."""
 Autoencoder = AutoencoderKL | AutoencoderTiny
 
 
@@ -43,8 +46,15 @@ def encode(models: RequestModels, image: Tensor) -> Generator[Notice, None, Diag
     return (yield from _checked(models, work, fault))
 
 
-def decode(models: RequestModels, latents: Tensor) -> Generator[Notice, None, Tensor]:
+def decode(
+    models: RequestModels, latents: Tensor, *, may_be_plain: bool = False
+) -> Generator[Notice, None, Tensor]:
     """Clean latents (B, C, h, w) to images (B, 3, H, W), float32 on the CPU.
+
+    Args:
+        models: of the request.
+        latents: on any device.
+        may_be_plain: whether an image of one colour is as good as any.
 
     Raises:
         ShortageError: there is not enough memory.
@@ -55,12 +65,24 @@ def decode(models: RequestModels, latents: Tensor) -> Generator[Notice, None, Te
         scaled = latents / vae.config.scaling_factor
         return vae.decode(scaled.to(vae.device, vae.dtype)).float().cpu()
 
-    return (yield from _checked(models, work, _fault_of_images))
+    def fault(images: Tensor) -> str | None:
+        return _fault_of_images(images, may_be_plain)
+
+    largest = latents.abs().max().item()
+    advice = None
+    if largest > HUGE_LATENTS:
+        advice = (
+            f"the latents grew to {largest:.3g}, where a few units are usual; use a lower "
+            "--guidance-scale, or another --scheduler"
+        )
+    return (yield from _checked(models, work, fault, advice))
 
 
-def _fault_of_images(images: Tensor) -> str | None:
+def _fault_of_images(images: Tensor, may_be_plain: bool) -> str | None:
     if not images.isfinite().all():
         return "the decoder gave pixels that are not finite"
+    if may_be_plain:
+        return None
     # As they will be in a file, of 8 bits. No image that anybody wants has one colour alone, and
     # the black one that some programs write where numbers went wrong is such.
     pixels = (images.clamp(-1, 1) * 127.5).round()
@@ -73,8 +95,12 @@ def _checked(
     models: RequestModels,
     work: Callable[[Autoencoder], Result],
     fault: Callable[[Result], str | None],
+    advice: str | None = None,
 ) -> Generator[Notice, None, Result]:
-    """What the autoencoder makes; where it is faulty, once more in float32."""
+    """What the autoencoder makes; where it is faulty, once more in float32.
+
+    ``advice`` says what else may be the reason if it is faulty even so; None for the weights.
+    """
     result = yield from _with_fallbacks(models, work)
     found = fault(result)
     if found is not None and models.vae_dtype != torch.float32:
@@ -84,7 +110,7 @@ def _checked(
         found = fault(result)
     if found is not None:
         path = models.session.source.files.weights["vae"]
-        raise GenerationError(f"{found}: {path} may be broken; try another")
+        raise GenerationError(f"{found}: {advice or f'{path} may be broken; try another'}")
     return result
 
 

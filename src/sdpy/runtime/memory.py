@@ -10,6 +10,7 @@ from pathlib import Path
 from sdpy.errors import UsageError
 from sdpy.runtime.linux import ROOT, control_groups, read_number, read_numbers
 
+_MOST = 2**60  # bytes; no machine has as many
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -20,7 +21,8 @@ def parse_size(text: str) -> int:
         UsageError: no such size, or none at all.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    number = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    size = int(number) if number < _MOST else 0
     if size < 1:
         raise UsageError(f"--memory {text}: use auto, low, or a size such as 4G, 3500M or 2.5G")
     return size
