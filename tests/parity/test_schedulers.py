@@ -30,6 +30,7 @@ from sdpy.schedulers import (
 from sdpy.schedulers.deis import DEISMultistepScheduler
 from sdpy.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
 from sdpy.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from sdpy.schedulers.noise import draw_noise
 from sdpy.schedulers.thresholding import DynamicThresholding
 from sdpy.schedulers.unipc import UniPCMultistepScheduler
 from support.compare import MODEL_TOLERANCE, RUN_TOLERANCE, normal, relative_error
@@ -116,6 +117,25 @@ class OtherSign(diffusers.DPMSolverMultistepScheduler):
         return result + curvature / (1 + self.sigmas[index + 1] ** 2) ** 0.5
 
 
+class GivenNoise(diffusers.DPMSolverSDEScheduler):
+    """With noise of generators, in the place of a Brownian tree's of a seed.
+
+    `test_k_diffusion` shows that the noise of the two halves of a step belongs together like this.
+    """
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any) -> Any:
+        def draw(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+            fresh = draw_noise(sample, generator)
+            if self.state_in_first_order:
+                self.middle, self.half = sigma_next, fresh
+                return fresh
+            first, second = sigma - self.middle, self.middle - sigma_next
+            return (first.sqrt() * self.half + second.sqrt() * fresh) / (first + second).sqrt()
+
+        self.noise_sampler = draw
+        return super().step(model_output, timestep, sample)
+
+
 NO_SAMPLE = ("epsilon", "v_prediction")
 MULTISTEP = diffusers.DPMSolverMultistepScheduler
 SINGLESTEP = diffusers.DPMSolverSinglestepScheduler
@@ -149,6 +169,7 @@ REFERENCES = {
     "dpm++-3m": Reference(MULTISTEP, (THIRD,)),
     "dpm++-2m-sde": Reference(MULTISTEP, (SDE,), draws=True),
     "dpm++-3m-sde": Reference(OtherSign, (SDE, THIRD), draws=True),
+    "dpm++-sde": Reference(GivenNoise, predictions=NO_SAMPLE, draws=True),
     "dpm++-2s": Reference(SINGLESTEP, spacings=()),
     "dpm++-3s": Reference(SINGLESTEP, (THIRD,), spacings=()),
     "unipc": Reference(diffusers.UniPCMultistepScheduler),
@@ -159,7 +180,10 @@ REFERENCES = {
 
 
 # Their ramps do not depend on the spacing.
-SPAN_TRAINING = [name for name in REFERENCES if name.startswith("dpm++")] + ["unipc", "deis"]
+SPAN_TRAINING = [
+    *(name for name in REFERENCES if name.startswith("dpm++") and name != "dpm++-sde"),
+    *("unipc", "deis"),
+]
 
 
 def cases() -> Iterator[tuple[str, str, str | None, str | None]]:
@@ -251,6 +275,8 @@ def check_schedule(ours: Scheduler, theirs: Any, ramp: str | None) -> None:
     if hasattr(theirs, "sigmas"):
         tolerance = 5e-5 if zero_snr else 1e-5
         a, b = torch.tensor(ours.sigmas), theirs.sigmas.float()
+        if isinstance(theirs, GivenNoise):  # each twice, and those between apart
+            a, b = a[::2], b[::2]
         if len(a) < len(b):  # KDPM2's has each twice, and those between apart
             a, b = a[0:-1:2], b[0:-3:2]
         assert torch.allclose(a, b, rtol=tolerance, atol=0)
@@ -278,7 +304,8 @@ def test_every_step(name: str, noise: str, spacing: str | None, ramp: str | None
 
 
 def test_every_sampler_has_a_reference() -> None:
-    assert [*REFERENCES] == [name for name in SCHEDULERS if name != "ddim"]
+    elsewhere = ("ddim", "dpm++-2s-a")  # test_ddim, test_k_diffusion
+    assert [*REFERENCES] == [name for name in SCHEDULERS if name not in elsewhere]
 
 
 def default_case(name: str) -> tuple[str | None, str | None]:

@@ -224,6 +224,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(label: str, prediction_type: 
 
 ADD_NOISE = {
     *("ddim", "ddpm", "euler-a", "kdpm2-a", "dpm++-2m-sde", "dpm++-3m-sde", "lcm", "tcd"),
+    *("dpm++-sde", "dpm++-2s-a"),
 }
 """Samplers that add fresh noise, some of them if eta is above 0."""
 

@@ -73,7 +73,7 @@ def test_names_of_other_programs(label: str, expected: tuple[str, str | None]) -
 
 @pytest.mark.parametrize("name", ["", "eular", "karras", "DDIM Karras", "euler karras beta"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^unknown scheduler '{name}': use one of ddim, ddpm"):
+    with pytest.raises(UsageError, match=f"^unknown scheduler '{name}': .*use one of ddim, ddpm"):
         find_scheduler(name)
 
 

@@ -236,10 +236,14 @@ def _with_refiner(session: Session, base: ModelVariant, plan: PlannedRequest) ->
 
 
 def _with_defaults(variant: ModelVariant, request: Request) -> Request:
-    """The request with the model's steps and scheduler where it names none."""
+    """The request with the model's steps and scheduler where it names none.
+
+    A list of sigmas is as many steps.
+    """
+    steps = len(request.sigmas) if isinstance(request.sigmas, tuple) else variant.steps
     return replace(
         request,
-        steps=variant.steps if request.steps is None else request.steps,
+        steps=steps if request.steps is None else request.steps,
         scheduler=variant.scheduler if request.scheduler is None else request.scheduler,
     )
 
@@ -362,6 +366,7 @@ def resolved(session: Session, plan: PlannedRequest, seed: int) -> Request:
         sigmas=request.sigmas,
         eta=request.eta,
     )
+    brings_timesteps = chosen.sigmas in SIGMA_SCHEDULES or isinstance(chosen.sigmas, tuple)
     strength = request.strength
     if strength is None and request.image is not None:
         strength = plan.task.DEFAULT_STRENGTH
@@ -372,7 +377,7 @@ def resolved(session: Session, plan: PlannedRequest, seed: int) -> Request:
         scheduler=chosen.name,
         sigmas=chosen.sigmas,
         # Sigmas with timesteps of their own take no spacing.
-        timestep_spacing=None if chosen.sigmas in SIGMA_SCHEDULES else chosen.timestep_spacing,
+        timestep_spacing=None if brings_timesteps else chosen.timestep_spacing,
         eta=chosen.eta,
         guidance_scale=plan.guidance_scale,
         width=factor * plan.shape[-1],

@@ -16,13 +16,14 @@ from sdpy.pipelines.values import (
     read_interval,
     read_loras,
     read_seed,
+    read_sigmas,
     read_size,
     sampler_label,
     show_embeddings,
     show_image_size,
     show_loras,
+    show_sigmas,
 )
-from sdpy.schedulers.registry import SIGMA_LABELS
 
 if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
     from torch import Tensor
@@ -86,14 +87,19 @@ class GenerationOptions:
         label="Refiner switch at",
         show=number_text,
     )
-    sigmas: str | None = option(
+    sigmas: str | tuple[float, ...] | None = option(
         None,
         "--sigmas",
-        help="Noise schedule: karras, exponential, beta, sgm-uniform, simple or ays.",
+        help="Noise schedule: karras, exponential, beta, sgm-uniform, simple or ays; or the "
+        "sigmas of the steps themselves, such as 14.6,6.5,2.7,1,0.3.",
         panel=_GENERATION,
+        metavar="NAME|NUMBERS",
         shown_default="that of the timesteps",
+        cli_type=str,
+        parse=read_sigmas,
+        unparse=lambda sigmas: sigmas if isinstance(sigmas, str) else show_sigmas(sigmas),
         label="Schedule type",
-        show=lambda sigmas: SIGMA_LABELS.get(sigmas, sigmas),
+        show=show_sigmas,
     )
     timestep_spacing: str | None = option(
         None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpy.errors import UsageError
 from sdpy.options import number_text, path_of
-from sdpy.schedulers.registry import SCHEDULERS
+from sdpy.schedulers.registry import SCHEDULERS, SIGMA_LABELS
 
 if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
     from sdpy.checkpoints import Lora, TextualInversion
@@ -112,6 +114,36 @@ def _two_numbers(value: str | Iterable[int], separator: str) -> tuple[int, int] 
         return None
 
 
+def read_sigmas(values: str | Iterable[float]) -> str | tuple[float, ...]:
+    """The name of a schedule, or numbers with commas between them, which end in 0 or before it.
+
+    Raises:
+        UsageError: numbers that do not fall, or are no noise.
+    """
+    if isinstance(values, str) and not any(character.isdigit() for character in values):
+        return values
+    given = values.strip("[] ").split(",") if isinstance(values, str) else values
+    try:
+        numbers = [float(value) for value in given]
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"--sigmas {values}: give a name, or numbers with commas, such as 14.6,2.7,0.3"
+        ) from None
+    if numbers and numbers[-1] == 0:
+        del numbers[-1]  # where every schedule ends
+    falls = all(a > b for a, b in pairwise(numbers))
+    if not numbers or not falls or numbers[-1] <= 0 or not math.isfinite(numbers[0]):
+        raise UsageError(f"--sigmas {values}: give positive numbers that fall from step to step")
+    return tuple(numbers)
+
+
+def show_sigmas(sigmas: str | Iterable[float]) -> str:
+    """For people; numbers as `read_sigmas` takes them."""
+    if isinstance(sigmas, str):
+        return SIGMA_LABELS.get(sigmas, sigmas)
+    return ",".join(map(number_text, sigmas))
+
+
 def read_loras(values: str | Iterable[str | Lora]) -> tuple[Lora, ...]:
     """The LoRAs that ``PATH`` or ``PATH:WEIGHT`` name; a file may have a colon in its name.
 
@@ -122,8 +154,6 @@ def read_loras(values: str | Iterable[str | Lora]) -> tuple[Lora, ...]:
 
 
 def _read_lora(value: str | Path | Lora) -> Lora:
-    import math
-
     from sdpy.checkpoints import Lora
 
     if isinstance(value, Lora):

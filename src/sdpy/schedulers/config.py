@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from sdpy.errors import UsageError
 
+Sigmas = str | tuple[float, ...]
+"""A name of `sdpy.schedulers.registry.SIGMAS`, or the sigmas themselves, falling, without 0."""
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 

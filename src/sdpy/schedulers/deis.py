@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig, Sigmas
 from sdpy.schedulers.multistep import multistep_weights
 from sdpy.schedulers.sigma_scheduler import VariancePreservingScheduler
 from sdpy.schedulers.sigmas import FloatArray
@@ -35,7 +35,7 @@ class DEISMultistepScheduler(VariancePreservingScheduler):
         noise: NoiseConfig,
         *,
         timestep_spacing: str = "linspace",
-        sigmas: str | None = None,
+        sigmas: Sigmas | None = None,
         order: int = 2,
     ) -> None:
         super().__init__(noise, timestep_spacing=timestep_spacing, sigmas=sigmas)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig, Sigmas
 from sdpy.schedulers.noise import draw_noise
 from sdpy.schedulers.sigma_scheduler import VariancePreservingScheduler
 from sdpy.schedulers.sigmas import FloatArray
@@ -30,7 +30,9 @@ class DPMSolverMultistepScheduler(VariancePreservingScheduler):
     the authors' program for order 3, which takes half of the second difference; agrees with
     diffusers' scheduler of this name. But in its stochastic third order, diffusers 0.42 has one
     sign that the integral does not have, that of the 1/2 in the coefficient of the second
-    difference; here it is as in k-diffusion.
+    difference; here it is as in k-diffusion. What k-diffusion calls 3M SDE differs in steps of
+    second order, the second of all: it integrates the line through the last two predictions, here
+    as in 2M their midpoint counts. And it has no lower orders at the end.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class DPMSolverMultistepScheduler(VariancePreservingScheduler):
         noise: NoiseConfig,
         *,
         timestep_spacing: str = "linspace",
-        sigmas: str | None = None,
+        sigmas: Sigmas | None = None,
         order: int = 2,
         stochastic: bool = False,
         thresholding: DynamicThresholding | None = None,

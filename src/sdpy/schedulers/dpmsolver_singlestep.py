@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig, Sigmas
 from sdpy.schedulers.dpmsolver_multistep import exponential_integrals
 from sdpy.schedulers.sigma_scheduler import VariancePreservingScheduler
 from sdpy.schedulers.sigmas import FloatArray
@@ -37,7 +37,7 @@ class DPMSolverSinglestepScheduler(VariancePreservingScheduler):
         noise: NoiseConfig,
         *,
         timestep_spacing: str = "linspace",
-        sigmas: str | None = None,
+        sigmas: Sigmas | None = None,
         order: int = 2,
         thresholding: DynamicThresholding | None = None,
     ) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdpy.schedulers.euler_ancestral import ancestral_step
+from sdpy.schedulers.halfway import HalfwayScheduler
 from sdpy.schedulers.noise import draw_noise
-from sdpy.schedulers.sigma_scheduler import VarianceExplodingScheduler
-from sdpy.schedulers.sigmas import FloatArray, timesteps_at
+from sdpy.schedulers.sigmas import FloatArray
 
 
-class KDPM2DiscreteScheduler(VarianceExplodingScheduler):
+class KDPM2DiscreteScheduler(HalfwayScheduler):
     """A straight line with the derivative half-way in ``log(sigma)``; Euler's for the step to 0.
 
     Source: "DPM-Solver" (Lu et al., 2022a), algorithm 1 with r_1 = 1/2, with straight lines as
@@ -25,21 +22,9 @@ class KDPM2DiscreteScheduler(VarianceExplodingScheduler):
     """
 
     def _set_schedule(self, timesteps: FloatArray, sigmas: Sequence[float]) -> None:
-        """Visit each sigma, and one half-way to where its step goes, except before 0."""
-        if self.sigma_schedule == "karras":
-            timesteps = timesteps.round()
-        ends = [self._split(*pair)[0] for pair in pairwise(sigmas)][:-1]
-        middles = [math.sqrt(sigma * end) for sigma, end in zip(sigmas, ends, strict=False)]
-        between = timesteps_at(np.array(middles), self.training_sigmas)
-        places = np.arange(1, len(timesteps))
-        super()._set_schedule(
-            np.insert(timesteps, places, between), np.insert(sigmas, places, middles).tolist()
-        )
-        self._start: Tensor | None = None
-
-    def _split(self, sigma: float, sigma_next: float) -> tuple[float, float]:
-        """The sigma to go down to, and the sigma of the noise that leads up to ``sigma_next``."""
-        return sigma_next, 0.0
+        """With Karras' sigmas, the timesteps are whole."""
+        whole = timesteps.round() if self.sigma_schedule == "karras" else timesteps
+        super()._set_schedule(whole, sigmas)
 
     def _advance(
         self,

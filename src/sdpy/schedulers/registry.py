@@ -12,6 +12,7 @@ torch nor numpy; the module of a class is imported when a scheduler is made.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -19,13 +20,16 @@ from typing import Any
 
 from sdpy.errors import UsageError
 from sdpy.schedulers.base import Scheduler
-from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig, Sigmas
 
 SIGMA_RAMPS = ("karras", "exponential", "beta")
 """Sigmas between the ends that the timestep spacing has; see `sdpy.schedulers.sigmas.RAMPS`."""
 
 SIGMA_SCHEDULES = ("sgm-uniform", "simple", "ays")
 """Sigmas with timesteps of their own; see `sdpy.schedulers.sigmas.SCHEDULES`."""
+
+_PURE_NOISE = 1000.0
+"""Sigmas from which nothing is left of the image."""
 
 SIGMAS = (*SIGMA_RAMPS, *SIGMA_SCHEDULES)
 """Names of sigmas that may replace those of the spaced timesteps."""
@@ -171,6 +175,20 @@ SCHEDULERS: dict[str, SchedulerInfo] = {
         arguments={"order": 3, "stochastic": True},
         aliases=("dpmpp-3m-sde",),
     ),
+    "dpm++-sde": SchedulerInfo(
+        "sdpy.schedulers.dpmsolver_sde:DPMSolverSDEScheduler",
+        "DPM-Solver++ with fresh noise, two evaluations per step",
+        label="DPM++ SDE",
+        begins_with_pure_noise=False,
+        aliases=("dpmpp-sde", "DPMSolverSDEScheduler"),
+    ),
+    "dpm++-2s-a": SchedulerInfo(
+        "sdpy.schedulers.dpmsolver_2s_ancestral:DPMSolver2SAncestralScheduler",
+        "DPM-Solver++ 2S with fresh noise at each step (ancestral), two evaluations per step",
+        label="DPM++ 2S a",
+        begins_with_pure_noise=False,
+        aliases=("dpmpp-2s-ancestral", "dpm++-2s-ancestral", "dpmpp-2s-a"),
+    ),
     "dpm++-2s": SchedulerInfo(
         "sdpy.schedulers.dpmsolver_singlestep:DPMSolverSinglestepScheduler",
         "DPM-Solver++, second order over each two steps (single-step)",
@@ -235,7 +253,9 @@ def find_scheduler(name: str) -> tuple[str, str | None]:
         found = known.get(wanted.removesuffix(f"-{sigmas}"))
         if found is not None and SCHEDULERS[found].takes_sigmas:
             return found, sigmas
-    raise UsageError(f"unknown scheduler '{name}': use one of {', '.join(SCHEDULERS)}")
+    near = difflib.get_close_matches(wanted, known, n=1)
+    meant = f"did you mean {known[near[0]]}? " if near else ""
+    raise UsageError(f"unknown scheduler '{name}': {meant}use one of {', '.join(SCHEDULERS)}")
 
 
 def make_scheduler(
@@ -244,7 +264,7 @@ def make_scheduler(
     *,
     timestep_spacing: str | None = None,
     preferred_spacing: str | None = None,
-    sigmas: str | None = None,
+    sigmas: Sigmas | None = None,
     eta: float | None = None,
 ) -> Scheduler:
     """A scheduler with the sampler that ``name`` means. Options of None have its own defaults.
@@ -255,7 +275,9 @@ def make_scheduler(
         timestep_spacing: which timesteps to visit.
         preferred_spacing: the model's spacing, which is taken if the sampler takes it and no other
             is asked for.
-        sigmas: one of `SIGMAS`, or ``default`` for the sigmas of the spaced timesteps.
+        sigmas: one of `SIGMAS`, ``default`` for the sigmas of the spaced timesteps, or the sigmas
+            themselves, falling; each is that of a step, which goes to the next, or from the last
+            to 0.
         eta: amount of noise.
 
     Raises:
@@ -293,7 +315,7 @@ class ChosenSchedule:
 
     name: str
     timestep_spacing: str | None
-    sigmas: str | None
+    sigmas: Sigmas | None
     eta: float | None
 
 
@@ -303,7 +325,7 @@ def choose_schedule(
     *,
     timestep_spacing: str | None = None,
     preferred_spacing: str | None = None,
-    sigmas: str | None = None,
+    sigmas: Sigmas | None = None,
     eta: float | None = None,
 ) -> ChosenSchedule:
     """What `make_scheduler` makes of the same arguments.
@@ -321,9 +343,14 @@ def choose_schedule(
     return ChosenSchedule(found, spacing, sigmas, info.eta if eta is None else eta)
 
 
-def _choose_sigmas(name: str, sigmas: str | None, named: str | None) -> str | None:
+def _choose_sigmas(name: str, sigmas: Sigmas | None, named: str | None) -> Sigmas | None:
     if sigmas is None:
         return named
+    if not isinstance(sigmas, str):
+        if named is not None or not SCHEDULERS[name].takes_sigmas:
+            own = f"'{named}'" if named is not None else "sigmas of its own"
+            raise UsageError(f"{name} has {own}: leave out the list of sigmas")
+        return sigmas
     if sigmas != "default" and sigmas not in SIGMAS:
         raise UsageError(f"unknown sigmas '{sigmas}': use default or one of {', '.join(SIGMAS)}")
     if named is not None and sigmas != named:
@@ -336,21 +363,27 @@ def _choose_sigmas(name: str, sigmas: str | None, named: str | None) -> str | No
 
 
 def _choose_spacing(
-    name: str, noise: NoiseConfig, asked: str | None, preferred: str | None, sigmas: str | None
+    name: str, noise: NoiseConfig, asked: str | None, preferred: str | None, sigmas: Sigmas | None
 ) -> str | None:
     info = SCHEDULERS[name]
+    brings_timesteps = sigmas in SIGMA_SCHEDULES or isinstance(sigmas, tuple)
     if asked is not None and asked not in info.spacings:
         if not info.spacings:
             raise UsageError(f"{name} has timesteps of its own: leave out '{asked}'")
         takes = ", ".join(info.spacings)
         raise UsageError(f"{name} cannot space timesteps '{asked}': use one of {takes}")
-    if asked is not None and sigmas in SIGMA_SCHEDULES:
-        raise UsageError(f"the sigmas '{sigmas}' come with timesteps: leave out '{asked}'")
+    if asked is not None and brings_timesteps:
+        told = f"'{sigmas}' come" if isinstance(sigmas, str) else "of the list come"
+        raise UsageError(f"the sigmas {told} with timesteps: leave out '{asked}'")
     if noise.rescale_betas_zero_snr and not info.begins_with_pure_noise:
-        if asked not in (None, "leading") or sigmas in SIGMA_SCHEDULES:
+        if isinstance(sigmas, tuple) and sigmas[0] < _PURE_NOISE:
+            return "leading"
+        if asked not in (None, "leading") or brings_timesteps:
+            chosen = sigmas if asked is None and isinstance(sigmas, str) else asked
+            told = "these sigmas" if chosen is None else f"'{chosen}'"
             raise UsageError(
                 f"{name} cannot begin with pure noise, as this zero-terminal-SNR model does with "
-                f"'{sigmas if asked is None else asked}': use the timestep spacing leading"
+                f"{told}: use the timestep spacing leading"
             )
         return "leading"
     if asked is not None or not info.spacings:
@@ -365,4 +398,7 @@ def _names() -> Iterator[tuple[str, str]]:
 
 
 def _normal(name: str) -> str:
-    return "-".join(name.lower().replace("-", " ").replace("_", " ").split())
+    words = name.lower().replace("-", " ").replace("_", " ").split()
+    if words[:1] == ["k"]:  # as k-diffusion's samplers are called in some programs
+        words = words[1:]
+    return "-".join(words)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from sdpy.schedulers.base import index_for_timestep
-from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig, Sigmas
 from sdpy.schedulers.noise import split_prediction
 from sdpy.schedulers.sigmas import (
     RAMPS,
     SCHEDULES,
     FloatArray,
+    listed,
     sigmas_at,
     timesteps_at,
     training_sigmas,
@@ -36,11 +37,16 @@ class SigmaScheduler(ABC):
         noise: the forward process and what the network predicts.
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``.
         sigmas: a name of `RAMPS`, whose sigmas go from the highest to the lowest of the spacing, or
-            of `SCHEDULES`, which replaces the spacing; None for the sigmas of the spaced timesteps.
+            of `SCHEDULES`, which replaces the spacing, or the sigmas themselves, which do so, too;
+            None for the sigmas of the spaced timesteps.
     """
 
     def __init__(
-        self, noise: NoiseConfig, *, timestep_spacing: str = "linspace", sigmas: str | None = None
+        self,
+        noise: NoiseConfig,
+        *,
+        timestep_spacing: str = "linspace",
+        sigmas: Sigmas | None = None,
     ) -> None:
         self.noise = noise
         self.timestep_spacing = timestep_spacing
@@ -54,7 +60,11 @@ class SigmaScheduler(ABC):
     def set_timesteps(self, num_inference_steps: int, skip: int = 0) -> None:
         """Plan timesteps and sigmas; see `Scheduler.set_timesteps`."""
         check_steps(num_inference_steps, self._most_steps())
-        if self.sigma_schedule in SCHEDULES:
+        if isinstance(self.sigma_schedule, tuple):
+            timesteps, sigmas = listed(
+                self.sigma_schedule, num_inference_steps, self.training_sigmas
+            )
+        elif self.sigma_schedule in SCHEDULES:
             schedule = SCHEDULES[self.sigma_schedule]
             timesteps, sigmas = schedule(num_inference_steps, self.training_sigmas)
         else:
@@ -158,7 +168,7 @@ class VarianceExplodingScheduler(SigmaScheduler):
             spaced = space_timesteps(self.timestep_spacing, steps, total)
             timesteps = spaced.astype(np.float64)
         sigmas = sigmas_at(timesteps, self.training_sigmas)
-        if self.sigma_schedule is not None:
+        if isinstance(self.sigma_schedule, str):
             sigmas = RAMPS[self.sigma_schedule](steps, sigmas[0], sigmas[-1])
             timesteps = timesteps_at(sigmas, self.training_sigmas)
         return timesteps, sigmas
@@ -180,7 +190,7 @@ class VariancePreservingScheduler(SigmaScheduler):
     def _spaced(self, steps: int) -> tuple[FloatArray, FloatArray]:
         total = self.noise.num_train_timesteps
         training = self.training_sigmas
-        if self.sigma_schedule is not None:
+        if isinstance(self.sigma_schedule, str):
             sigmas = RAMPS[self.sigma_schedule](steps, training[-1], training[0])
             timesteps = timesteps_at(sigmas, training)
             if self.sigma_schedule == "karras":

@@ -7,7 +7,7 @@ are ``(x_0 + sigma noise) / sqrt(sigma**2 + 1)``. This module works in numpy's f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,28 @@ def align_your_steps(steps: int, training: FloatArray) -> tuple[FloatArray, Floa
         )
     positions = np.linspace(0, len(AYS) - 1, steps + 1)[:-1]  # the last step ends at 0
     sigmas = np.exp(np.interp(positions, np.arange(len(AYS)), np.log(AYS)))
+    return timesteps_at(sigmas, training), sigmas
+
+
+def listed(
+    values: Sequence[float], steps: int, training: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Sigmas as they were given, and their timesteps.
+
+    Raises:
+        UsageError: there is not one for each step, or one is higher than those of training.
+    """
+    if len(values) != steps:
+        raise UsageError(
+            f"{len(values)} sigmas are as many steps, not {steps}: leave out --steps, or give "
+            "another number of sigmas"
+        )
+    sigmas = np.array(values, dtype=np.float64)
+    if sigmas[0] > 1.01 * training[-1]:
+        raise UsageError(
+            f"the sigma {sigmas[0]:g} is higher than the noise that this model was trained on: "
+            f"begin at {training[-1]:.5g} or lower"
+        )
     return timesteps_at(sigmas, training), sigmas
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpy.schedulers.config import NoiseConfig
+from sdpy.schedulers.config import NoiseConfig, Sigmas
 from sdpy.schedulers.sigma_scheduler import VariancePreservingScheduler
 from sdpy.schedulers.sigmas import FloatArray
 from sdpy.schedulers.thresholding import DynamicThresholding
@@ -34,7 +34,7 @@ class UniPCMultistepScheduler(VariancePreservingScheduler):
         noise: NoiseConfig,
         *,
         timestep_spacing: str = "linspace",
-        sigmas: str | None = None,
+        sigmas: Sigmas | None = None,
         order: int = 2,
         thresholding: DynamicThresholding | None = None,
     ) -> None:
