@@ -29,6 +29,7 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
     "--invert-mask": ("inpainting-mask-invert", "mask-invert"),
     "--clip-skip": ("clip-stop-at-last-layers", "clip-skip-layers"),
     "--embedding": ("textual-inversion", "embeddings", "embd-dir", "embeddings-dir"),
+    "--lora-dir": ("lora-model-dir", "lora-path"),
     "--controlnet": ("control-net", "controlnet-model"),
     "--control-scale": ("control-net-strength", "control-strength"),
     "--dtype": ("precision", "fp16", "half", "no-half", "torch-dtype", "type"),

@@ -316,3 +316,10 @@ def test_and_needs_a_unet_that_can_be_guided(tiny_data: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match="this UNet takes the guidance scale itself"):
         run(session, "cat AND dark")
     run(session, "[cat:dark:1]")
+
+
+def test_doubts_are_told_unless_all_is_text(session: Session) -> None:
+    message = "'[cat:dark]' in the prompt is read as text: prompt editing is"
+    assert any(text.startswith(message) for text in told(run(session, "the [cat:dark]")[0]))
+    plain = told(run(session, "the [cat:dark]", prompt_syntax="plain")[0])
+    assert not any("read as text" in text for text in plain)

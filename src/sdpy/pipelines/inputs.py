@@ -95,11 +95,15 @@ def prepare_request(session: Session, given: ImageRequest) -> PreparedRequest:
     """Read the images of a request and fit them to what the model takes.
 
     Raises:
-        UsageError: a number out of its range, a mask without an image, options of a mask without
+        UsageError: a number out of its range, a LoRA in the prompt that is not found, a mask
+            without an image, options of a mask without
             one, or an unknown preprocessor.
         ImageError: an image that cannot be read, or is or becomes too small or too large.
     """
+    from sdpy.pipelines.tags import with_prompt_loras
+
     check_ranges(given)
+    given = with_prompt_loras(given)
     if given.mask is None and mask_options(given) != MaskOptions():
         raise UsageError("--invert-mask, --mask-blur and --only-masked need a mask")
     if given.image is not None:

@@ -25,6 +25,7 @@ from sdpy.pipelines.inputs import ImageRequest, prepare_request
 from sdpy.pipelines.plan import plan_request, resolved
 from sdpy.pipelines.recording import Recorder
 from sdpy.pipelines.request import Request
+from sdpy.pipelines.tags import with_prompt_loras
 from sdpy.runtime.options import ModelOptions, open_session
 from sdpy.runtime.session import Session
 
@@ -189,8 +190,9 @@ class Pipeline:
             requests: at least one.
             step_interval: every so many steps, what the images look like is an event.
         """
-        prepared = [prepare_request(self.session, request) for request in requests]
-        recorders = [Recorder(self.session, request) for request in requests]
+        asked = [with_prompt_loras(request) for request in requests]
+        prepared = [prepare_request(self.session, request) for request in asked]
+        recorders = [Recorder(self.session, request) for request in asked]
         yield from (Notice(text) for one in prepared for text in one.notices)
         is_computing = False
         for event in generate(self.session, [one.request for one in prepared], step_interval):

@@ -29,6 +29,7 @@ from sdpy.pipelines.text2img import TextToImage
 from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
 from sdpy.schedulers.registry import SIGMA_SCHEDULES, choose_schedule, make_scheduler
+from sdpy.text.doubts import doubts
 from sdpy.text.schedule import EncoderPrompts
 from sdpy.zoo.variants import ModelVariant
 
@@ -294,6 +295,12 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             "the negative prompt is not looked at: the guidance scale is 1, or this UNet takes the "
             "scale itself"
         )
+    if request.prompt_syntax != "plain":
+        for what, text in (
+            ("prompt", request.prompt),
+            ("negative prompt", request.negative_prompt or "" if plan.guided else ""),
+        ):
+            yield from map(Notice, doubts(text, what))
     if not plan.scheduler.timesteps and request.strength:
         assert request.steps is not None
         enough = math.ceil(1000 / request.steps) / 1000

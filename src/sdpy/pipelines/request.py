@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdpy.errors import UsageError
@@ -23,6 +24,7 @@ from sdpy.pipelines.values import (
     show_image_size,
     show_loras,
     show_sigmas,
+    shown_path,
 )
 
 if TYPE_CHECKING:  # at run time these would import torch before the command line needs it
@@ -309,6 +311,14 @@ class GenerationOptions:
         cli_type=list[str],
         parse=read_embeddings,
         unparse=show_embeddings,
+    )
+    lora_dir: Path | None = option(
+        None,
+        "--lora-dir",
+        help="Folder of the LoRAs that prompts name, as in <lora:name:0.8>.",
+        panel=_ADDED,
+        shown_default="none",
+        unparse=shown_path,
     )
     lora: tuple[Lora, ...] = option(
         (),

@@ -179,8 +179,17 @@ class _Open:
             yield from piece
 
 
-def _parse(text: str) -> list[_Node]:
+def unread_brackets(text: str) -> tuple[str, ...]:
+    """Brackets with separators in them that are neither editing nor a weight, and so are text."""
+    refused: list[str] = []
+    _parse(text, refused)
+    return tuple(refused)
+
+
+def _parse(text: str, refused: list[str] | None = None) -> list[_Node]:
     """What a prompt is made of.
+
+    Brackets that mean nothing although they are closed are added to ``refused``.
 
     A bracket that has no meaning is text, and so are those around it: editing takes whole prompts.
     Without recursion, because brackets may be nested however deep.
@@ -205,6 +214,9 @@ def _parse(text: str) -> list[_Node]:
         elif waiting and waiting[-1].bracket + token in ("()", "[]"):
             node = _closed(waiting[-1], token)
             if node is None:
+                if refused is not None:
+                    pieces = [*waiting[-1].literally(), token]
+                    refused.append("".join(x if isinstance(x, str) else "..." for x in pieces))
                 give_up(token)
             else:
                 waiting.pop()
