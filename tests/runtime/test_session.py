@@ -21,11 +21,12 @@ from sdpy.pipelines.generate import generate
 from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
+from sdpy.runtime.options import ModelOptions
 from sdpy.runtime.session import PROMPTS_CACHED, Session
 from sdpy.text.tokenizer import CLIPTokenizer
 from support.growth import memory_of_session
 from support.mapped import resident_kilobytes
-from support.tiny import tiny_session, tiny_source, tiny_weights, write_tiny
+from support.tiny import placed, tiny_session, tiny_source, tiny_weights, write_tiny
 
 NAMES = ("text_encoder", "unet", "vae")
 REQUEST = Request("lighthouse", steps=2, width=32, height=32)
@@ -445,3 +446,20 @@ def test_input_channels_are_the_file_s(tiny_data: Path, file: str, channels: int
     assert session.source.config("unet").in_channels == channels
     with session.models().unet() as unet:
         assert unet.conv_in.weight.shape[1] == channels
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "told"),
+    [(None, "cuda", True), ("fp32", "cuda", False), ("fp16", "cuda", False), (None, "cpu", False)],
+)
+def test_a_line_says_that_fp16_is_faster_on_a_gpu(
+    tiny_data: Path, dtype: str | None, device: str, told: bool
+) -> None:
+    """Unless the user has chosen."""
+    place = torch.device(device)
+    session = tiny_session(tiny_data)
+    options = ModelOptions(dtype=dtype)
+    session = Session(session.source, placed(place, place, place), options=options)
+    notices = [notice.text for notice in session.take_notices()]
+    assert any("--dtype fp16 is faster" in text for text in notices) == told
+    assert list(session.take_notices()) == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from torch import Tensor
 
-from sdpy.errors import ShortageError
+from sdpy.components import components_with_role
+from sdpy.errors import ShortageError, is_shortage
 from sdpy.models import UNet2DConditionModel
 from sdpy.optimizations.approximate import approximate
 from sdpy.optimizations.exact.sliced_attention import slice_attention
@@ -23,9 +24,10 @@ from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin
 from sdpy.pipelines.vae import decode
 from sdpy.pipelines.values import AUTO
-from sdpy.runtime.devices import seeded_generator
-from sdpy.runtime.fallbacks import Fallback, release_cached_memory
+from sdpy.runtime.devices import CPU, seeded_generator
+from sdpy.runtime.fallbacks import Fallback, attempt, release_cached_memory
 from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory, plan_two_stages
+from sdpy.runtime.retreats import retreats
 from sdpy.runtime.session import RequestModels, Session
 from sdpy.text.conditioning import ConditioningSchedule
 
@@ -157,18 +159,18 @@ def _generate_group(
         begins.append((yield from plan.task.prepare(models, plan.request, plan.skip)))
     for plan in plans:
         yield from describe_plan(session, plan)
-    prompts = encode_plans(models, plans)
+    prompts = yield from _encode_prompts(models, plans)
     refined: list[ConditioningSchedule | None] = [None] * len(plans)
     if refiner is not None:
         own = [plan.refined for plan in plans if plan.refined is not None]
-        refined = [*encode_plans(refiner, own)]
+        refined = [*(yield from _encode_prompts(refiner, own))]
     jobs: deque[ImageJob] = deque()
     for (index, plan), begin, prompt, other in zip(members, begins, prompts, refined, strict=True):
         for sample in range(plan.request.num_samples):
             place = number + len(jobs)
             jobs.append(ImageJob(place, index, sample, plan, begin, prompt, other))
 
-    size = memory.batch
+    size, left = memory.batch, retreats(models)
     while jobs:
         batch = [jobs.popleft() for _ in range(min(size, len(jobs)))]
         last = not jobs and not session.keep_models
@@ -176,18 +178,51 @@ def _generate_group(
         here = models.releasing("unet", "vae", "controlnet") if last else models
         try:
             yield from _generate_batch(here, refiner, batch, images, step_interval)
-        except ShortageError:
-            if len(batch) == 1:
+        except Exception as error:
+            # Smaller batches help with what is computed, not with the loading of weights.
+            computed = isinstance(error, ShortageError)
+            halves = computed and len(batch) > 1
+            if not (halves or (left and (computed or is_shortage(error)))):
                 raise
-            size = len(batch) // 2
             jobs.extendleft(reversed(batch))
         else:
             continue
         # Out here the error is gone, and with it the tensors that its traceback held.
-        release_cached_memory()
-        yield Notice(
-            f"not enough memory for {len(batch)} images at a time: going on with {size} at a time"
-        )
+        if halves:
+            size = len(batch) // 2
+            release_cached_memory()
+            what, instead = f"{len(batch)} images at a time", f"going on with {size} at a time"
+        else:
+            retreat, *left = left
+            for one in (session, session.refiner):
+                if one is not None:
+                    one.release()
+            release_cached_memory()
+            models = retreat.of(models)
+            refiner = None if refiner is None else retreat.of(refiner)
+            what, instead = "this on the GPU", retreat.description
+        yield Notice(f"not enough memory for {what}: {instead}")
+
+
+def _encode_prompts(
+    models: RequestModels, plans: Sequence[PlannedRequest]
+) -> Generator[Notice, None, list[ConditioningSchedule]]:
+    """What the images of each request are guided by; where memory runs out, made on the CPU."""
+    ways = [models]
+
+    def go_on() -> None:
+        models.session.release(*names)
+        placement = models.placement
+        for name in names:
+            placement = placement.with_device(name, CPU)
+        ways.append(models.changed(placement=placement))
+
+    names = [one.name for one in components_with_role("text_encoder")]
+    on_gpu = any(models.placement[name] != CPU for name in names)
+    fallbacks = [Fallback("running it on the CPU", go_on)] if on_gpu else []
+    return (
+        yield from attempt(lambda: encode_plans(ways[-1], plans), fallbacks, "the text encoder")
+    )
 
 
 def _generate_batch(

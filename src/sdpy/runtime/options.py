@@ -50,13 +50,14 @@ class ComputeOptions:
         panel=_PLACE,
         shown_default="the GPU if there is one",
     )
-    dtype: str = option(
-        "fp32",
+    dtype: str | None = option(
+        None,
         "--dtype",
         help="Precision that the models compute in. fp16 is for GPUs, bf16 for processors and "
         "GPUs that have it; both take half of the memory and change the image a little. "
         "auto: fp16 on a GPU.",
         panel=_PLACE,
+        shown_default="fp32",
         metavar="fp32|fp16|bf16|auto",
     )
     threads: int | None = option(
@@ -234,7 +235,7 @@ def make_execution(options: ComputeOptions, placement: Placement) -> Execution:
 
     memory = options.memory.strip().lower()
     execution = Execution(
-        dtype=find_dtype(options.dtype, placement),
+        dtype=find_dtype("fp32" if options.dtype is None else options.dtype, placement),
         memory=memory if memory in ("auto", "low") else parse_size(memory),
         fast_kernels=options.fast_kernels,
         sliced_attention_size=options.sliced_attention_size,

@@ -189,6 +189,11 @@ class Session:
         self._checked: set[Hashable] = set()
         self._lora_files: tuple[Checkpoint, ...] = ()
         self._notices = [*source.assumptions, *source.notices]
+        if options is not None and options.dtype is None and self.placement.gpus:
+            self._notices.append(
+                "computing in fp32 on the GPU, in which images are the same on every device: "
+                "--dtype fp16 is faster, takes half of the memory, and changes them a little"
+            )
         self._is_closed = False
 
     def __enter__(self) -> Session:

@@ -13,6 +13,7 @@ from sdpy.optimizations.exact.compiling import Compilation
 from sdpy.optimizations.exact.fast_convolutions import FastConvolutions
 from sdpy.optimizations.exact.feed_forward import FeedForwardChunking
 from sdpy.optimizations.exact.folded_attention import PromptCaching
+from sdpy.optimizations.exact.gpu_layers import ChannelsLast, JoinedProjections
 from sdpy.optimizations.exact.product_attention import AttentionByProducts
 from sdpy.optimizations.exact.sliced_attention import AttentionSlicing
 from sdpy.optimizations.exact.streaming import WeightStreaming
@@ -23,9 +24,11 @@ PASSES: tuple[Pass, ...] = (
     AttentionSlicing(),
     AttentionByProducts(),
     PromptCaching(),
+    JoinedProjections(),
     PairedProducts(),
     FeedForwardChunking(),
     FastConvolutions(),
+    ChannelsLast(),
     Compilation(),
     WeightStreaming(),
 )

@@ -28,14 +28,16 @@ class PromptCaching:
     dtypes = (torch.float32, torch.bfloat16)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
-        """To every model that attends to a prompt."""
-        return context.is_fast_in(self.dtypes) and any(
+        """To every model that attends to a prompt, on a GPU unless torch compiles it."""
+        on_gpu = context.device.type != "cpu" and not (context.compiled or context.streamed)
+        return (on_gpu or context.is_fast_in(self.dtypes)) and any(
             isinstance(module, BasicTransformerBlock) for module in model.modules()
         )
 
     def apply(self, model: nn.Module, context: PassContext) -> None:
         """Replace layers of each cross-attention, or the whole of it."""
-        folds = not (context.streamed or uses_pairs(model, context))
+        on_gpu = context.device.type != "cpu"
+        folds = not (on_gpu or context.streamed or uses_pairs(model, context))
         for block in list(model.modules()):
             if isinstance(block, BasicTransformerBlock):
                 for name in ("attn2.to_k", "attn2.to_v"):
