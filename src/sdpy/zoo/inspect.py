@@ -199,7 +199,7 @@ def _addition(checkpoint: Checkpoint) -> InspectedComponent | None:
     if summary is None:
         return None
     part = Part(None, dialect, {name: Origin(name) for name in outline})
-    return InspectedComponent(None, Weights(checkpoint, part), summary, None, {}, False)
+    return InspectedComponent(None, Weights(checkpoint, part), summary, None, {}, False, False)
 
 
 def _component(
