@@ -23,7 +23,9 @@ DIFFUSERS_LOOP = """
 import sys, torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 folder, steps, prompts = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+pipeline = StableDiffusionPipeline.from_pretrained(
+    folder, safety_checker=None, torch_dtype=torch.float32
+)
 pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 pipeline.set_progress_bar_config(disable=True)
 for k, prompt in enumerate(prompts):

@@ -122,6 +122,14 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
             os.close(descriptor)
         assert shown(one) == expected
         assert one.place.source == "standard input"
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        with pytest.raises(UsageError, match="standard input: cannot be read"):
+            list(read_jobs("-"))
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
 
 
 @pytest.mark.parametrize(

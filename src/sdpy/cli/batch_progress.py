@@ -142,7 +142,7 @@ class LineProgress(Progress):
             self.line(_failure(event))
         elif name == "Started":
             self.line(_start(event))
-        elif now - self.printed >= SECONDS_BETWEEN_LINES:
+        elif self.tally.total and now - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = now
             self.line(str(self.tally))
 

@@ -39,7 +39,11 @@ def read_jobs(
     """
     if path == STANDARD_INPUT:
         chosen = FORMATS[format or "text"]
-        with os.fdopen(os.dup(0), "rb") as raw:
+        try:
+            descriptor = os.dup(0)
+        except OSError as error:
+            raise UsageError(f"standard input: cannot be read ({error.strerror})") from error
+        with os.fdopen(descriptor, "rb") as raw:
             yield from _read(raw, chosen, "standard input", dialect, format)
         return
     chosen = FORMATS[format or format_of(path)]
