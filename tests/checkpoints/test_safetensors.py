@@ -44,6 +44,18 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "made": "here", "größe": "3"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere, all names are text")
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "x.safetensors", {"a": torch.ones(1)})
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    try:
+        (tmp_path / "x.safetensors").rename(path)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(WeightsError, match="is not UTF-8.*rename it"):
+        read_checkpoint(path)
+
+
 def test_our_bytes_are_the_librarys(tmp_path: Path) -> None:
     """For one dtype; among several of one width the library has an order of its own."""
     tensors = {name: torch.randn(3, n) for n, name in enumerate(["b.c", "a", "b.a", "größe"])}

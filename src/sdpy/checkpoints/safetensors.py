@@ -22,6 +22,7 @@ from sdpy.checkpoints.base import (
     LazyTensors,
     map_file,
     mapped_piece,
+    printable,
     reading,
     storable,
     tensor_bytes,
@@ -72,6 +73,11 @@ class SafetensorsFormat:
 
     def read(self, path: Path) -> Checkpoint:
         """See `CheckpointFormat.read`."""
+        if not _is_utf8(path):
+            raise WeightsError(
+                f"{printable(str(path))}: the name of this file is not UTF-8, and the safetensors "
+                "library opens no others; rename it"
+            )
         with reading(path, ".safetensors"), open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
             (header_bytes,) = struct.unpack("<Q", file.read(8))
@@ -163,6 +169,11 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is no JSON object")
     return value
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a path is text; bytes that are none arrive as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def _metadata(value: Any) -> dict[str, str]:
