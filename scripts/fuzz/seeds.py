@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdpy.checkpoints import write_checkpoint
 from sdpy.zoo.classes import config_json
-from sdpy.zoo.configs import scheduler_json
+from sdpy.zoo.config_files import scheduler_json
 from sdpy.zoo.variants import DEMO
 
 _NAMES = (

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sdpy.models import ControlNetConfig, ControlNetModel, UNet2DConditionModel
-from sdpy.zoo.configs import controlnet_config, controlnet_json, unet_config, unet_json
+from sdpy.zoo.config_files import controlnet_json, unet_json
+from sdpy.zoo.configs import controlnet_config, unet_config
 from support.references import reference_unet
 from support.tiny import TINY
 

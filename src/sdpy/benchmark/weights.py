@@ -21,7 +21,7 @@ from sdpy.files import atomic_write
 from sdpy.models import CLIPTextConfig
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.classes import class_names, config_json, make_model
-from sdpy.zoo.configs import model_index_json, scheduler_json
+from sdpy.zoo.config_files import model_index_json, scheduler_json
 from sdpy.zoo.convert import tokenizer_files
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.variants import ModelVariant

@@ -28,23 +28,25 @@ from sdpy.models import (
     UNet2DConditionModel,
 )
 from sdpy.models.meta import init_empty_weights
+from sdpy.zoo.config_files import (
+    controlnet_json,
+    text_encoder_json,
+    tiny_vae_json,
+    unet_json,
+    vae_json,
+)
 from sdpy.zoo.configs import (
     Json,
     Outline,
     controlnet_beside,
     controlnet_config,
-    controlnet_json,
     is_tiny_vae,
     text_config,
-    text_encoder_json,
     tiny_vae_config,
-    tiny_vae_json,
     told_controlnet,
     unet_config,
     unet_inputs,
-    unet_json,
     vae_config,
-    vae_json,
 )
 from sdpy.zoo.variants import Config, ModelVariant
 

@@ -27,7 +27,8 @@ from sdpy.files import atomic_write
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.text.vocabulary import read_vocabulary
 from sdpy.zoo.classes import class_names, config_json
-from sdpy.zoo.configs import GUESSED, model_index_json, scheduler_json
+from sdpy.zoo.config_files import model_index_json, scheduler_json
+from sdpy.zoo.configs import GUESSED
 from sdpy.zoo.inspect import InspectedComponent, Inspection
 from sdpy.zoo.variants import SD15, SD21, ModelVariant
 

@@ -40,8 +40,9 @@ from sdpy.schedulers import NoiseConfig
 from sdpy.schema import Validated
 from sdpy.zoo.classes import make_model, read_config
 from sdpy.zoo.configs import is_known, noise_config
+from sdpy.zoo.families import config_in, family_of
 from sdpy.zoo.hints import other_model
-from sdpy.zoo.recognise import component_alone, component_files, config_in, family_of
+from sdpy.zoo.recognise import component_alone, component_files
 from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.variants import VOCABULARY, ModelVariant
 
