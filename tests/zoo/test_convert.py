@@ -52,6 +52,16 @@ def assert_same(path: Path, state: dict[str, Tensor], dtype: torch.dtype | None 
         assert torch.equal(got, expected), name
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_what_ot_folders_cannot_say_is_told(tmp_path: Path, prediction: str) -> None:
+    source, words = whole(tmp_path), vocabulary(tmp_path)
+    folder = tmp_path / "folder"
+    convert(source, folder, vocabulary=words, prediction=prediction)
+    plan = plan_conversion(inspect_weights(folder), tmp_path / "ot", layout="ot", vocabulary=words)
+    told = [notice for notice in plan.notices if "--prediction-type v_prediction" in notice]
+    assert bool(told) == (prediction == "v_prediction")
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("layout", ["diffusers", "original", None])

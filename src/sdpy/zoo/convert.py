@@ -30,7 +30,7 @@ from sdpy.zoo.classes import class_names, config_json
 from sdpy.zoo.config_files import model_index_json, scheduler_json
 from sdpy.zoo.configs import GUESSED
 from sdpy.zoo.inspect import InspectedComponent, Inspection
-from sdpy.zoo.variants import SD15, SD21, ModelVariant
+from sdpy.zoo.variants import SD15, SD21, VARIANTS, ModelVariant
 
 LAYOUTS = ("diffusers", "original", "ot")
 """A diffusers folder or component; the original programs' single file; .ot files in a folder."""
@@ -235,7 +235,21 @@ def _into_ot_folder(
     texts = {}
     for files in list(vocabulary_files.values())[:1]:  # all have the same merges
         texts[target / names.vocabulary[0]] = files[_MERGES]
-    return Conversion(tuple(outputs), texts, notices)
+    return Conversion(tuple(outputs), texts, (*notices, *_unsaid_prediction(source, components)))
+
+
+def _unsaid_prediction(source: Inspection, components: list[InspectedComponent]) -> tuple[str, ...]:
+    """A notice where the UNet predicts something else than ``.ot`` files are taken to."""
+    if source.variant is None or not any(one.name == "unet" for one in components):
+        return ()
+    predicted = source.variant.noise.prediction_type
+    usual = VARIANTS.get(source.variant.name)
+    if usual is None or usual.noise.prediction_type == predicted:
+        return ()
+    return (
+        f"a folder of .ot files does not say what its UNet predicts: give --prediction-type "
+        f"{predicted} wherever it is used",
+    )
 
 
 def _into_diffusers(
