@@ -63,6 +63,10 @@ def prepare_streams() -> None:
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)
             assert opened == descriptor, "the lowest number that is free"
+        else:
+            # A shell's script that was started without them has its own text in their place.
+            if descriptor > 0 and _is_for_reading(descriptor):
+                os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)
@@ -71,6 +75,15 @@ def prepare_streams() -> None:
         sys.stdout.reconfigure(errors=_AS_BYTES)
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
+
+
+def _is_for_reading(descriptor: int) -> bool:
+    """Whether a file can only be read, where the system says so."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
