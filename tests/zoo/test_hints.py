@@ -13,7 +13,7 @@ from torch import Tensor
 from sdpy.checkpoints import read_checkpoint, read_model_folder, write_checkpoint
 from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
 from sdpy.errors import WeightsError
-from sdpy.models import UNet2DConditionModel
+from sdpy.models import AutoencoderTiny, AutoencoderTinyConfig, UNet2DConditionModel
 from sdpy.zoo.classes import make_model
 from sdpy.zoo.configs import is_known, unet_config
 from sdpy.zoo.convert import plan_conversion
@@ -85,6 +85,19 @@ def test_other_turbo_models_are_hinted_at(tmp_path: Path) -> None:
     kind, told = found(single_file(tmp_path / "dreamshaperXL_v21Turbo.safetensors"))
     assert (kind.name, kind.guidance_scale) == ("sdxl", 5.0)
     assert "is called a turbo model" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "doubted"), [("taesd.safetensors", True), ("taesdxl.safetensors", False)]
+)
+def test_tiny_autoencoders_are_doubted_by_their_names(
+    tmp_path: Path, name: str, doubted: bool
+) -> None:
+    tiny = AutoencoderTiny(AutoencoderTinyConfig()).state_dict()
+    write_checkpoint(tmp_path / name, tiny)
+    path = single_file(tmp_path / "x.safetensors")
+    source = find_source(str(path), tmp_path, {"vae": tmp_path / name})
+    assert any("this model needs TAESDXL" in line for line in source.notices) == doubted
 
 
 def test_what_is_predicted_is_said_by_keys(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 from sdpy.checkpoints import Checkpoint
 from sdpy.errors import WeightsError
 from sdpy.schedulers import NoiseConfig
-from sdpy.zoo.variants import SDXL_LIGHTNING, SDXL_TURBO, ModelVariant
+from sdpy.zoo.variants import SDXL, SDXL_LIGHTNING, SDXL_TURBO, ModelVariant
 
 # Beginnings of names in checkpoints whose UNets look like Stable Diffusion's.
 _OTHERS: tuple[tuple[str, str], ...] = (
@@ -99,4 +100,21 @@ def doubtful_prediction(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (
         f"{checkpoint.path} is called as if it predicted v, and does not say so inside: assuming "
         "epsilon; if images are noise, give --prediction v_prediction",
+    )
+
+
+def doubtful_tiny_autoencoder(path: Path, variant: ModelVariant) -> tuple[str, ...]:
+    """What is to be said of TAESD and TAESDXL, whose shapes are the same and whose latents differ.
+
+    Args:
+        path: the tiny autoencoder's file, whose name or folder usually tells.
+        variant: the model that it is to decode for.
+    """
+    is_xl = variant.vae.scaling_factor == SDXL.vae.scaling_factor
+    if is_xl == any("xl" in name.lower() for name in path.parts[-2:]):
+        return ()
+    wanted, other = ("TAESDXL", "TAESD") if is_xl else ("TAESD", "TAESDXL")
+    return (
+        f"{path}: this model needs {wanted}; if this is {other}, colours will be wrong, "
+        "which weights do not tell",
     )

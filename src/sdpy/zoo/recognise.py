@@ -26,7 +26,7 @@ from sdpy.errors import SdpyError, UsageError, WeightsError
 from sdpy.schema import Validated
 from sdpy.zoo.cache import cached_model, is_hub_name, snapshot_in
 from sdpy.zoo.classes import read_config
-from sdpy.zoo.configs import GUESSED, is_known, noise_config
+from sdpy.zoo.configs import GUESSED, is_known, is_tiny_vae, noise_config
 from sdpy.zoo.families import (
     check_added_conditions,
     config_in,
@@ -36,6 +36,7 @@ from sdpy.zoo.families import (
 )
 from sdpy.zoo.files import ModelFiles, find_files
 from sdpy.zoo.hints import (
+    doubtful_tiny_autoencoder,
     refuse_other_model,
 )
 from sdpy.zoo.schemas import check_folder, told_beside
@@ -74,7 +75,12 @@ def find_source(
         UsageError: neither a variant nor a path, or there are no such weights.
         WeightsError: files are missing or broken, or of another kind of model.
     """
-    found = _find_source(name, data, {} if given is None else given, prediction, variant)
+    given = {} if given is None else given
+    found = _find_source(name, data, given, prediction, variant)
+    vae = given.get("vae")
+    if vae is not None and is_tiny_vae(part_outline(read_checkpoint(vae), "vae")):
+        doubts = doubtful_tiny_autoencoder(vae, found.variant)
+        found = replace(found, notices=(*found.notices, *doubts))
     return _with_averages(found, ema)
 
 
