@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scripts.bench.run import machine
 from scripts.demo.adherence import score, withheld_tasks
 from scripts.demo.classifier import CLASSIFIER_FILE, classify, load_classifier
 from scripts.demo.recipes import RECIPES
@@ -143,8 +144,8 @@ def measure_demo(run: Path, folder: Path | None, prompts: int) -> str:
             ]
         )
     note = (
-        f"Demo model, 128x128, 30 steps, {prompts} prompts, {torch.get_num_threads()} threads; an "
-        f"exact image takes {statistics.median(exact.seconds):.1f} s with the models loaded."
+        f"Demo model, 128x128, 30 steps, {prompts} prompts; an exact image takes "
+        f"{statistics.median(exact.seconds):.1f} s with the models loaded. {_computed_on()}"
     )
     head = ["", "times as fast", "PSNR to exact, dB", "shows what was asked, %"]
     return f"{table(head, rows)}\n\n{note}"
@@ -218,10 +219,14 @@ def full_size_table(seconds: dict[str, float]) -> str:
     tiny = seconds["tiny decoder"]
     rows.append(["tiny decoder (`--vae-weights`)", f"{tiny:.2f}", f"{decoder / tiny:.2f}"])
     note = (
-        "Stable Diffusion 1.5's sizes, 512x512, random weights, float32 on "
-        f"{torch.get_num_threads()} threads; a step of the UNet with guidance on average."
+        "Stable Diffusion 1.5's sizes, 512x512, random weights; a step of the UNet with guidance "
+        f"on average. {_computed_on()}"
     )
     return f"{table(['', 's', 'times as fast'], rows)}\n\n{note}"
+
+
+def _computed_on() -> str:
+    return f"{machine()['processor']}, {torch.get_num_threads()} threads, fp32."
 
 
 # --- command line ---------------------------------------------------------------------------------
