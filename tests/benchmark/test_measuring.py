@@ -22,6 +22,7 @@ from sdpy.benchmark.timing import measure
 from sdpy.models import UNet2DConditionModel
 from sdpy.runtime.allocator import give_back_freed_memory
 from support.tiny import TINY
+from support.tiny_xl import TINY_XL
 
 MEBIBYTE = 2**20
 
@@ -153,14 +154,13 @@ def test_flops_of_the_text_encoder_are_those_of_its_matrix_products() -> None:
     layer = 4 * linear(tokens, width, width) + 2 * linear(tokens, width, config.intermediate_size)
     # Scores and their sums, in each of two prompts; all heads together are as wide as a token.
     attention = 2 * 2 * linear(tokens // 2, width, tokens // 2)
-    flops = count_flops(config, TINY.unet, TINY.vae, (8, 8))
+    flops = count_flops(TINY, (8, 8))
     assert flops["text"] == config.num_hidden_layers * (layer + attention)
 
 
 def test_flops_grow_with_the_batch_and_the_area() -> None:
     def flops(height: int, batch: int = 2) -> dict[str, int]:
-        size = (height, 16)
-        return count_flops(TINY.text_encoder, TINY.unet, TINY.vae, size, unet_batch=batch)
+        return count_flops(TINY, (height, 16), unet_batch=batch)
 
     small, single, large = flops(16), flops(16, batch=1), flops(32)
     # The time is the same for the whole batch and embedded once, in two rows.
@@ -177,20 +177,38 @@ def test_flops_grow_with_the_batch_and_the_area() -> None:
 
 def test_a_convolution_more_adds_its_flops() -> None:
     """A UNet for inpainting has five more input channels in its first convolution."""
-    config = TINY.unet
-    inpaint = replace(config, in_channels=9)
-    plain, more = (
-        count_flops(TINY.text_encoder, one, TINY.vae, (8, 8))["unet"] for one in (config, inpaint)
-    )
-    assert more - plain == linear(2 * 8 * 8, 9 * 5, config.block_out_channels[0])
+    inpaint = TINY.with_configs(unet=replace(TINY.unet, in_channels=9))
+    plain, more = (count_flops(one, (8, 8))["unet"] for one in (TINY, inpaint))
+    assert more - plain == linear(2 * 8 * 8, 9 * 5, TINY.unet.block_out_channels[0])
 
 
 def test_sd15_has_the_arithmetic_that_is_known_of_it() -> None:
     """About 0.4 T multiplications and additions for a sample of 64x64 latents."""
     from sdpy.zoo.variants import SD15
 
-    flops = count_flops(SD15.text_encoder, SD15.unet, SD15.vae, (64, 64))
+    flops = count_flops(SD15, (64, 64))
     assert flops["unet"] / 2 / 2 == pytest.approx(0.4e12, rel=0.01)
+
+
+def test_what_a_unet_is_told_beside_the_time_adds_its_flops() -> None:
+    """The pooled embedding and six sizes go through two linear layers."""
+    unet = TINY_XL.unet
+    plain = replace(
+        unet,
+        addition_embed_type=None,
+        addition_time_embed_dim=None,
+        projection_class_embeddings_input_dim=None,
+    )
+    without = count_flops(TINY_XL.with_configs(unet=plain), (8, 8))
+    told = count_flops(TINY_XL, (8, 8))
+    time = unet.time_embed_dim
+    assert told["unet"] - without["unet"] == linear(2, 48 + 6 * 8, time) + linear(2, time, time)
+    (first, second) = TINY_XL.text_encoders.values()
+    alone = [
+        count_flops(TINY.with_configs(text_encoder=one), (8, 8))["text"]
+        for one in (first, replace(second, projection_dim=None))
+    ]
+    assert told["text"] == sum(alone) + linear(2, second.hidden_size, 48)
 
 
 def test_the_rate_of_a_matrix_product_is_a_rate() -> None:

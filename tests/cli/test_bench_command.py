@@ -14,8 +14,10 @@ import torch
 import sdpy.benchmark.survey as survey_module
 from sdpy.benchmark.figures import Spread
 from sdpy.benchmark.survey import Setup, setups
+from sdpy.benchmark.weights import write_random_model
 from sdpy.cli.bench import _advice, _shorter_dtypes
 from sdpy.errors import UsageError
+from support.tiny_xl import TINY_REFINER
 
 PHASES = ["text encoding", "UNet step", "VAE decode", "VAE encode"]
 
@@ -83,6 +85,21 @@ def test_a_variant_gets_random_weights_that_are_gone_afterwards(sdpy: Any, tempo
         assert one["share_of_matrix_product"] == pytest.approx(one["flops_per_second"] / 50e9)
     assert torch.get_num_threads() == before
     assert list(temporary.iterdir()) == []
+
+
+def test_a_model_without_the_first_text_encoder_is_measured(sdpy: Any, tmp_path: Path) -> None:
+    """It is told sizes of the image, too."""
+    variant = TINY_REFINER
+    write_random_model(tmp_path / "model", variant)
+    result = sdpy(
+        *("bench", "--model", tmp_path / "model", "--json", "--quiet"),
+        *("--repeats", 1, "--threads", 1, "--device", "cpu"),
+    )
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert (found["model"], found["width"]) == (variant.name, variant.sample_size)
+    assert [one["phase"] for one in found["phases"]] == ["text", "unet", "decode", "encode", "unet"]
+    assert min(one["flops"] for one in found["phases"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdpy.models import (
-    AutoencoderKL,
-    AutoencoderKLConfig,
-    AutoencoderTiny,
-    AutoencoderTinyConfig,
-    CLIPTextConfig,
-    CLIPTextModel,
-    UNet2DConditionConfig,
-    UNet2DConditionModel,
-)
+from sdpy.zoo.classes import make_model
+from sdpy.zoo.variants import ModelVariant
 
 MATRIX_SIZE = 2048
 """Rows and columns of the matrices whose product is timed."""
@@ -50,43 +43,50 @@ def matrix_product_rate(
 
 
 def count_flops(
-    text_encoder: CLIPTextConfig,
-    unet: UNet2DConditionConfig,
-    vae: AutoencoderKLConfig | AutoencoderTinyConfig,
-    latent_size: tuple[int, int],
-    *,
-    unet_batch: int = 2,
+    variant: ModelVariant, latent_size: tuple[int, int], *, unet_batch: int = 2
 ) -> dict[str, int]:
     """Count the FLOP of the phases ``text``, ``unet`` (one step), ``decode`` and ``encode``.
 
     These are the multiplications and additions of matrix products, convolutions and attention in
-    the plain models, whatever a faster implementation of the same does.
+    the plain models, whatever a faster implementation of the same does. Text is that of two
+    prompts, through all text encoders.
 
     Args:
-        text_encoder, unet, vae: configurations of the models.
+        variant: sizes of the models.
         latent_size: height and width of the latents.
         unet_batch: samples of a UNet evaluation: 2 with guidance, 1 without.
     """
+    models: dict[str, Any] = {
+        name: make_model(name, config) for name, config in variant.configs.items()
+    }
+    height, width = latent_size
+    unet, vae = variant.unet, variant.configs["vae"]
+    factor, length = vae.downsample_factor, variant.text_encoder.max_position_embeddings
     with torch.device("meta"):
-        height, width = latent_size
-        factor = vae.downsample_factor
         latents = torch.empty(1, vae.latent_channels, height, width)
         image = torch.empty(1, vae.in_channels, factor * height, factor * width)
-        tokens = torch.empty(2, text_encoder.max_position_embeddings, dtype=torch.int64)
+        tokens = torch.empty(2, length, dtype=torch.int64)
         sample = torch.empty(unet_batch, unet.in_channels, height, width)
-        context = torch.empty(unet_batch, tokens.shape[1], unet.cross_attention_dim)
-        clip, denoiser = CLIPTextModel(text_encoder), UNet2DConditionModel(unet)
-        autoencoder: nn.Module
-        if isinstance(vae, AutoencoderTinyConfig):
-            autoencoder = AutoencoderTiny(vae)
-        else:
-            autoencoder = AutoencoderKL(vae)
+        context = torch.empty(unet_batch, length, unet.cross_attention_dim)
+        told = _told_beside(variant, unet_batch)
         return {
-            "text": _flops(lambda: clip(tokens)),
-            "unet": _flops(lambda: denoiser(sample, torch.empty(()), context)),
-            "decode": _flops(lambda: autoencoder.decode(latents)),
-            "encode": _flops(lambda: autoencoder.encode(image)),
+            "text": _flops(lambda: [models[name](tokens) for name in variant.text_encoders]),
+            "unet": _flops(lambda: models["unet"](sample, torch.empty(()), context, **told)),
+            "decode": _flops(lambda: models["vae"].decode(latents)),
+            "encode": _flops(lambda: models["vae"].encode(image)),
         }
+
+
+def _told_beside(variant: ModelVariant, batch: int) -> dict[str, Tensor]:
+    """What the UNet is told beside the time, by the names of its arguments."""
+    unet, pooled = variant.unet, variant.pooled_dim
+    total, each = unet.projection_class_embeddings_input_dim, unet.addition_time_embed_dim
+    if total is None or each is None or pooled is None:
+        return {}
+    return {
+        "text_embeds": torch.empty(batch, pooled),
+        "time_ids": torch.empty(batch, (total - pooled) // each),
+    }
 
 
 def _flops(run: Callable[[], object]) -> int:

@@ -22,6 +22,11 @@ def prompt_embeddings(tokens: int, width: int) -> Tensor:
     return _normal((2, tokens, width), seed=2)
 
 
+def pooled_embeddings(width: int) -> Tensor:
+    """Pooled embeddings (2, width) of a negative prompt and a prompt, standard normal."""
+    return _normal((2, width), seed=5)
+
+
 def conditioning(shape: tuple[int, ...]) -> Tensor:
     """The mask and masked image that a UNet for inpainting takes beside the latents."""
     return _normal(shape, seed=3)

@@ -6,7 +6,7 @@ A phase gets its model from a `Session`, so that whatever a session does to a mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +16,7 @@ from sdpy.benchmark import inputs
 from sdpy.benchmark.arithmetic import count_flops
 from sdpy.benchmark.timing import Evaluate, Phase
 from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
-from sdpy.pipelines.plan import plan_request
+from sdpy.pipelines.plan import PlannedRequest, plan_request
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import shape_of_latents
 from sdpy.pipelines.vae import decode, encode
@@ -32,6 +32,9 @@ from sdpy.text.conditioning import (
 )
 from sdpy.zoo.source import ModelSource
 
+WITH_NEGATIVE_PROMPT = 2.0
+"""A guidance scale at which the negative prompt is looked at, as it is at any but 1."""
+
 
 @dataclass(frozen=True)
 class BenchmarkTarget:
@@ -42,7 +45,7 @@ class BenchmarkTarget:
         width, height: of the image, in pixels.
         placement: devices of the components.
         execution: how they compute.
-        timestep_spacing: None for the variant's own.
+        timestep_spacing, guidance_scale: None for the variant's own.
     """
 
     source: ModelSource
@@ -51,6 +54,7 @@ class BenchmarkTarget:
     placement: Placement = field(default_factory=Placement)
     execution: Execution = Execution()
     timestep_spacing: str | None = None
+    guidance_scale: float | None = None
 
     def session(self) -> Session:
         """A session of its own for these models."""
@@ -66,6 +70,7 @@ class BenchmarkTarget:
             width=self.width,
             height=self.height,
             timestep_spacing=self.timestep_spacing,
+            guidance_scale=self.guidance_scale,
         )
 
     @property
@@ -80,10 +85,9 @@ class BenchmarkTarget:
     def count_flops(self) -> dict[str, int]:
         """FLOP of each of `PHASES`; see `sdpy.benchmark.arithmetic.count_flops`."""
         plan = plan_request(self.session(), _for_any_unet(self, self.request(1)))
+        configs = {name: self.source.config(name) for name in self.source.files.weights}
         return count_flops(
-            self.source.variant.text_encoder,
-            self.source.config("unet"),
-            self.source.config("vae"),
+            self.source.variant.with_configs(**configs),
             self.latent_shape[-2:],
             unet_batch=2 if plan.guided else 1,
         )
@@ -99,20 +103,37 @@ def _for_any_unet(target: BenchmarkTarget, request: Request) -> Request:
 
 @contextmanager
 def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
-    """Prompts to embeddings (2, T, D), the negative prompt's first."""
-    with target.session() as session, session.models().text_encoder() as text_encoder:
-        plan = plan_request(session, _for_any_unet(target, target.request(1)))
-        ((prompts, *_),), _ = plan.prompts.steps()
+    """Prompts to what all text encoders make of them, (2, N), the negative prompt's first.
+
+    The N numbers are the embeddings (T, D), then, where there is one, the pooled embedding.
+    """
+    variant = target.source.variant
+    with target.session() as session, ExitStack() as loaded:
+        request = _for_any_unet(target, target.request(1))
+        request = replace(request, guidance_scale=WITH_NEGATIVE_PROMPT)
+        (prompts,), _ = plan_request(session, request).prompts.steps()
+        models = session.models()
+        text_encoders = {
+            name: loaded.enter_context(models.text_encoder(name)) for name in variant.text_encoders
+        }
 
         def evaluate() -> Tensor:
-            (made,) = encode_prompts(
-                [prompts.all],
-                session.tokenizer,
-                text_encoder,
-                pad_id=session.variant.pad_ids.get("text_encoder"),
-            )
-            prompt, negative = (one.encoder_hidden_states for one in made)
-            return torch.cat([negative, prompt]).cpu()
+            by_encoder = [
+                encode_prompts(
+                    [of_encoder.all],
+                    session.tokenizer,
+                    text_encoder,
+                    pad_id=variant.pad_ids.get(name),
+                    skip_layers=variant.skip_layers,
+                    final_norm=variant.final_norm,
+                )[0]
+                for (name, text_encoder), of_encoder in zip(
+                    text_encoders.items(), prompts, strict=True
+                )
+            ]
+            prompt, negative = (Conditioning.join(made) for made in zip(*by_encoder, strict=True))
+            both = Conditioning.cat([negative, prompt]).inputs().values()
+            return torch.cat([x.flatten(1) for x in both], dim=1).cpu()
 
         yield evaluate
 
@@ -123,11 +144,7 @@ def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
 
     Whatever is prepared for all steps together is done in the first.
     """
-    variant = target.source.variant
     config = target.source.config("unet")
-    negative, prompt = inputs.prompt_embeddings(
-        variant.text_encoder.max_position_embeddings, config.cross_attention_dim
-    ).chunk(2)
     _, channels, height, width = shape = target.latent_shape
     beside = config.in_channels - channels
     predictions: list[Tensor] = []
@@ -138,6 +155,7 @@ def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
     with target.session() as session, session.models().unet() as unet:
         plan = plan_request(session, _for_any_unet(target, target.request(evaluations)))
         scheduler = plan.fresh_scheduler()
+        negative, prompt = _conditionings(target, plan)
         start = InitialLatents(
             inputs.noise(shape) * scheduler.init_noise_sigma,
             inputs.conditioning((1, beside, height, width)) if beside else None,
@@ -147,9 +165,7 @@ def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
             unet,
             scheduler,
             start,
-            ConditioningSchedule(
-                (PromptConditioning((Conditioning(prompt),), Conditioning(negative)),)
-            ),
+            ConditioningSchedule((PromptConditioning((prompt,), negative),)),
             Guidance((plan.guidance_scale,)),
             generators=[seeded_generator(inputs.SEED)],
         )
@@ -160,6 +176,23 @@ def unet_step(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluate]:
             return torch.cat(predictions).float().cpu()
 
         yield evaluate
+
+
+def _conditionings(
+    target: BenchmarkTarget, plan: PlannedRequest
+) -> tuple[Conditioning, Conditioning]:
+    """What stands for an encoded negative prompt and prompt, with the image's own sizes."""
+    variant = target.source.variant
+    length = variant.text_encoder.max_position_embeddings
+    width = target.source.config("unet").cross_attention_dim
+    negative, prompt = inputs.prompt_embeddings(length, width).chunk(2)
+    if variant.pooled_dim is None:
+        return Conditioning(negative), Conditioning(prompt)
+    pooled = inputs.pooled_embeddings(variant.pooled_dim).chunk(2)
+    return (
+        Conditioning(negative, pooled[0], plan.negative_sizes),
+        Conditioning(prompt, pooled[1], plan.sizes),
+    )
 
 
 @contextmanager

@@ -94,7 +94,8 @@ def model_files(folder: Path, variant: ModelVariant) -> ModelFiles:
         name: folder / name / f"{COMPONENTS[name].folder_stems[0]}.safetensors"
         for name in variant.configs
     }
-    return ModelFiles(weights, vocabulary=folder / "tokenizer" / "merges.txt")
+    tokenizer = str(COMPONENTS[next(iter(variant.text_encoders))].tokenizer)
+    return ModelFiles(weights, vocabulary=folder / tokenizer / "merges.txt")
 
 
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -115,6 +115,12 @@ class ModelVariant:
         return next(iter(self.text_encoders.values()))
 
     @property
+    def pooled_dim(self) -> int | None:
+        """Width of the pooled embedding that a text encoder makes; None where none makes one."""
+        widths = (config.projection_dim for config in self.text_encoders.values())
+        return next((width for width in widths if width is not None), None)
+
+    @property
     def unet(self) -> UNet2DConditionConfig:
         """Sizes of the UNet."""
         config: UNet2DConditionConfig = self.configs["unet"]
