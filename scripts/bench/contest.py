@@ -138,6 +138,7 @@ class Contest:
             width=options.width,
             height=options.height,
             steps=options.steps,
+            guidance_scale=options.guidance_scale,
             evaluations=options.evaluations,
             dtype=options.dtype,
             device=options.device,

@@ -7,9 +7,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-GUIDANCE_SCALE = 7.5
-"""Guidance scale of all images."""
-
 TIMESTEP_SPACING = "leading"
 """A spacing of the timesteps that both programs know."""
 
@@ -30,6 +27,7 @@ class Job:
         folder: folder of the weights, as diffusers lays them out.
         width, height: of the image, in pixels.
         steps: steps of the whole image.
+        guidance_scale: of all images; at 1 the UNet computes a batch of one.
         result: JSON file to write.
         phase: one of `sdpy.benchmark.figures.TITLES`, for tasks that do one.
         sdpy_model: what sdpy reads instead of ``folder``; None for nothing else.
@@ -51,6 +49,7 @@ class Job:
     height: int
     steps: int
     result: str
+    guidance_scale: float = 7.5
     phase: str = ""
     sdpy_model: str | None = None
     evaluations: int = 1

@@ -17,7 +17,7 @@ def matrix_product(job: Job) -> dict[str, Any]:
 
     from sdpy.benchmark.arithmetic import MATRIX_SIZE, matrix_product_rate
 
-    size = 256 if job.size == "tiny" else MATRIX_SIZE
+    size = min(MATRIX_SIZE, 4 * sizes()[job.size].sample_size)  # small beside tiny models
     return {"rate": matrix_product_rate(getattr(torch, job.dtype), job.device, size=size)}
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.bench.jobs import Job
-from sdpy.components import COMPONENTS
 
 if TYPE_CHECKING:  # at run time this would import torch
     from sdpy.zoo.variants import ModelVariant
@@ -16,7 +15,7 @@ if TYPE_CHECKING:  # at run time this would import torch
 def sizes() -> dict[str, ModelVariant]:
     """The variants that can be measured; imports torch."""
     from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
-    from sdpy.zoo.variants import SD15
+    from sdpy.zoo.variants import SD15, SDXL
 
     tiny = replace(SD15, sample_size=64).with_configs(
         text_encoder=CLIPTextConfig(
@@ -39,7 +38,31 @@ def sizes() -> dict[str, ModelVariant]:
             block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8
         ),
     )
-    return {"sd15": SD15, "tiny": tiny}
+    tiny_xl = replace(SDXL, sample_size=64).with_configs(
+        text_encoder=replace(tiny.text_encoder, num_hidden_layers=3),
+        text_encoder_2=CLIPTextConfig(
+            vocab_size=tiny.text_encoder.vocab_size,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=1,
+            hidden_act="gelu",
+            projection_dim=64,
+        ),
+        unet=replace(
+            SDXL.unet,
+            block_out_channels=(64, 128),
+            cross_attention=(False, True),
+            attention_heads=(1, 2),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=32 + 64,
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=64 + 6 * 16,
+        ),
+        vae=replace(tiny.vae, scaling_factor=SDXL.vae.scaling_factor, force_upcast=True),
+    )
+    return {"sd15": SD15, "sdxl": SDXL, "tiny": tiny, "tiny-xl": tiny_xl}
 
 
 def prepare(job: Job) -> dict[str, Any]:
@@ -55,7 +78,8 @@ def prepare(job: Job) -> dict[str, Any]:
         _write_ot(Path(job.folder), Path(job.sdpy_model), variant)
     factor = variant.vae.downsample_factor
     latent_size = (job.height // factor, job.width // factor)
-    flops = count_flops(variant.text_encoder, variant.unet, variant.vae, latent_size)
+    guided = job.guidance_scale != 1
+    flops = count_flops(variant, latent_size, unet_batch=2 if guided else 1)
     return {"flops": flops, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
@@ -66,7 +90,7 @@ def _write_ot(folder: Path, target: Path, variant: ModelVariant) -> None:
     target.mkdir(exist_ok=True)
     files = model_files(folder, variant)
     for component, source in files.weights.items():
-        path = target / f"{COMPONENTS[component].data_files[0]}"
+        path = target / variant.files.of(component)[0]
         if not path.exists():
             write_checkpoint(path, read_checkpoint(source).tensors)
     text = files.vocabulary.read_text(encoding="utf-8")

@@ -3,22 +3,23 @@
     python -m scripts.bench --json runs/bench.json
     python -m scripts.bench --steps 4 --repeats 1 --evaluations 1
     python -m scripts.bench --size tiny --repeats 1
+    python -m scripts.bench --size sdxl --phases unet,decode --repeats 1 --evaluations 1
 
 Both use the same random weights, of Stable Diffusion 1.5's sizes unless ``--size`` says
 otherwise. They take turns (A B A B), each phase in a process of its own. Phases:
 
     help      ``sdpy --help``, beside a program with nothing but Typer and Rich
     load      start of the process to the UNet's first step, weights in the page cache
-    text      two prompts through the text encoder
-    unet      one step with guidance: a batch of 2, guidance and scheduler included
+    text      two prompts through all text encoders
+    unet      one step, guidance and scheduler included: a batch of 2 (``--guidance-scale 1``: 1)
     decode    latents to an image
     encode    an image to latents
     memory    peak of a whole image of 2 steps, diffusers in its default memory format
     generate  start of the process to the file; sdpy a second time with ``--memory low``
 
 diffusers runs eagerly, in the memory format that is faster for its UNet and for its autoencoder;
-this is measured first. ``--compile`` measures it with ``torch.compile`` and frozen weights as
-well; on a GPU sdpy is compiled, too.
+this is measured first, unless ``--format`` names one. ``--compile`` measures it with
+``torch.compile`` and frozen weights as well; on a GPU sdpy is compiled, too.
 
 The table gives medians and ranges over all processes, and ratios to diffusers pair by pair.
 GFLOP/s are effective ones: the arithmetic of the plain models over the time, also as a share of
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -56,7 +58,7 @@ from scripts.bench.report import report, summary
 from scripts.reports import tell
 from sdpy.benchmark.figures import Spread
 
-SIDES = {"sd15": 512, "tiny": 64}
+SIDES = {"sd15": 512, "sdxl": 1024, "tiny": 64, "tiny-xl": 64}
 """Pixels a side of an image, by the models' sizes."""
 
 HELP_IMPORTS = """
@@ -97,6 +99,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def guidance_scale(text: str) -> float:
+    """Read a guidance scale from 1 on; below, diffusers' pipeline does without guidance."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 1 <= scale < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return scale
+
+
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -106,9 +119,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--size", choices=list(SIDES), default="sd15", help="sizes of the models (sd15)")
-    add("--width", type=positive, help="in pixels (512, tiny 64)")
-    add("--height", type=positive, help="in pixels (512, tiny 64)")
+    usual = ", ".join(f"{name} {side}" for name, side in SIDES.items())
+    add("--width", type=positive, help=f"in pixels ({usual})")
+    add("--height", type=positive, help=f"in pixels ({usual})")
     add("--steps", type=positive, default=30, help="of generate (30)")
+    add("--guidance-scale", type=guidance_scale, default=7.5, help="1: a batch of one (7.5)")
     add("--threads", type=positive, help="of all processes (as many as torch takes)")
     add("--dtype", choices=DTYPES, default="float32", help="of all models (float32)")
     add("--device", default="cpu", help="of all models (cpu)")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from scripts.bench.jobs import FORMATS, GUIDANCE_SCALE, Job
+from scripts.bench.jobs import FORMATS, Job
 from scripts.bench.measuring import latent_shape, measure_phase, torch_dtype, until_first_step
 from scripts.bench.models import sizes
 from sdpy.benchmark import inputs
@@ -60,10 +62,11 @@ def diffusers_generate(job: Job) -> dict[str, Any]:
 
 def _generate(job: Job) -> Any:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(job.folder, **_dtype_option(job))
+    pipeline = DiffusionPipeline.from_pretrained(job.folder, **_dtype_option(job))
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.watermark = None  # that of Stable Diffusion XL where a package for it is installed
     pipeline.to(job.device)
     for name, one in job.formats.items():
         _to_format(getattr(pipeline, name), one)
@@ -73,7 +76,7 @@ def _generate(job: Job) -> Any:
         width=job.width,
         height=job.height,
         num_inference_steps=job.steps,
-        guidance_scale=GUIDANCE_SCALE,
+        guidance_scale=job.guidance_scale,
         generator=torch.Generator().manual_seed(inputs.SEED),
     ).images[0]
 
@@ -90,11 +93,13 @@ def _diffusers(
     yield make_evaluation(adapt(model), job, evaluations)
 
 
-def _load_text_encoder(job: Job) -> Any:
-    from transformers import CLIPTextModel
+def _load_text_encoders(job: Job) -> Any:
+    """A pipeline of nothing else."""
+    from diffusers import DiffusionPipeline
 
-    model = CLIPTextModel.from_pretrained(f"{job.folder}/text_encoder")
-    return model.eval().to(job.device, torch_dtype(job))
+    none = dict.fromkeys(("unet", "vae"))
+    pipeline = DiffusionPipeline.from_pretrained(job.folder, **none, **_dtype_option(job))
+    return pipeline.to(job.device)
 
 
 def _load_unet(job: Job) -> Any:
@@ -108,46 +113,54 @@ def _load_vae(job: Job) -> Any:
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(f"{job.folder}/vae", **_dtype_option(job))
+    if job.dtype == "float16" and model.config.force_upcast:
+        model.float()  # as the pipeline does
     return model.eval().to(job.device)
 
 
 def _text_encoding(model: Any, job: Job, evaluations: int) -> Evaluate:
     import torch
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(f"{job.folder}/tokenizer")
 
     @torch.no_grad()
-    def embed(text: str) -> Any:
-        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        ids = tokenizer(text, max_length=tokenizer.model_max_length, **options).input_ids
-        return model(ids.to(job.device))[0]
+    def evaluate() -> Any:
+        made = model.encode_prompt(
+            inputs.PROMPT,
+            device=job.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=inputs.NEGATIVE_PROMPT,
+        )
+        # The prompt's and the negative prompt's embeddings, then pooled ones if there are any.
+        rows = (torch.cat([x.flatten(1) for x in some], dim=1) for some in (made[1::2], made[::2]))
+        return torch.cat(list(rows)).float().cpu()
 
-    # Its pipeline encodes the two prompts one after the other.
-    return lambda: torch.cat([embed(inputs.NEGATIVE_PROMPT), embed(inputs.PROMPT)]).float().cpu()
+    return evaluate
 
 
 def _unet_step(model: Any, job: Job, evaluations: int) -> Evaluate:
     import torch
-    from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_pretrained(f"{job.folder}/scheduler")
+    scheduler = _scheduler(job)
     scheduler.set_timesteps(evaluations)
     timesteps = iter(scheduler.timesteps)
+    rows = 2 if job.guidance_scale != 1 else 1
     config, text = model.config, sizes()[job.size].text_encoder
     options = {"device": job.device, "dtype": torch_dtype(job)}
     context = inputs.prompt_embeddings(text.max_position_embeddings, config.cross_attention_dim)
-    context = context.to(**options)
-    latents = inputs.noise(latent_shape(job)).to(**options)
+    context = context[-rows:].to(**options)
+    told = _added_conditions(model, job, rows)
+    latents = (inputs.noise(latent_shape(job)) * scheduler.init_noise_sigma).to(**options)
 
     @torch.no_grad()
     def evaluate() -> Any:
         nonlocal latents
         timestep = next(timesteps)
-        sample = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-        prediction = model(sample, timestep, encoder_hidden_states=context).sample
-        negative, positive = prediction.chunk(2)
-        guided = negative + GUIDANCE_SCALE * (positive - negative)
+        sample = scheduler.scale_model_input(torch.cat([latents] * rows), timestep)
+        prediction = model(
+            sample, timestep, encoder_hidden_states=context, added_cond_kwargs=told
+        ).sample
+        negative, positive = prediction[:1], prediction[-1:]
+        guided = negative + job.guidance_scale * (positive - negative)
         latents = scheduler.step(guided, timestep, latents).prev_sample
         latents.cpu()  # waits for a GPU
         return prediction.float().cpu()
@@ -155,10 +168,35 @@ def _unet_step(model: Any, job: Job, evaluations: int) -> Evaluate:
     return evaluate
 
 
+def _scheduler(job: Job) -> Any:
+    """The model's own."""
+    import diffusers
+
+    folder = Path(job.folder) / "scheduler"
+    config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    return getattr(diffusers, config["_class_name"]).from_pretrained(folder)
+
+
+def _added_conditions(model: Any, job: Job, rows: int) -> dict[str, Any] | None:
+    """What the UNet is told beside time and prompt: pooled embeddings and the image's own sizes."""
+    import torch
+
+    pooled_dim = sizes()[job.size].pooled_dim
+    if model.config.addition_embed_type is None or pooled_dim is None:
+        return None
+    options = {"device": job.device, "dtype": torch_dtype(job)}
+    size = [job.height, job.width]
+    time_ids = torch.tensor([[*size, 0, 0, *size]] * rows, **options)
+    return {
+        "text_embeds": inputs.pooled_embeddings(pooled_dim)[-rows:].to(**options),
+        "time_ids": time_ids,
+    }
+
+
 def _decoding(model: Any, job: Job, evaluations: int) -> Evaluate:
     import torch
 
-    latents = inputs.noise(latent_shape(job)).to(job.device, torch_dtype(job))
+    latents = inputs.noise(latent_shape(job)).to(job.device, model.dtype)
 
     @torch.no_grad()
     def evaluate() -> Any:
@@ -170,7 +208,7 @@ def _decoding(model: Any, job: Job, evaluations: int) -> Evaluate:
 def _encoding(model: Any, job: Job, evaluations: int) -> Evaluate:
     import torch
 
-    image = inputs.image(job.width, job.height).to(job.device, torch_dtype(job))
+    image = inputs.image(job.width, job.height).to(job.device, model.dtype)
 
     @torch.no_grad()
     def evaluate() -> Any:
@@ -181,7 +219,7 @@ def _encoding(model: Any, job: Job, evaluations: int) -> Evaluate:
 
 
 _PARTS: dict[str, tuple[Callable[[Job], Any], Callable[[Any, Job, int], Evaluate]]] = {
-    "text": (_load_text_encoder, _text_encoding),
+    "text": (_load_text_encoders, _text_encoding),
     "unet": (_load_unet, _unet_step),
     "decode": (_load_vae, _decoding),
     "encode": (_load_vae, _encoding),

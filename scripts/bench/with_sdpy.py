@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.jobs import DTYPES, GUIDANCE_SCALE, TIMESTEP_SPACING, Job
+from scripts.bench.jobs import DTYPES, TIMESTEP_SPACING, Job
 from scripts.bench.measuring import measure_phase, torch_dtype, until_first_step
 from sdpy.benchmark import inputs
 
@@ -27,6 +27,7 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
             dtype=torch_dtype(job), fast_kernels=job.fast_kernels, compile=job.compiled
         ),
         timestep_spacing=TIMESTEP_SPACING,
+        guidance_scale=job.guidance_scale,
     )
     if job.fast_kernels:
         keep_freed_memory()  # as the command does
@@ -48,7 +49,7 @@ def sdpy_arguments(job: Job, output: str) -> list[str]:
         *("generate", inputs.PROMPT, "--negative-prompt", inputs.NEGATIVE_PROMPT),
         *("--model", job.model, "--seed", str(inputs.SEED), "--steps", str(job.steps)),
         *("--width", str(job.width), "--height", str(job.height), "--device", job.device),
-        *("--guidance-scale", str(GUIDANCE_SCALE), "--timestep-spacing", TIMESTEP_SPACING),
+        *("--guidance-scale", str(job.guidance_scale), "--timestep-spacing", TIMESTEP_SPACING),
         *("--dtype", DTYPES[job.dtype]),
         "--fast-kernels" if job.fast_kernels else "--plain-kernels",
         *(["--compile"] if job.compiled else []),

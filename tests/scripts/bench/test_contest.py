@@ -18,6 +18,7 @@ from scripts.bench import contest, run
 from scripts.bench.contest import BenchError, Contest
 from scripts.bench.goals import GOALS
 from scripts.bench.jobs import Job, now
+from scripts.bench.models import sizes
 from scripts.bench.outcomes import (
     COMPILED,
     DIFFUSERS,
@@ -29,15 +30,25 @@ from scripts.bench.outcomes import (
     PhaseResult,
 )
 from scripts.bench.report import summary
+from scripts.bench.with_sdpy import sdpy_arguments
 from scripts.bench.workers import TASKS
 from sdpy.benchmark.figures import TITLES, Spread
+from sdpy.cli import app as cli
 
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "tiny"
+    return prepared(tmp_path_factory.mktemp("bench") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def weights_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("bench") / "tiny-xl")
+
+
+def prepared(folder: Path) -> Path:
     result = TASKS["prepare"](job("prepare", folder))
     assert set(result["flops"]) == set(TITLES)
     return folder
@@ -53,9 +64,10 @@ def quick_matrix_product(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def job(task: str, folder: Path, **changes: object) -> Job:
+    """A job of the size that the folder is called by."""
     plain = Job(
         task=task,
-        size="tiny",
+        size=folder.name,
         folder=str(folder),
         width=64,
         height=96,
@@ -69,15 +81,36 @@ def job(task: str, folder: Path, **changes: object) -> Job:
 
 
 @pytest.mark.parametrize("phase", TITLES)
+@pytest.mark.parametrize("size", ["weights", "weights_xl"])
 def test_both_programs_compute_the_same_in_every_phase(
-    phase: str, weights: Path, tmp_path: Path
+    phase: str, size: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    check_phase(phase, request.getfixturevalue(size), tmp_path)
+
+
+def test_without_guidance_both_compute_a_batch_of_one(
+    weights_xl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted = check_phase("unet", weights_xl, tmp_path, guidance_scale=1.0)
+    assert len(predicted) == 1
+    monkeypatch.setattr(
+        "sdpy.benchmark.arithmetic.count_flops", lambda variant, size, unet_batch: unet_batch
+    )
+    counted = [
+        TASKS["prepare"](job("prepare", weights_xl, guidance_scale=scale))["flops"]
+        for scale in (1.0, 7.5)
+    ]
+    assert counted == [1, 2]
+
+
+def check_phase(phase: str, weights: Path, tmp_path: Path, **changes: object) -> contest.Array:
+    """Both programs do a phase; returns what sdpy computes, which is what diffusers does."""
     outputs = {}
     for program in (SDPY, DIFFUSERS):
         path = tmp_path / f"{program}.npy"
         formats = dict.fromkeys(("unet", "vae"), "channels_last")
         one = job(f"{program} phase", weights, phase=phase, evaluations=2, output=str(path))
-        result = TASKS[one.task](replace(one, formats=formats))
+        result = TASKS[one.task](replace(one, formats=formats, **changes))
         json.dumps(result)
         assert len(result["times"]) == 2
         assert min(result["load"], result["first"], *result["times"]) > 0
@@ -87,10 +120,28 @@ def test_both_programs_compute_the_same_in_every_phase(
     assert ours is not None and theirs is not None
     assert ours.std() > 0
     assert contest.relative_error(ours, theirs) <= TOLERANCE
+    return ours
+
+
+def test_both_programs_generate_the_same_image_with_an_xl_model(
+    weights_xl: Path, tmp_path: Path
+) -> None:
+    paths = {program: str(tmp_path / f"{program}.png") for program in (SDPY, DIFFUSERS)}
+    one = job("diffusers generate", weights_xl, output=paths[DIFFUSERS])
+    TASKS[one.task](one)
+    assert cli.run(sdpy_arguments(one, paths[SDPY])) == 0
+    ours, theirs = (contest.read_output(tmp_path / program) for program in paths)
+    assert ours is not None and theirs is not None
+    assert ours.std() > 0
+    assert np.abs(ours - theirs).max() <= 1  # of 255
 
 
 @pytest.mark.parametrize("program", [SDPY, DIFFUSERS])
-def test_loading_ends_when_the_first_step_begins(program: str, weights: Path) -> None:
+@pytest.mark.parametrize("size", ["weights", "weights_xl"])
+def test_loading_ends_when_the_first_step_begins(
+    program: str, size: str, request: pytest.FixtureRequest
+) -> None:
+    weights = request.getfixturevalue(size)
     one = job(f"{program} load", weights, started=now())
     (seconds,) = TASKS[one.task](one)["times"]
     assert 0 < seconds <= now() - one.started
@@ -207,6 +258,13 @@ def test_defaults_follow_the_size() -> None:
     assert (tiny.width, tiny.height) == (128, 64)
 
 
+def test_guidance_scales() -> None:
+    assert [run.guidance_scale(text) for text in ("1", "7.5")] == [1.0, 7.5]
+    for wrong in ("0.5", "x", "nan", "inf", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 on"):
+            run.guidance_scale(wrong)
+
+
 @pytest.mark.parametrize(
     ("words", "compiled"),
     [
@@ -231,6 +289,10 @@ def test_sdpy_is_compiled_where_diffusers_is_if_on_a_gpu(
         contestants[name](None)
     assert ["--compile" in command for command in commands] == compiled
     assert ["low" in command for command in commands] == [False, True]
+
+
+def test_every_size_has_the_side_of_its_images() -> None:
+    assert {name: variant.sample_size for name, variant in sizes().items()} == run.SIDES
 
 
 def test_the_faster_format_of_each_model() -> None:
