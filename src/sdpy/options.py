@@ -188,6 +188,6 @@ def either(words: Iterable[str]) -> str:
 def _range(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return "a finite number"
-    if high is None:
+    if high is None or high == LARGEST:
         return f"{low:g} or more"
     return f"{low:g} to {high:g}" if low is not None else f"at most {high:g}"

@@ -175,18 +175,18 @@ def test_a_huge_memo_number_takes_no_memory(tmp_path: Path) -> None:
 
 def test_nesting_that_doubles_at_every_level_takes_no_time(tmp_path: Path) -> None:
     doubled = b"N" + b"".join(b"q\x00h\x00\x86" for _ in range(100))
-    assert_refused(archive(tmp_path / "x.ot", b"\x80\x02}(" + doubled + b"Nu."), "dict key")
+    assert_refused(archive(tmp_path / "x.ot", b"\x80\x02}(" + doubled + b"Nu."), "no module")
     path = archive(tmp_path / "y.ot", MODULE + _text("a") + doubled + tensor_pickle("b") + END)
     assert list(read_checkpoint(path).tensors) == ["b"]
 
 
-def test_modules_within_modules_without_end_are_refused(tmp_path: Path) -> None:
+def test_modules_within_modules_without_end_take_no_time(tmp_path: Path) -> None:
     empty = _global("__torch__", "Module") + b")\x81"
     circle = b"\x80\x02" + empty + b"q\x00}(" + _text("a") + b"h\x00ub."
-    assert_refused(archive(tmp_path / "x.ot", circle), "nested without end")
+    assert not read_checkpoint(archive(tmp_path / "x.ot", circle)).tensors
     level = b"q\x00" + empty + b"}(" + _text("a") + b"h\x00" + _text("b") + b"h\x00ub"
     doubling = b"\x80\x02" + empty + b"}b" + level * 60 + b"."
-    assert_refused(archive(tmp_path / "y.ot", doubling), "nested without end")
+    assert not read_checkpoint(archive(tmp_path / "y.ot", doubling)).tensors
 
 
 @pytest.mark.parametrize("kind", ["pickle", "storage"])

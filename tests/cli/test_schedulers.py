@@ -46,7 +46,10 @@ def test_the_list_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scheduler", "eular"), "unknown scheduler 'eular': use one of ddim, ddpm"),
+        (
+            ("--scheduler", "eular"),
+            "unknown scheduler 'eular': did you mean euler? use one of",
+        ),
         (("--scheduler", "euler", "--eta", "0"), "it is for ddim and tcd"),
         (("--sigmas", "karras"), "ddim has sigmas of its own"),
         (("--scheduler", "Euler a", "--sigmas", "steep"), "unknown sigmas 'steep'"),

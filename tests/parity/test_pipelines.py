@@ -125,9 +125,11 @@ def ours(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Ours:
     result = Ours(tiny_data, [])
     decode = generate_module.decode
 
-    def noting(models: RequestModels, latents: Tensor) -> Generator[Notice, None, Tensor]:
+    def noting(
+        models: RequestModels, latents: Tensor, **options: Any
+    ) -> Generator[Notice, None, Tensor]:
         result.latents.append(latents)
-        return decode(models, latents)
+        return decode(models, latents, **options)
 
     monkeypatch.setattr(generate_module, "decode", noting)
     return result

@@ -147,7 +147,7 @@ def test_editors_and_help_see_the_options() -> None:
         ({"stepps": 3}, "unknown option 'stepps'"),
         ({"steps": 0}, "--steps 0: use 1 or more"),
         ({"eta": 2.0}, "--eta 2.0: use 0 to 1"),
-        ({"guidance_scale": float("nan")}, "--guidance-scale nan: use a finite number"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale nan: use -10000 to 10000"),
         ({"seed": -2}, "--seed -2"),
         ({"num_samples": 0}, "--num-samples 0"),
         ({"token_merging": 0.9}, "--token-merging 0.9: use 0 to 0.75"),

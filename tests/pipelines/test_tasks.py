@@ -261,7 +261,9 @@ def test_blending_ends_with_the_image_s_own_latents_outside(
 ) -> None:
     seen: list[Tensor] = []
 
-    def noting(models: RequestModels, latents: Tensor) -> Generator[Notice, None, Tensor]:
+    def noting(
+        models: RequestModels, latents: Tensor, **options: Any
+    ) -> Generator[Notice, None, Tensor]:
         seen.append(latents)
         yield from ()
         return torch.zeros(1, 3, SIDE, SIDE)
@@ -449,7 +451,9 @@ def test_the_skipped_evaluation_changes_no_grey_level(
     """The step at timestep 0, written out from its formula, after a whole run of ours."""
     runs: list[Tensor] = []
 
-    def noting(models: RequestModels, latents: Tensor) -> Generator[Notice, None, Tensor]:
+    def noting(
+        models: RequestModels, latents: Tensor, **options: Any
+    ) -> Generator[Notice, None, Tensor]:
         runs.append(latents)
         yield from ()
         return torch.zeros(1, 3, SIDE, SIDE)
@@ -472,8 +476,8 @@ def test_the_skipped_evaluation_changes_no_grey_level(
 
 
 def test_a_strength_of_less_than_a_step_is_told(session: Session) -> None:
-    def notices(**options: Any) -> list[str]:
-        events = run("img2img", session, Request("x", **options))
+    def notices(strength: float, steps: int) -> list[str]:
+        events = run("img2img", session, Request("x", steps=steps), strength=strength)
         return [event.text for event in events if isinstance(event, Notice)]
 
     (told,) = notices(strength=0.1, steps=7)

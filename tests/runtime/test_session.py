@@ -236,7 +236,7 @@ class Room:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free = 1e12
         monkeypatch.setattr(planner_module, "free_memory", lambda: self.free)
-        for name in ("STEADY", "UNET_MAPS", "TILED_DECODER_MAPS", "DECODER_MAPS"):
+        for name in ("STEADY", "UNET_MAPS", "TOKEN_MAPS", "TILED_DECODER_MAPS", "DECODER_MAPS"):
             monkeypatch.setattr(planner_module, name, 0)
 
 

@@ -37,8 +37,8 @@ FILES: dict[str, tuple[dict[str, Tensor], str, str]] = {
                 f"{TEXT}.lora_down.weight": (2, 8),
             }
         ),
-        "a LoRA and a LoHa for Stable Diffusion XL: layers: 1 of the UNet, 1 of the second text "
-        "encoder",
+        "a LoRA and a LoHa for Stable Diffusion XL: layers: 1 of the second text encoder, 1 of the "
+        "UNet",
         "kohya's",
     ),
     "DoRA": (

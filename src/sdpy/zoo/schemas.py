@@ -207,6 +207,8 @@ SCHEDULER: Table = {
     "clip_sample": told(False),
     "interpolation_type": told("linear"),
     "invert_sigmas": only(False),
+    # Noise comes from the seed of the image.
+    "noise_sampler_seed": told(),
     "num_train_timesteps": whole(2, 100_000),
     "prediction_type": one_of(*PREDICTION_TYPES),
     "rescale_betas_zero_snr": flag(),

@@ -28,7 +28,17 @@ from sdpy.schedulers import SCHEDULERS
 from sdpy.schedulers.noise import make_alphas_cumprod
 from support.tiny import TINY_V
 
-NOISY = {"ddpm", "euler-a", "kdpm2-a", "dpm++-2m-sde", "dpm++-3m-sde", "lcm", "tcd"}
+NOISY = {
+    "dpm++-2s-a",
+    "dpm++-sde",
+    "ddpm",
+    "euler-a",
+    "kdpm2-a",
+    "dpm++-2m-sde",
+    "dpm++-3m-sde",
+    "lcm",
+    "tcd",
+}
 TASK = withheld_tasks(1)[0]
 
 
@@ -165,7 +175,7 @@ def test_samplers_that_draw_noise_are_known(model: DemoModel) -> None:
 
 def test_samplers_that_begin_late_are_known(model: DemoModel) -> None:
     late = {name for name in SCHEDULERS if cs.begins_late(model, name)}
-    assert late == {"pndm", "heun", "kdpm2", "kdpm2-a"}
+    assert late == {"pndm", "heun", "kdpm2", "kdpm2-a", "dpm++-2s-a", "dpm++-sde"}
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def describe_adapter(outline: Mapping[str, Tensor]) -> str | None:
     elif BOFT.kind in kinds:
         kinds.remove(BOFT.kind)
     family = guess_family(outline)
-    layers = {split_layer(name) for name in outline} - {None}
+    layers = dict.fromkeys(split_layer(name) for name in outline)  # in the file's order
     owners = Counter(owner for owner, _ in filter(None, layers))
     parts = [f"{owners[owner]} of the {_label(owner)}" for owner in owners]
     return (
