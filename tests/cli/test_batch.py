@@ -295,6 +295,8 @@ def test_dry_run(sdpy: Sdpy, loaded: list[str]) -> None:
     assert [one["done"] for one in as_json["images"]] == [False] * 4
     assert as_json["failures"][0]["line"] == 4
     assert as_json["memory"] > 0 and as_json["seconds"] > 0
+    words = ["batch", "jobs.txt", *FAST, "--dry-run", "--json", "--memory", "low"]
+    assert 0 < json.loads(sdpy(*words).out)["memory"] < as_json["memory"]
 
 
 def test_a_dry_run_reads_images_whole(sdpy: Sdpy) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpy.checkpoints import file_state
-from sdpy.errors import UsageError
+from sdpy.errors import ShortageError, UsageError
 from sdpy.images.files import blank_image
 from sdpy.images.frame import size_text
 from sdpy.images.mask import load_mask, same_proportions
@@ -30,7 +30,7 @@ from sdpy.pipelines.recording import Recorder
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.values import AUTO
 from sdpy.runtime.options import DEFAULT_MODEL, ComputeOptions, ModelOptions
-from sdpy.runtime.planner import Workload, fastest_batch
+from sdpy.runtime.planner import Workload, fastest_batch, plan_memory
 from sdpy.runtime.session import Session
 
 MOST_SETTINGS = 1024
@@ -249,7 +249,11 @@ class Checker:
         batch = fastest_batch(workload) if asked == AUTO else int(asked)
         if session.execution.memory == "low" and asked == AUTO:
             batch = 1
-        need = workload.need(models.execution, models.keep, batch)
+        try:
+            within = plan_memory(models, workload, batch)
+            need = workload.need(within.execution, within.keep, within.batch)
+        except ShortageError:  # of which the job itself will speak
+            need = workload.need(models.execution, models.keep, batch)
         kind = (has_mask, size is not None)
         order = (session_key(model), plan.request.lora, plan.shape, kind, plan.batch_key, batch)
         if order not in self._groups:
