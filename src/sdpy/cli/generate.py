@@ -30,7 +30,8 @@ def generate(
 ) -> None:
     """Generate an image of a prompt.
 
-    The image is 512x512, the demo model's 128x128, unless --width and --height say otherwise.
+    The image is as large as those that the model was trained on, such as 512x512 with Stable
+    Diffusion 1.5, unless --width and --height say otherwise.
     """
     make_images(
         model,

@@ -116,8 +116,9 @@ class ModelOptions(ComputeOptions):
         None,
         "--model",
         "-m",
-        help="A variant (sd15, sd15-inpaint, sd21, sd21-base, sd2-inpaint, sd-turbo, sdxl, "
-        "sdxl-inpaint, sdxl-turbo, sdxl-lightning, sdxl-lcm, sdxl-refiner; or demo, "
+        help="A variant (sd15, sd15-inpaint, sd20, sd21, sd21-base, sd2-inpaint, sd-turbo, sdxl, "
+        "sdxl-inpaint, sdxl-turbo, sdxl-lightning, sdxl-lcm, sdxl-refiner, ssd-1b, segmind-vega; "
+        "or demo, "
         "which is small and comes with sdpy), or the path of a diffusers folder or of a single "
         "file, .safetensors or .ckpt.",
         panel=_MODEL,
