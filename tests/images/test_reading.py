@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import tracemalloc
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sdpy.images.reading import load_image, open_picture, size_of, to_picture
 RGB_NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
 
+@cache  # a profile holds the second in which it was made
 def wide_gamut() -> bytes:
     """A profile with sRGB's curve and other primaries: its red and green change places."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
