@@ -54,6 +54,27 @@ def test_two_facts_that_differ_are_columns_and_rows() -> None:
     assert not sheet.captions
 
 
+def test_three_facts_share_the_rows() -> None:
+    pictures = [
+        picture(seed, sampler, **{"CFG scale": scale})
+        for sampler in ("DDIM", "LMS")
+        for scale in ("10", "2")
+        for seed in (1, 2, 3)
+    ]
+    rows = tuple(
+        f"Sampler: {sampler}, CFG scale: {scale}"
+        for sampler in ("DDIM", "LMS")
+        for scale in ("2", "10")
+    )
+    sheet = arrange(pictures[:-1], None, None, 3)
+    assert (sheet.columns, sheet.rows) == (("Seed: 1", "Seed: 2", "Seed: 3"), rows)
+    assert sheet.cells[0] == tuple(pictures[3:6])
+    # Of the last picture there is none yet.
+    assert (sheet.cells[2], sheet.cells[3]) == ((*pictures[9:11], None), tuple(pictures[6:9]))
+    sheet = arrange(pictures, "sampler", "seed", 3)
+    assert (len(sheet.columns), sheet.rows) == (3, rows)
+
+
 def test_what_is_asked_for_names_them() -> None:
     pictures = [picture(seed, Steps=f"{seed % 2}") for seed in range(4)]
     sheet = arrange(pictures, None, "steps", 3)

@@ -54,8 +54,8 @@ def grid(
 ) -> None:
     """Make a contact sheet of the pictures in a folder, or a page for the browser.
 
-    Where the pictures differ in one or two things, such as seed and sampler, these are the sheet's
-    columns and rows, with their names. Otherwise each picture has its name under it.
+    Where the pictures differ in up to three things, such as seed, sampler and guidance scale, these
+    name the sheet's columns and rows. Otherwise each picture has its name under it.
     """
     from sdpy.gallery.pictures import find_pictures
 

@@ -12,6 +12,10 @@ LIKELY = ("Seed", "Sampler", "CFG scale", "Steps", "Schedule type", "Denoising s
 """Facts that grids are made of, the likeliest columns first; then ``prompt``."""
 
 
+MOST_AXES = 3
+"""Facts that may differ where nobody names the axes."""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Pictures in rows and columns.
@@ -33,7 +37,9 @@ def arrange(
 ) -> Sheet:
     """Put pictures into rows and columns.
 
-    Without names, two facts that differ, or one, and that tell all pictures apart, are taken.
+    Without names, up to three facts that differ are taken if they tell all pictures apart and fill
+    more than half of the sheet: the first names the columns, the others together the rows. Where
+    names do not tell the pictures apart, and what else differs does, it names the rows as well.
 
     Args:
         pictures: at least one.
@@ -48,15 +54,39 @@ def arrange(
             known = sorted({label for picture in pictures for label in picture.facts})
             raise UsageError(f"no picture says its '{name}': use prompt, {', '.join(known)}")
     rows, columns = (_label(name, pictures) for name in (rows, columns))
+    differing = [
+        name
+        for name in (*LIKELY, "prompt")
+        if name not in (rows, columns) and len({picture.value(name) for picture in pictures}) > 1
+    ]
     if rows is None and columns is None:
-        rows, columns = _find_axes(pictures)
-    if rows is None and columns is None:
-        cells = [
-            (*pictures[k : k + width], *[None] * (k + width - len(pictures)))
-            for k in range(0, len(pictures), width)
-        ]
-        return Sheet((), (), tuple(cells), captions=True)
-    return _grid(pictures, rows, columns)
+        if not 1 <= len(differing) <= MOST_AXES or not _fill(pictures, differing):
+            return _captioned(pictures, width)
+        return _grid(pictures, tuple(differing[1:]), differing[0])
+    named: tuple[str, ...] = () if rows is None else (rows,)
+    beside = () if columns is None else (columns,)
+    if _fill(pictures, [*beside, *named, *differing]) and not _fill(pictures, [*beside, *named]):
+        named += tuple(differing)
+    return _grid(pictures, named, columns)
+
+
+def _captioned(pictures: Sequence[Picture], width: int) -> Sheet:
+    """Pictures one after the other, each with a label of its own."""
+    cells = [
+        (*pictures[k : k + width], *[None] * (k + width - len(pictures)))
+        for k in range(0, len(pictures), width)
+    ]
+    return Sheet((), (), tuple(cells), captions=True)
+
+
+def _fill(pictures: Sequence[Picture], names: Sequence[str]) -> bool:
+    """Whether facts of these names tell all pictures apart, and fill more than half of a sheet.
+
+    The first names its columns.
+    """
+    places = {(one.value(names[0]), tuple(map(one.value, names[1:]))) for one in pictures}
+    columns, rows = ({place[i] for place in places} for i in (0, 1))
+    return len(places) == len(pictures) and 2 * len(places) > len(columns) * len(rows)
 
 
 def _label(name: str | None, pictures: Sequence[Picture]) -> str | None:
@@ -65,35 +95,19 @@ def _label(name: str | None, pictures: Sequence[Picture]) -> str | None:
     return next((one for one in sorted(labels) if name and is_named(one, name)), name)
 
 
-def _find_axes(pictures: Sequence[Picture]) -> tuple[str | None, str | None]:
-    differing = [
-        name
-        for name in (*LIKELY, "prompt")
-        if len({picture.value(name) for picture in pictures}) > 1
-    ]
-    if len(pictures) > 1 and 1 <= len(differing) <= 2:
-        column, row = differing[0], differing[1] if len(differing) == 2 else None
-        places = {(p.value(column), p.value(row) if row else "") for p in pictures}
-        if len(places) == len(pictures):
-            return row, column
-    return None, None
-
-
-def _grid(pictures: Sequence[Picture], rows: str | None, columns: str | None) -> Sheet:
-    places: dict[tuple[str, str], list[Picture]] = {}
+def _grid(pictures: Sequence[Picture], rows: tuple[str, ...], columns: str | None) -> Sheet:
+    places: dict[tuple[tuple[str, ...], str], list[Picture]] = {}
     for picture in pictures:
-        place = tuple(picture.value(name) if name else "" for name in (rows, columns))
-        places.setdefault((place[0], place[1]), []).append(picture)
-    row_values = _ordered({row for row, _ in places})
-    column_values = _ordered({column for _, column in places})
+        place = (tuple(map(picture.value, rows)), picture.value(columns) if columns else "")
+        places.setdefault(place, []).append(picture)
+    column_values = sorted({column for _, column in places}, key=_order)
     cells = []
     labels = []
-    for row in row_values:
-        depth = max(len(places.get((row, column), [])) for column in column_values)
-        for k in range(depth):
-            found = [places.get((row, column), []) for column in column_values]
+    for row in sorted({row for row, _ in places}, key=lambda values: [*map(_order, values)]):
+        found = [places.get((row, column), []) for column in column_values]
+        for k in range(max(map(len, found))):
             cells.append(tuple(one[k] if k < len(one) else None for one in found))
-            labels.append(f"{rows}: {row}" if rows else "")
+            labels.append(", ".join(f"{name}: {v}" for name, v in zip(rows, row, strict=True)))
     return Sheet(
         tuple(labels) if rows else (),
         tuple(f"{columns}: {value}" for value in column_values) if columns else (),
@@ -102,13 +116,9 @@ def _grid(pictures: Sequence[Picture], rows: str | None, columns: str | None) ->
     )
 
 
-def _ordered(values: set[str]) -> list[str]:
-    """Numbers by their size, before texts."""
-
-    def key(value: str) -> tuple[int, float, str]:
-        try:
-            return (0, float(value), value)
-        except ValueError:
-            return (1, 0.0, value)
-
-    return sorted(values, key=key)
+def _order(value: str) -> tuple[int, float, str]:
+    """A key by which numbers are ordered by their size, before texts."""
+    try:
+        return (0, float(value), value)
+    except ValueError:
+        return (1, 0.0, value)
