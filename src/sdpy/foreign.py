@@ -24,6 +24,7 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
     "--output": ("outdir", "out", "outfile", "save-path"),
     "the command sdpy img2img": ("init-image", "init-img", "init"),
     "the command sdpy inpaint": ("mask-image",),
+    "the command sdpy batch": ("from-file", "prompt-file", "prompts-file", "prompts-from-file"),
     "--only-masked": ("inpaint-full-res", "inpaint-only-masked"),
     "--mask-padding": ("inpaint-full-res-padding", "padding-mask-crop", "masked-padding"),
     "--invert-mask": ("inpainting-mask-invert", "mask-invert"),
