@@ -18,7 +18,7 @@ from sdpy.images.frame import size_text
 from sdpy.images.mask import load_mask, same_proportions
 from sdpy.images.reading import load_image, size_of
 from sdpy.jobs.job import Job
-from sdpy.jobs.options import RANDOM, OptionGroups
+from sdpy.jobs.options import OptionGroups
 from sdpy.jobs.sessions import Sessions, session_key
 from sdpy.jobs.values import image_values
 from sdpy.metadata.record import NUMERICS
@@ -28,7 +28,7 @@ from sdpy.pipelines.inputs import ImageRequest, PreparedRequest, mask_options, p
 from sdpy.pipelines.plan import PlannedRequest, plan_request, resolved
 from sdpy.pipelines.recording import Recorder
 from sdpy.pipelines.request import Request
-from sdpy.pipelines.values import AUTO
+from sdpy.pipelines.values import AUTO, LARGEST_SEED, RANDOM
 from sdpy.runtime.options import DEFAULT_MODEL, ComputeOptions, ModelOptions
 from sdpy.runtime.planner import Workload, fastest_batch, plan_memory
 from sdpy.runtime.session import Session
@@ -162,8 +162,8 @@ class Checker:
         negative = options.get("negative_prompt", self.defaults.generation.negative_prompt)
         settings = self._settings_of(job)
         seed = options.get("seed", self.defaults.generation.seed)
-        if seed != RANDOM and not 0 <= seed < 2**63:
-            raise UsageError(f"seed {seed}: use 0 to {2**63 - 1}, or random")
+        if seed != RANDOM and not 0 <= seed <= LARGEST_SEED:
+            raise UsageError(f"seed {seed}: use 0 to {LARGEST_SEED}, or random")
         remarks = self._check_prompts(settings, prompt, negative)
         key = self._key(
             settings, job.template or prompt if seed == RANDOM else prompt, negative, seed

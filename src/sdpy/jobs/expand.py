@@ -11,8 +11,9 @@ from typing import Any
 from sdpy.errors import SdpyError, UsageError
 from sdpy.jobs.folders import InputImage
 from sdpy.jobs.job import Comment, Entry, Fault, Job, Place
-from sdpy.jobs.options import RANDOM, JobOption, OptionGroups, find_option
+from sdpy.jobs.options import JobOption, OptionGroups, find_option
 from sdpy.jobs.wildcards import Wildcards
+from sdpy.pipelines.values import RANDOM
 
 _RANGE = re.compile(r"(\d+)-(\d+)(?::(\d+))?")
 

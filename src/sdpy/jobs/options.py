@@ -20,14 +20,12 @@ from sdpy.errors import UsageError
 from sdpy.options import Option, option, options_of, parse
 from sdpy.pipelines.control_options import ControlOptions
 from sdpy.pipelines.request import STRENGTH, GenerationOptions, MaskOptions
+from sdpy.pipelines.values import RANDOM, is_random
 from sdpy.runtime.options import ModelOptions
 
 _JOB = "Jobs"
 
 DEFAULT_OUTPUT = "out/{index:05d}_{seed}_{slug}.png"
-
-RANDOM = "random"
-"""The seed of a job for which a seed is to be drawn."""
 
 
 def read_numbers(values: Any) -> tuple[float, ...]:
@@ -223,11 +221,6 @@ class JobOption:
     def _wrong(self, raw: Any, kind: str) -> UsageError:
         shown = repr(raw) if isinstance(raw, str) else f"{raw}"
         return UsageError(f"{self.name.replace('_', '-')} {shown}: give {kind}")
-
-
-def is_random(raw: Any) -> bool:
-    """Whether a seed says that one is to be drawn."""
-    return not isinstance(raw, bool) and str(raw).strip().lower() in (RANDOM, "-1")
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
@@ -26,13 +25,9 @@ from sdpy.jobs.events import (
     Waiting,
 )
 from sdpy.jobs.job import Place
-from sdpy.jobs.options import RANDOM
 from sdpy.jobs.painter import Painted, Remark, Steps, Task, TaskFailed
 from sdpy.jobs.prepare import Batch
-
-DRAWN_BELOW = 2**32
-"""Seeds that are drawn, as in other programs."""
-
+from sdpy.pipelines.values import RANDOM, draw_seed
 
 MOST_LOSSES = 3
 """So often a batch is computed whose worker ends; then it is taken to be the batch's fault."""
@@ -272,7 +267,7 @@ class Runner:
         job = checked.job
         prompt, seed = batch.prompt_and_seed(job)
         if seed == RANDOM:
-            seed = secrets.randbelow(DRAWN_BELOW)
+            seed = draw_seed()
             if job.template is not None and batch.wildcards is not None:
                 prompt = batch.wildcards.choose(job.template, seed)
         template = batch.targets.template(job)

@@ -15,7 +15,8 @@ from sdpy.images.paths import FORMATS
 from sdpy.jobs.fields import moment_fields, prompt_fields
 from sdpy.jobs.job import Job, Place
 from sdpy.jobs.names import NameTemplate
-from sdpy.jobs.options import RANDOM, OptionGroups, job_options
+from sdpy.jobs.options import OptionGroups, job_options
+from sdpy.pipelines.values import RANDOM
 
 _OWN = re.compile(r"\{(_\w*)")
 _OF_PROMPTS = frozenset(("prompt", "slug", "words"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpy.errors import UsageError
-from sdpy.jobs.options import RANDOM
+from sdpy.pipelines.values import RANDOM
 
 _NAME = re.compile(r"__[~@]?(?P<name>[\w/*.-]+?)(?:\(.*?\))?__")
 

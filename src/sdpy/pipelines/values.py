@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # at run time these would import torch before the command lin
 
 AUTO = "auto"
 RANDOM = "random"
+"""The seed for which one is to be drawn."""
 LARGEST_SEED = 2**63 - 1
 
 
@@ -34,15 +35,25 @@ def shown_path(path: str | os.PathLike[str]) -> str:
     return "~" + text[len(home) :] if inside else text
 
 
+def is_random(value: object) -> bool:
+    """Whether a seed says that one is to be drawn: ``random`` or -1."""
+    return not isinstance(value, bool) and str(value).strip().lower() in (RANDOM, "-1")
+
+
+def draw_seed() -> int:
+    """A seed at random, below 2^32 as in other programs."""
+    return secrets.randbelow(2**32)
+
+
 def read_seed(value: int | str) -> int:
-    """A seed; ``random`` and -1 draw one, below 2^32 as other programs do.
+    """A seed, drawn where `is_random` says so.
 
     Raises:
         UsageError: it is neither.
     """
+    if is_random(value):
+        return draw_seed()
     text = str(value).strip().lower()
-    if text in (RANDOM, "-1"):
-        return secrets.randbelow(2**32)
     if not text.isascii() or not text.isdigit() or int(text) > LARGEST_SEED:
         raise UsageError(f"--seed {value}: use random, -1 for the same, or 0 to {LARGEST_SEED}")
     return int(text)

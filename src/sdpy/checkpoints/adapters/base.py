@@ -40,10 +40,6 @@ class Factors:
         """The shape of a tensor that is there."""
         return tuple(self.source.outline[self.names[role]].shape)
 
-    def has_shape(self, **shapes: tuple[int, ...]) -> bool:
-        """Whether tensors that are there have these shapes."""
-        return all(self.shape(role) == shape for role, shape in shapes.items())
-
     def tensor(self, role: str, device: torch.device) -> Tensor:
         """A tensor that is there, float32."""
         return self.source.tensors[self.names[role]].to(device, torch.float32)

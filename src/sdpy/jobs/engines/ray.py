@@ -16,8 +16,6 @@ from sdpy.jobs.engines.base import Bundle, BundleDone, EngineEvent, Lost
 from sdpy.jobs.engines.local import PAUSE
 from sdpy.jobs.painter import Painter, Task
 
-_SECONDS_TO_START = 120.0
-
 
 class RayEngine:
     """Computes on a Ray cluster; see `sdpy.jobs.engines.base.Engine`.
