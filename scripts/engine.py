@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpy.pipelines.denoise import Guidance, denoise
+from sdpy.pipelines.denoise import denoise
 from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import ImageDecoded
 from sdpy.pipelines.generate import generate
+from sdpy.pipelines.guidance import Guidance
 from sdpy.pipelines.plan import plan_request, plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.vae import decode, encode

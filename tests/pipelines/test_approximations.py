@@ -15,8 +15,10 @@ from sdpy.checkpoints import write_checkpoint
 from sdpy.errors import UsageError
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.unet_blocks import MidBlock2D
-from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
+from sdpy.pipelines.denoise import denoise
 from sdpy.pipelines.events import Notice
+from sdpy.pipelines.guidance import Guidance
+from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.plan import plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution

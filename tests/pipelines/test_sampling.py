@@ -10,8 +10,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from pipelines.test_tasks import TASKS, run
 from sdpy.errors import UsageError
-from sdpy.pipelines.denoise import classifier_free_guidance
 from sdpy.pipelines.events import Notice, Progress
+from sdpy.pipelines.guidance import classifier_free_guidance
 from sdpy.pipelines.plan import plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.schedulers import SCHEDULERS

@@ -17,8 +17,9 @@ from sdpy.errors import GenerationError, ImageError, SdpyError, UsageError, Weig
 from sdpy.images.mask import composite
 from sdpy.images.tensors import mask_to_tensor, tensor_to_image
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
-from sdpy.pipelines.denoise import KnownRegion, classifier_free_guidance
 from sdpy.pipelines.events import Event, Notice, Progress
+from sdpy.pipelines.guidance import classifier_free_guidance
+from sdpy.pipelines.loop import KnownRegion
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.vae import decode
 from sdpy.runtime.session import RequestModels, Session

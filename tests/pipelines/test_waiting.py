@@ -13,7 +13,10 @@ from sdpy.errors import GenerationError
 from sdpy.models import ControlNetConfig, ControlNetModel
 from sdpy.optimizations.approximate import approximate
 from sdpy.pipelines.controlnet import Control, loaded_controls
-from sdpy.pipelines.denoise import FiniteCheck, Guidance, InitialLatents, KnownRegion, denoise
+from sdpy.pipelines.denoise import denoise
+from sdpy.pipelines.finite_check import FiniteCheck
+from sdpy.pipelines.guidance import Guidance
+from sdpy.pipelines.loop import InitialLatents, KnownRegion
 from sdpy.pipelines.plan import plan_schedule
 from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import seeded_generator

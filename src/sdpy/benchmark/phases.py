@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from sdpy.benchmark import inputs
 from sdpy.benchmark.arithmetic import count_flops
 from sdpy.benchmark.timing import Evaluate, Phase
-from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
+from sdpy.pipelines.denoise import denoise
+from sdpy.pipelines.guidance import Guidance
+from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.plan import PlannedRequest, plan_request
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import shape_of_latents

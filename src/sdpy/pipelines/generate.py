@@ -15,9 +15,11 @@ from sdpy.models import UNet2DConditionModel
 from sdpy.optimizations.approximate import approximate
 from sdpy.optimizations.exact.sliced_attention import slice_attention
 from sdpy.pipelines.controlnet import Control, LoadedControl, loaded_controls
-from sdpy.pipelines.denoise import Guidance, InitialLatents, denoise
+from sdpy.pipelines.denoise import denoise
 from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress, StepDecoded
+from sdpy.pipelines.guidance import Guidance
+from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.mask_conditioning import takes_mask
 from sdpy.pipelines.plan import PlannedRequest, describe_plan, plan_request, resolved
 from sdpy.pipelines.request import Request

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import torch
 
-from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.mask_conditioning import mask_everything
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, noisy_latents, sample_latents, shape_of_latents

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdpy.errors import ImageError
 from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.denoise import InitialLatents, KnownRegion
+from sdpy.pipelines.loop import InitialLatents, KnownRegion
 from sdpy.pipelines.mask_conditioning import MaskConditioning, takes_mask
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, noisy_latents, sample_latents, shape_of_latents

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.models import DiagonalGaussian
-from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.request import Request
 from sdpy.runtime.fallbacks import Notice
 from sdpy.runtime.session import RequestModels, Session

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import torch
 
-from sdpy.pipelines.denoise import InitialLatents
+from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.mask_conditioning import mask_everything
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, shape_of_latents
