@@ -184,7 +184,7 @@ def test_names(sdpy: Sdpy) -> None:
     ("options", "reason"),
     [
         (["-o", "out/x.png"], "jobs.txt:1 and jobs.txt:2 would both write out/x.png"),
-        (["-o", "out/{stpes}.png"], "unknown field {stpes}"),
+        (["-o", "out/{stpes}.png"], "unknown field {stpes}: did you mean {steps}"),
         (["-o", "out/{seed}.gif"], "unknown image format"),
         (["-o", "jobs.txt/{index}.png"], "jobs.txt cannot be made"),
         (["-o", "kept/{line}.png"], "kept/2.png is there already"),

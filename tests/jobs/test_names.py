@@ -86,8 +86,8 @@ def test_a_prompt_makes_neither_folders_nor_names_that_are_too_long(prompt: str)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{sed}.png", "unknown field {sed}; use clip_skip, date"),
-        ("{}.png", "unknown field {}"),
+        ("{sed}.png", "unknown field {sed}: did you mean {seed}"),
+        ("{}.png", "unknown field {}: use a field such as"),
         ("{seed!r}.png", "unknown field {seed!r}"),
         ("{seed.real}.png", "unknown field {seed.real}"),
         ("{seed.png", "double a brace"),

@@ -7,6 +7,7 @@ understood. Imports neither torch nor Pillow.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -102,8 +103,8 @@ class NameTemplate:
             if name not in known or conversion is not None:
                 what = name if conversion is None else f"{name}!{conversion}"
                 raise UsageError(
-                    f"the name {given}: unknown field {{{what}}}; use "
-                    f"{', '.join(sorted(known))}, or double the braces"
+                    f"the name {given}: unknown field {{{what}}}: {_hint(name, known)}; double "
+                    "the braces if they are meant"
                 )
             parts.append(NameField(name, spec or ""))
         for part in parts:
@@ -241,6 +242,14 @@ def _joined(parts: Iterable[str | NameField]) -> list[str | NameField]:
         elif part:
             joined.append(part)
     return joined
+
+
+def _hint(unknown: str, known: Iterable[str]) -> str:
+    """Which field might have been meant, or where they are listed."""
+    near = difflib.get_close_matches(unknown.lower(), known, n=2)
+    if not near:
+        return "use a field such as {seed}, {prompt} or {n}, of docs/command-line.md"
+    return f"did you mean {' or '.join(f'{{{name}}}' for name in near)}?"
 
 
 def _check_format(part: NameField, kind: type, given: str) -> None:
