@@ -15,6 +15,7 @@ from PIL import Image
 
 import sdpy.runtime.devices as devices_module
 import sdpy.runtime.planner as planner_module
+import sdpy.runtime.workload as workload_module
 from sdpy.models import UNet2DConditionModel
 
 FAST = ("--n-steps", "2")
@@ -75,8 +76,8 @@ def test_low_memory_in_img2img_and_inpaint(sdpy: Any) -> None:
 def test_what_is_done_to_save_memory_is_said(sdpy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny models fit everywhere, unless what little they take is counted alone."""
     for name in ("STEADY", "UNET_MAPS", "TOKEN_MAPS"):
-        monkeypatch.setattr(planner_module, name, 0)
-    monkeypatch.setattr(planner_module, "PIECE_BYTES", 10_000)
+        monkeypatch.setattr(workload_module, name, 0)
+    monkeypatch.setattr(workload_module, "PIECE_BYTES", 10_000)
     monkeypatch.setattr(planner_module, "free_memory", lambda: 200_000)
     result = sdpy("generate", "x", *FAST, "--plain-kernels")
     assert result.code == 0

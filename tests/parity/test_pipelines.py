@@ -23,7 +23,7 @@ from parity.test_tokenizer import byte_symbols
 from sdpy.pipelines.events import Event, ImageDecoded, Notice
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.request import Request
-from sdpy.runtime.session import RequestModels
+from sdpy.runtime.request_models import RequestModels
 from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.variants import ModelVariant
 from support.compare import RUN_TOLERANCE, relative_error

@@ -24,8 +24,8 @@ from sdpy.pipelines.generate import generate
 from sdpy.pipelines.plan import _size_hint, plan_request
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.planner import WeightsSize
 from sdpy.runtime.session import Session
+from sdpy.runtime.workload import WeightsSize
 from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import ModelVariant
 from support.compare import RUN_TOLERANCE, assert_same_images, randomise, relative_error

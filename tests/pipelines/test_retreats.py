@@ -18,8 +18,9 @@ from sdpy.pipelines.events import ImageDecoded, Notice
 from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import CPU, Placement
 from sdpy.runtime.execution import Execution
+from sdpy.runtime.loaded_model import ModelKey
 from sdpy.runtime.retreats import retreats
-from sdpy.runtime.session import ModelKey, Session
+from sdpy.runtime.session import Session
 from support.compare import relative_error
 from support.tasks import text2img
 from support.tiny import placed, tiny_session

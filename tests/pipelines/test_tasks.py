@@ -22,7 +22,8 @@ from sdpy.pipelines.guidance import classifier_free_guidance
 from sdpy.pipelines.loop import KnownRegion
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.vae import decode
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.session import Session
 from sdpy.schedulers.noise import make_alphas_cumprod
 from support.tasks import decoded, img2img, inpaint, one_image, text2img
 from support.tiny import TINY, TINY_INPAINT, TINY_V, random_image, tiny_model, tiny_session

@@ -24,8 +24,9 @@ from sdpy.models import (
 )
 from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.planner import Memory, Workload, find_room, plan_memory
+from sdpy.runtime.planner import find_room, plan_memory
 from sdpy.runtime.session import Session
+from sdpy.runtime.workload import Memory, Workload
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import SD15

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sdpy.runtime.planner as planner_module
 import sdpy.runtime.session as session_module
+import sdpy.runtime.workload as workload_module
 from sdpy.checkpoints import Lora, write_checkpoint
 from sdpy.errors import UsageError, WeightsError
 from sdpy.pipelines.events import ImageDecoded
@@ -237,7 +238,7 @@ class Room:
         self.free = 1e12
         monkeypatch.setattr(planner_module, "free_memory", lambda: self.free)
         for name in ("STEADY", "UNET_MAPS", "TOKEN_MAPS", "TILED_DECODER_MAPS", "DECODER_MAPS"):
-            monkeypatch.setattr(planner_module, name, 0)
+            monkeypatch.setattr(workload_module, name, 0)
 
 
 def sizes(tiny_data: Path) -> dict[str, int]:

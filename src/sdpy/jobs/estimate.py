@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from sdpy.benchmark.arithmetic import count_flops, matrix_product_rate
-from sdpy.jobs.check import Group
 from sdpy.jobs.journal import NAME, LineFile
 from sdpy.jobs.prepare import Batch
+from sdpy.jobs.settings import Group
 
 LAST_IMAGES = 200
 """Of earlier runs, whose times are looked at."""

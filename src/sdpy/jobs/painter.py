@@ -13,12 +13,12 @@ from sdpy.errors import OutputError, SdpyError, ShortageError
 from sdpy.files import OccupiedError
 from sdpy.images.files import save_image
 from sdpy.images.metadata import NO_TEXTS, ImageTexts
-from sdpy.jobs.check import image_request, model_options
 from sdpy.jobs.finished import key_of
 from sdpy.jobs.job import Job
 from sdpy.jobs.names import NameTemplate
 from sdpy.jobs.options import OptionGroups
 from sdpy.jobs.sessions import Sessions
+from sdpy.jobs.settings import image_request, model_options
 from sdpy.metadata.record import ImageRecord
 from sdpy.pipelines.events import ImageReady, Notice, Progress
 from sdpy.pipelines.inputs import ImageRequest

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sdpy.errors import SdpyError, UsageError
-from sdpy.jobs.check import CheckedJob, Checker, Group
+from sdpy.jobs.check import CheckedJob, Checker
 from sdpy.jobs.finished import Finished
 from sdpy.jobs.job import Comment, Fault, Job
 from sdpy.jobs.journal import FAILED_NAME, LineFile
+from sdpy.jobs.settings import Group
 from sdpy.jobs.shards import Shard
 from sdpy.jobs.targets import Targets, below_root, is_known_before, root_of
 from sdpy.jobs.wildcards import Wildcards

@@ -14,7 +14,8 @@ from torch import Tensor
 from sdpy.errors import UsageError
 from sdpy.models import ControlNetModel
 from sdpy.models.rows import repeat_rows
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.session import Session
 from sdpy.text.conditioning import Conditioning
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sdpy.pipelines.plan import PlannedRequest
-from sdpy.runtime.session import RequestModels
+from sdpy.runtime.request_models import RequestModels
 from sdpy.text.conditioning import (
     Conditioning,
     ConditioningSchedule,

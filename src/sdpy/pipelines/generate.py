@@ -28,9 +28,11 @@ from sdpy.pipelines.vae import decode
 from sdpy.pipelines.values import AUTO
 from sdpy.runtime.devices import CPU, seeded_generator
 from sdpy.runtime.fallbacks import Fallback, attempt, release_cached_memory
-from sdpy.runtime.planner import AUTOMATIC_SLICES, Workload, plan_memory, plan_two_stages
+from sdpy.runtime.planner import plan_memory, plan_two_stages
+from sdpy.runtime.request_models import RequestModels
 from sdpy.runtime.retreats import retreats
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.session import Session
+from sdpy.runtime.workload import AUTOMATIC_SLICES, Workload
 from sdpy.text.conditioning import ConditioningSchedule
 
 

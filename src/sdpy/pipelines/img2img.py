@@ -15,7 +15,8 @@ from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, noisy_latents, sample_latents, shape_of_latents
 from sdpy.pipelines.vae import encode
 from sdpy.runtime.fallbacks import Notice
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
 
 

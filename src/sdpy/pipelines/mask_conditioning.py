@@ -18,7 +18,8 @@ from torch import Tensor
 from sdpy.models import DiagonalGaussian
 from sdpy.pipelines.vae import encode
 from sdpy.runtime.fallbacks import Notice
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.session import Session
 from sdpy.zoo.variants import ModelVariant
 
 

@@ -13,7 +13,8 @@ from sdpy.models import DiagonalGaussian
 from sdpy.pipelines.loop import InitialLatents
 from sdpy.pipelines.request import Request
 from sdpy.runtime.fallbacks import Notice
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
 from sdpy.zoo.variants import ModelVariant
 

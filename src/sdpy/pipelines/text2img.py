@@ -11,7 +11,8 @@ from sdpy.pipelines.mask_conditioning import mask_everything
 from sdpy.pipelines.request import Request
 from sdpy.pipelines.task import Begin, shape_of_latents
 from sdpy.runtime.fallbacks import Notice
-from sdpy.runtime.session import RequestModels, Session
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.session import Session
 from sdpy.schedulers.base import Scheduler
 
 

@@ -14,7 +14,7 @@ from sdpy.errors import GenerationError
 from sdpy.models import AutoencoderKL, AutoencoderTiny, DiagonalGaussian
 from sdpy.runtime.devices import CPU
 from sdpy.runtime.fallbacks import Fallback, Notice, attempt
-from sdpy.runtime.session import RequestModels
+from sdpy.runtime.request_models import RequestModels
 
 Result = TypeVar("Result")
 

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from sdpy.runtime.devices import Placement
-from sdpy.runtime.planner import AUTOMATIC_SLICES
-from sdpy.runtime.session import RequestModels
+from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.workload import AUTOMATIC_SLICES
 
 
 @dataclass(frozen=True)

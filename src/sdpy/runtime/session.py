@@ -9,17 +9,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sdpy.checkpoints import (
     Checkpoint,
-    FileState,
     Hashes,
     Lora,
-    Weights,
     check_loras,
     check_weights,
     load_weights,
@@ -32,22 +30,15 @@ from sdpy.checkpoints import (
 )
 from sdpy.components import components_with_role
 from sdpy.errors import UsageError, WeightsError
-from sdpy.models import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    ControlNetModel,
-    UNet2DConditionModel,
-)
 from sdpy.optimizations.base import PassContext, Preparations
 from sdpy.optimizations.exact import apply_passes
 from sdpy.optimizations.weights import ModelWeights
-from sdpy.runtime.allocator import give_back_freed_memory
 from sdpy.runtime.devices import CPU, Placement
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.fallbacks import Notice
+from sdpy.runtime.loaded_model import FileSize, LoadedModel, ModelKey
 from sdpy.runtime.offloading import moved
+from sdpy.runtime.request_models import RequestModels
 from sdpy.text.conditioning import PromptConditioning
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.schemas import told_beside
@@ -62,68 +53,6 @@ TAKES_LORAS = frozenset(one.name for one in components_with_role("text_encoder",
 
 PROMPTS_CACHED = 256
 """Encoded prompts that a session caches; each takes a quarter of a megabyte a chunk."""
-
-
-@dataclass(frozen=True)
-class ModelKey:
-    """What identifies a loaded model: two that differ in any of these are not the same.
-
-    Attributes:
-        component: its name in the table of components.
-        files: path, size and time of change of each file that its weights are in.
-        config: its sizes.
-        device: on which it runs.
-        execution: how it computes.
-        loras: files, and weight, of each LoRA that is merged into it.
-    """
-
-    component: str
-    files: tuple[FileState, ...]
-    config: Any
-    device: torch.device
-    execution: Execution
-    loras: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """How large the weights of a component are.
-
-    Attributes:
-        numbers: how many the weights are.
-        unmapped: bytes of the file that cannot be mapped.
-    """
-
-    numbers: int
-    unmapped: int
-
-
-@dataclass
-class LoadedModel:
-    """A model in memory.
-
-    Attributes:
-        key: what it is.
-        model: ready to run.
-        file: where its weights lie on disk.
-        users: how many blocks use it now.
-    """
-
-    key: ModelKey
-    model: nn.Module
-    file: Weights
-    users: int = 0
-
-    def check_unchanged(self) -> None:
-        """Raises ``WeightsError`` if a file that its weights lie in was changed in its place."""
-        for mapping in self.file.mappings:
-            mapping.check_unchanged()
-
-    def release(self) -> None:
-        """Give back its memory, even where somebody still holds the model."""
-        self.model.to("meta")
-        self.file.forget()
-        give_back_freed_memory()
 
 
 @dataclass
@@ -514,96 +443,3 @@ class Session:
 def _states_of(loras: tuple[Lora, ...]) -> tuple[Any, ...]:
     """The files and the weight of each LoRA."""
     return tuple((lora_fingerprint(lora.path), lora.weight) for lora in loras)
-
-
-@dataclass(frozen=True)
-class RequestModels:
-    """A session's models as one request uses them.
-
-    Attributes:
-        session: that loads and keeps them.
-        execution: how they compute.
-        placement: on which devices.
-        loras: merged into text encoder and UNet.
-        keep: components that stay loaded after their use.
-    """
-
-    session: Session
-    execution: Execution
-    placement: Placement
-    loras: tuple[Lora, ...] = ()
-    keep: frozenset[str] = frozenset()
-
-    def changed(self, **changes: Any) -> RequestModels:
-        """The same with some attributes changed."""
-        return replace(self, **changes)
-
-    def computing(self, **changes: Any) -> RequestModels:
-        """The same, `changed` in some fields of the execution."""
-        return replace(self, execution=replace(self.execution, **changes))
-
-    def releasing(self, *components: str) -> RequestModels:
-        """The same, with these components released after their next use."""
-        return replace(self, keep=self.keep - set(components))
-
-    @property
-    def variant(self) -> ModelVariant:
-        """Sizes, noise and defaults of the models."""
-        return self.session.variant
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """In what the autoencoder computes."""
-        return self.execution_of("vae").dtype_on(self.placement["vae"])
-
-    def execution_of(self, component: str, path: Path | None = None) -> Execution:
-        """How a model computes: in float32 where its numbers are known to overflow in float16."""
-        config = self.session.config(component, path)
-        overflows = self.execution.dtype == torch.float16 and getattr(config, "force_upcast", False)
-        return replace(self.execution, dtype=torch.float32) if overflows else self.execution
-
-    @contextmanager
-    def text_encoder(
-        self, name: str = "text_encoder"
-    ) -> Iterator[CLIPTextModel | CLIPTextModelWithProjection]:
-        """A text encoder, by the name of its component, for the duration of the block."""
-        with self._use(name) as model:
-            yield cast(CLIPTextModel, model)
-
-    @contextmanager
-    def unet(self) -> Iterator[UNet2DConditionModel]:
-        """The UNet, for the duration of the block."""
-        with self._use("unet") as model:
-            yield cast(UNet2DConditionModel, model)
-
-    @contextmanager
-    def vae(self) -> Iterator[AutoencoderKL | AutoencoderTiny]:
-        """The autoencoder, for the duration of the block."""
-        with self._use("vae") as model:
-            yield cast(AutoencoderKL, model)
-
-    @contextmanager
-    def controlnet(self, path: Path) -> Iterator[ControlNetModel]:
-        """The ControlNet in a file, for the duration of the block."""
-        with self._use("controlnet", path) as model:
-            yield cast(ControlNetModel, model)
-
-    def key(self, component: str, path: Path | None = None) -> ModelKey:
-        """What identifies one of these models."""
-        path = self.session.source.files.weights[component] if path is None else path
-        device = self.placement[component]
-        execution = self.execution_of(component, path)
-        return self.session.key(component, path, device, execution, self.loras)
-
-    @contextmanager
-    def _use(self, component: str, path: Path | None = None) -> Iterator[nn.Module]:
-        path = self.session.source.files.weights[component] if path is None else path
-        key, keep = self.key(component, path), component in self.keep
-        with self.session.use(
-            key,
-            path,
-            loras=self.loras,
-            keep=keep,
-            weight_budget=self.execution.weight_budget,
-        ) as model:
-            yield model

@@ -23,7 +23,7 @@ from scripts.engine import DemoModel, adds_noise
 from scripts.figures import compare_samplers as cs
 from scripts.figures import sampler_chart
 from scripts.figures import sampler_results as sr
-from sdpy.runtime.session import RequestModels
+from sdpy.runtime.request_models import RequestModels
 from sdpy.schedulers import SCHEDULERS
 from sdpy.schedulers.noise import make_alphas_cumprod
 from support.tiny import TINY_V
