@@ -17,7 +17,8 @@ from sdpy.errors import GenerationError, ImageError, SdpyError, UsageError, Weig
 from sdpy.images.mask import composite
 from sdpy.images.tensors import mask_to_tensor, tensor_to_image
 from sdpy.models import AutoencoderKL, UNet2DConditionModel
-from sdpy.pipelines.events import Event, Notice, Progress
+from sdpy.pipelines.events import Event, ImageDecoded, Notice, Progress, StepDecoded
+from sdpy.pipelines.generate import generate
 from sdpy.pipelines.guidance import classifier_free_guidance
 from sdpy.pipelines.loop import KnownRegion
 from sdpy.pipelines.request import Request
@@ -497,6 +498,14 @@ def test_an_image_of_one_colour_may_stay_one(session: Session, monkeypatch: Any)
         list(img2img(session, request, random_image(SIDE, SIDE)))
     with pytest.raises(GenerationError, match="one colour"):
         list(text2img(session, replace(request, strength=None), width=SIDE, height=SIDE))
+
+
+def test_an_image_of_a_step_may_have_one_colour(session: Session, monkeypatch: Any) -> None:
+    colours = iter([torch.zeros(1, 3, SIDE, SIDE), random_image(SIDE, SIDE)])
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, z: next(colours))
+    request = Request("x", steps=2, width=SIDE, height=SIDE)
+    events = [type(event) for event in generate(session, [request], step_interval=1)]
+    assert events.count(StepDecoded) == events.count(ImageDecoded) == 1
 
 
 def test_latents_that_grew_are_not_the_autoencoder_s_fault(

@@ -289,7 +289,8 @@ def _decode_step(
     models: RequestModels, batch: Sequence[ImageJob], latents: Tensor, step: int, steps: int
 ) -> Iterator[Event]:
     """What the images of a batch look like after a step."""
-    pixels = yield from decode(models, latents)
+    # Of nearly nothing but noise, it may well be one colour; the finished image may not.
+    pixels = yield from decode(models, latents, may_be_plain=True)
     for job, image in zip(batch, pixels.chunk(len(batch)), strict=True):
         yield StepDecoded(job.number, job.request, job.sample, step, steps, image)
 
