@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from PIL import Image
 
 from sdpy.errors import UsageError
 from sdpy.jobs.check import Checker
-from sdpy.jobs.engines.base import Engine
+from sdpy.jobs.engines.base import Bundle, Engine, EngineEvent, Lost
 from sdpy.jobs.engines.local import LocalEngine
 from sdpy.jobs.engines.processes import ProcessEngine
 from sdpy.jobs.events import Ended, ImageDone, JobFailed, Note
 from sdpy.jobs.expand import Expansion
 from sdpy.jobs.job import Entry, Place
 from sdpy.jobs.options import JobGenerationOptions, OptionGroups, TaskOptions
-from sdpy.jobs.painter import Painter
+from sdpy.jobs.painter import Painted, Painter
 from sdpy.jobs.prepare import Batch, BatchSettings, prepare
 from sdpy.jobs.runner import Runner
 from sdpy.jobs.targets import Targets
@@ -109,3 +109,25 @@ def test_a_ray_worker_that_is_killed(tmp_path: Path, alone: list[np.ndarray]) ->
 def test_an_unknown_device() -> None:
     with pytest.raises(UsageError, match="cuda:77|abacus"):
         ProcessEngine(Painter(OptionGroups()), ["abacus"])
+
+
+class OneLost(LocalEngine):
+    """An engine that loses one of two workers between the other's file and its word of it."""
+
+    def run(self, bundles: Iterator[Bundle | None]) -> Generator[EngineEvent | None, None, None]:
+        first, second = next(bundles), next(bundles)
+        events = super().run(iter([first]))
+        painted = next(event for event in events if event and isinstance(event[1], Painted))
+        assert first is not None and second is not None
+        yield second.number, Lost("the other worker ended")
+        yield painted
+        yield from events
+        yield from super().run(bundles)
+
+
+def test_an_image_that_is_found_before_it_is_told_of_counts_once(tmp_path: Path) -> None:
+    batch = batch_in(tmp_path)
+    events = list(Runner(batch, OneLost(Painter(batch.targets.defaults))).run())
+    assert sum(isinstance(event, ImageDone) for event in events) == IMAGES
+    assert events[-1] == Ended(IMAGES, 0, 0, 0, None)
+    batch.checker.sessions.close()

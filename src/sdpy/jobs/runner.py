@@ -159,13 +159,15 @@ class Runner:
     def _done(self, event: Painted) -> ImageDone:
         checked = self.batch.jobs[event.number]
         group, job = checked.group, checked.job
+        # If a worker was lost meanwhile, the file was found before this told of it.
+        is_new = event.key not in self.batch.finished.paths
         self.batch.finished.add(
             event.key,
             Path(event.path),
             seconds=round(event.seconds, 3),
             work=group.work,
         )
-        self._made += 1
+        self._made += is_new
         return ImageDone(job.place, job.index, event.path, event.seed, event.seconds)
 
     def _fail(
