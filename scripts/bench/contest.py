@@ -1,4 +1,4 @@
-"""The contestants of each phase, which take turns, each turn in a process of its own."""
+"""How contestants take turns, each turn in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from scripts.bench.jobs import Job, now
-from scripts.bench.outcomes import (
-    COMPILED,
-    DIFFUSERS,
-    LOW,
-    PLAIN,
-    SDPY,
-    Outcome,
-    PhaseResult,
-)
-from scripts.bench.with_sdpy import sdpy_arguments
+from scripts.bench.outcomes import Outcome, PhaseResult
 from scripts.reports import tell
 from sdpy.benchmark import figures
 
@@ -38,18 +29,6 @@ WORKER = ("-m", "scripts.bench.workers")
 """Arguments of Python that start a worker; the job's file follows."""
 
 Array = npt.NDArray[np.float64]
-
-MEMORY_STEPS = 2
-"""Steps of the phase ``memory``, since the peak does not depend on their number."""
-
-TYPER_ALONE = """
-import typer
-app = typer.Typer(rich_markup_mode="rich")
-@app.command()
-def generate(prompt: str) -> None:
-    "Generate an image."
-app(prog_name="alone")
-"""
 
 
 class BenchError(Exception):
@@ -102,7 +81,7 @@ def read_through(folder: Path) -> None:
 
 @dataclass
 class Contest:
-    """The contestants of each phase, and how to run them.
+    """What all contestants are told, and how their processes are run.
 
     Attributes:
         options: the options of the command line.
@@ -157,89 +136,31 @@ class Contest:
         _, peak = run_process(command, self.environment)
         return json.loads(Path(job.result).read_text(encoding="utf-8")), peak
 
-    def contestants(self, phase: str) -> dict[str, Run]:
-        """The contestants that take part in a phase, and how each is run."""
-        if phase == "help":
-            return {
-                SDPY: self._help("-m", "sdpy"),
-                PLAIN: self._help("-c", TYPER_ALONE),
-            }
-        if phase == "load":
-            return {SDPY: self._loading("sdpy"), DIFFUSERS: self._loading("diffusers")}
-        if phase in ("memory", "generate"):
-            return self._generating(phase)
-        found = {SDPY: self._phase("sdpy", phase), DIFFUSERS: self._phase("diffusers", phase)}
-        if self.options.compile and phase != "text":
-            found[COMPILED] = self._phase("compiled", phase)
-        return found
-
-    def _generating(self, phase: str) -> dict[str, Run]:
-        if phase == "memory":
-            steps = min(MEMORY_STEPS, self.options.steps)
-            return {SDPY: self._sdpy(steps), DIFFUSERS: self._diffusers(steps, {})}
-        steps = self.options.steps
-        return {
-            SDPY: self._sdpy(steps),
-            DIFFUSERS: self._diffusers(steps, self.formats),
-            # Weights that come and go are not compiled.
-            LOW: self._sdpy(steps, options=["--memory", "low"], compiled=False),
-        }
-
-    def _command(self, *arguments: str) -> Run:
-        def run(output: Path | None) -> Outcome:
-            seconds, peak = run_process([sys.executable, *arguments], self.environment)
-            return Outcome([seconds], peak)
-
-        return run
-
-    def _help(self, *arguments: str) -> Run:
-        run = self._command(*arguments, "--help")
-        # Smaller than this process, so that its peak cannot be told.
-        return lambda output: replace(run(output), peak=None)
-
-    def _loading(self, program: str) -> Run:
-        def run(output: Path | None) -> Outcome:
-            read_through(self.folder)
-            # Converting to another memory format would take it longer.
-            result, peak = self.work(self.job(f"{program} load", formats={}))
-            return Outcome(result["times"], peak)
-
-        return run
-
-    def _phase(self, program: str, phase: str) -> Run:
-        def run(output: Path | None) -> Outcome:
-            path = None if output is None else f"{output}.npy"
-            result, _ = self.work(self.job(f"{program} phase", phase=phase, output=path))
-            names = ("times", "peak", "load", "first", "rate")
-            return Outcome(**{name: result[name] for name in names})
-
-        return run
-
-    def _sdpy(self, steps: int, **changes: Any) -> Run:
-        def run(output: Path | None) -> Outcome:
-            path = self.scratch / "ignored.png" if output is None else Path(f"{output}.png")
-            job = self.job("", steps=steps, **changes)
-            read_through(self.folder)
-            return self._command("-m", "sdpy", *sdpy_arguments(job, str(path)))(output)
-
-        return run
-
-    def _diffusers(self, steps: int, formats: dict[str, str]) -> Run:
-        def run(output: Path | None) -> Outcome:
-            path = self.scratch / "ignored.png" if output is None else Path(f"{output}.png")
-            job_file = self.scratch / "generate.json"
-            job = self.job("diffusers generate", steps=steps, formats=formats, output=str(path))
-            job.write(job_file)
-            read_through(self.folder)
-            return self._command(*WORKER, str(job_file))(output)
-
-        return run
+    def command(self, *arguments: str) -> Outcome:
+        """Run Python with some arguments, as a process that is measured as a whole."""
+        seconds, peak = run_process([sys.executable, *arguments], self.environment)
+        return Outcome([seconds], peak)
 
 
 def run_phase(
-    phase: str, contestants: dict[str, Run], repeats: int, scratch: Path, flops: int | None
+    phase: str,
+    contestants: dict[str, Run],
+    repeats: int,
+    scratch: Path,
+    *,
+    base: str,
+    flops: int | None = None,
 ) -> PhaseResult:
-    """Let the contestants take turns; the outputs of the first turn are compared."""
+    """Let the contestants take turns; the outputs of the first turn are compared with the base's.
+
+    Args:
+        phase: its name.
+        contestants: by their names, and how each is run.
+        repeats: turns.
+        scratch: folder for outputs.
+        base: the contestant that the others are compared with.
+        flops: the arithmetic of the phase; None where it is not counted.
+    """
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contestants}
     outputs = {name: scratch / f"{phase}-{i}" for i, name in enumerate(contestants)}
     for turn in range(1, repeats + 1):
@@ -248,13 +169,13 @@ def run_phase(
             outcomes[name].append(outcome)
             peak = "" if outcome.peak is None else f", {figures.megabytes(outcome.peak)}"
             tell(f"{phase} {turn}/{repeats}, {name}: {figures.seconds(outcome.seconds)}{peak}")
-    theirs = read_output(outputs[DIFFUSERS]) if DIFFUSERS in outputs else None
+    theirs = read_output(outputs[base])
     errors = {}
     for name, output in outputs.items():
         ours = read_output(output)
-        if name != DIFFUSERS and ours is not None and theirs is not None:
+        if name != base and ours is not None and theirs is not None:
             errors[name] = relative_error(ours, theirs)
-    return PhaseResult(outcomes, errors, flops)
+    return PhaseResult(outcomes, errors, flops, base)
 
 
 def read_output(path: Path) -> Array | None:

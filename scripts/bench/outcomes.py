@@ -6,20 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sdpy.benchmark import figures
-from sdpy.benchmark.figures import TITLES, Spread
+from sdpy.benchmark.figures import Spread
 
 SDPY, DIFFUSERS, COMPILED = "sdpy", "diffusers", "diffusers, compiled"
 
 LOW, PLAIN = "sdpy --memory low", "typer and rich alone"
-
-PHASES = {
-    "help": "--help",
-    "load": "load",
-    **TITLES,
-    "memory": "peak of generate",
-    "generate": "generate",
-}
-"""The phases in their order, and their titles in the table."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +39,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """All outcomes of a phase, by contestant, in turn, and the relative errors of their outputs."""
+    """All outcomes of a phase.
+
+    Attributes:
+        outcomes: by contestant, in turn.
+        errors: relative errors of their outputs.
+        flops: the arithmetic of the phase, where it was counted.
+        base: the contestant that the others are compared with.
+    """
 
     outcomes: dict[str, list[Outcome]]
     errors: dict[str, float] = field(default_factory=dict)
     flops: int | None = None
+    base: str = DIFFUSERS
 
     def ratio(self, quantity: str, ours: str, theirs: str) -> Spread | None:
         """The ratio of two contestants' "seconds" or "peak"; None if one was not measured."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from scripts.bench.outcomes import COMPILED, DIFFUSERS, PHASES, PLAIN, PhaseResult, PhaseResults
+from scripts.bench.outcomes import COMPILED, PhaseResult, PhaseResults
+from scripts.bench.phases import PHASES
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import Spread
 
@@ -17,13 +18,12 @@ def summary(phases: PhaseResults, rate: float) -> dict[str, Any]:
 
 
 def _phase_summary(phase: PhaseResult, rate: float) -> dict[str, Any]:
-    base = PLAIN if PLAIN in phase.outcomes else DIFFUSERS
     found: dict[str, Any] = {}
     for name, outcomes in phase.outcomes.items():
         seconds = Spread.of([time for one in outcomes for time in one.times])
         peaks = [one.peak for one in outcomes if one.peak is not None]
         ratio, peak_ratio = (
-            phase.ratio(quantity, name, base) if name != base else None
+            phase.ratio(quantity, name, phase.base) if name != phase.base else None
             for quantity in ("seconds", "peak")
         )
         speed = None if phase.flops is None else phase.flops / seconds.median
@@ -40,7 +40,7 @@ def _phase_summary(phase: PhaseResult, rate: float) -> dict[str, Any]:
         if name == COMPILED:
             extra = [one.first - one.seconds for one in outcomes if one.first is not None]
             found[name]["compile_seconds"] = asdict(Spread.of(extra))
-    return {"flops": phase.flops, "ratio_to": base, "contestants": found}
+    return {"flops": phase.flops, "ratio_to": phase.base, "contestants": found}
 
 
 def phase_table(found: dict[str, Any]) -> str:
@@ -50,7 +50,7 @@ def phase_table(found: dict[str, Any]) -> str:
     rows = []
     for phase, result in found.items():
         for i, (name, one) in enumerate(result["contestants"].items()):
-            rows.append([PHASES[phase] if i == 0 else "", name, *_cells(one)])
+            rows.append([PHASES[phase].title if i == 0 else "", name, *_cells(one)])
     return figures.table(header, rows)
 
 
@@ -98,7 +98,7 @@ def report(results: dict[str, Any]) -> Iterator[str]:
         extra = result["contestants"].get(COMPILED)
         if extra is not None:
             seconds = figures.duration(extra["compile_seconds"]["median"])
-            yield f"{PHASES[phase]}: compiling took {seconds}"
+            yield f"{PHASES[phase].title}: compiling took {seconds}"
     if results["help_imports_torch"] is not None:
         yield f"sdpy --help imports {'' if results['help_imports_torch'] else 'no '}torch"
     yield from (verdict["line"] for verdict in results["goals"])

@@ -53,7 +53,8 @@ from typing import Any
 from scripts.bench.contest import BenchError, Contest, run_phase
 from scripts.bench.goals import GOALS
 from scripts.bench.jobs import DTYPES, FORMATS
-from scripts.bench.outcomes import PHASES, PhaseResults, product_rate
+from scripts.bench.outcomes import PhaseResults, product_rate
+from scripts.bench.phases import PHASES
 from scripts.bench.report import report, summary
 from scripts.reports import tell
 from sdpy.benchmark.figures import Spread
@@ -202,7 +203,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     prepared, _ = contest.work(contest.job("prepare"))
     flops = prepared["flops"]
     flops["generate"] = flops["text"] + options.steps * flops["unet"] + flops["decode"]
-    needed = {"unet", "decode", "encode", "generate"} & set(options.phases)
+    needed = any(PHASES[name].needs_formats for name in options.phases)
     if options.format != "auto":
         contest.formats = dict.fromkeys(("unet", "vae"), options.format)
     elif needed:
@@ -212,8 +213,14 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     phases: PhaseResults = {}
     for name in options.phases:
-        contestants, repeats = contest.contestants(name), options.repeats[name]
-        phases[name] = run_phase(name, contestants, repeats, scratch, flops.get(name))
+        phases[name] = run_phase(
+            name,
+            PHASES[name].contestants(contest),
+            options.repeats[name],
+            scratch,
+            base=PHASES[name].base,
+            flops=flops.get(name),
+        )
     product = product_rate(phases.values())
     if product is None:
         product = Spread.of([contest.work(contest.job("matrix product"))[0]["rate"]])

@@ -23,12 +23,12 @@ from scripts.bench.outcomes import (
     COMPILED,
     DIFFUSERS,
     LOW,
-    PHASES,
     PLAIN,
     SDPY,
     Outcome,
     PhaseResult,
 )
+from scripts.bench.phases import PHASES
 from scripts.bench.report import summary
 from scripts.bench.with_sdpy import sdpy_arguments
 from scripts.bench.workers import TASKS
@@ -284,7 +284,8 @@ def test_sdpy_is_compiled_where_diffusers_is_if_on_a_gpu(
         return 1.0, None
 
     monkeypatch.setattr(contest, "run_process", note)
-    contestants = Contest(run.arguments(words), tmp_path, tmp_path).contestants("generate")
+    about = Contest(run.arguments(words), tmp_path, tmp_path)
+    contestants = PHASES["generate"].contestants(about)
     for name in (SDPY, LOW):
         contestants[name](None)
     assert ["--compile" in command for command in commands] == compiled

@@ -1,0 +1,26 @@
+"""What a phase of the benchmark consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scripts.bench.contest import Contest, Run
+from scripts.bench.outcomes import DIFFUSERS
+
+
+@dataclass(frozen=True)
+class BenchPhase:
+    """Something that contestants do in turn, each turn in a process of its own.
+
+    Attributes:
+        title: in the table.
+        contestants: who takes part, by the names in the table, and how each is run.
+        base: the contestant that the others are compared with.
+        needs_formats: whether it has to be known in which memory format diffusers is faster.
+    """
+
+    title: str
+    contestants: Callable[[Contest], dict[str, Run]]
+    base: str = DIFFUSERS
+    needs_formats: bool = False
