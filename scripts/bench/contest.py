@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,14 @@ class Contest:
         options: the options of the command line.
         folder: folder of the weights.
         scratch: folder for jobs and results.
-        formats: memory formats of diffusers' UNet and autoencoder.
-        changes: environment variables of all processes that differ from this process's.
+        formats: memory formats of diffusers' UNet and autoencoder, in the number format of the
+            command line.
     """
 
     options: argparse.Namespace
     folder: Path
     scratch: Path
     formats: dict[str, str] = field(default_factory=dict)
-    changes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,7 +103,7 @@ class Contest:
         changes = {"COLUMNS": "200", "PYTHONPATH": os.pathsep.join(paths)}
         if self.options.threads is not None:
             changes["OMP_NUM_THREADS"] = str(self.options.threads)
-        return {**os.environ, **changes, **self.changes}
+        return {**os.environ, **changes}
 
     def job(self, task: str, **changes: Any) -> Job:
         """Make a job with the options of the command line."""
@@ -136,10 +135,23 @@ class Contest:
         _, peak = run_process(command, self.environment)
         return json.loads(Path(job.result).read_text(encoding="utf-8")), peak
 
+    def find_formats(self, dtype: str) -> dict[str, str]:
+        """The memory formats of diffusers' models in a number format: that which is faster."""
+        if self.options.format != "auto":
+            return dict.fromkeys(("unet", "vae"), self.options.format)
+        tell(f"diffusers in {dtype}: contiguous or channels_last?")
+        seconds = self.work(self.job("diffusers formats", dtype=dtype))[0]["seconds"]
+        return faster_formats(seconds)
+
     def command(self, *arguments: str) -> Outcome:
         """Run Python with some arguments, as a process that is measured as a whole."""
         seconds, peak = run_process([sys.executable, *arguments], self.environment)
         return Outcome([seconds], peak)
+
+
+def faster_formats(seconds: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Choose the faster memory format of each model from the seconds that each took."""
+    return {model: min(times, key=lambda name: times[name]) for model, times in seconds.items()}
 
 
 def run_phase(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.bench.outcomes import COMPILED, DIFFUSERS, LOW, PLAIN, SDPY, PhaseResults
+from scripts.bench.outcomes import COMPILED, DIFFUSERS, LOW, PASSIVE, PLAIN, SDPY, PhaseResults
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import Spread
 
@@ -77,6 +77,17 @@ GOALS = (
     ),
     Goal("VAE decode, of diffusers' time", 0.40, ratio_of("seconds", "decode")),
     Goal("generate, of diffusers' time", 0.60, ratio_of("seconds", "generate")),
+    Goal("one step without guidance, of diffusers' time", 0.45, ratio_of("seconds", "one-step")),
+    Goal(
+        "the same in bf16 with a tiny decoder, of diffusers' time",
+        0.35,
+        ratio_of("seconds", "one-step-cheapest"),
+    ),
+    Goal(
+        "demo image beside matrix products, of the time with passive waiting by hand",
+        1.1,
+        ratio_of("seconds", "busy", SDPY, PASSIVE),
+    ),
     Goal("start to first UNet step, of diffusers' time", 0.40, ratio_of("seconds", "load")),
     Goal("peak memory of generate, of diffusers'", 0.85, ratio_of("peak", "memory")),
     Goal(

@@ -13,6 +13,9 @@ TIMESTEP_SPACING = "leading"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """The names of number formats in torch, and those of sdpy's ``--dtype``."""
 
+TINY_VAE_FILE = "diffusion_pytorch_model.safetensors"
+"""The weights in `Job.tiny_vae_folder`."""
+
 FORMATS = ("contiguous", "channels_last")
 """Memory formats of diffusers' models."""
 
@@ -36,6 +39,7 @@ class Job:
         device: where all models run.
         formats: one of `FORMATS` for diffusers' ``unet`` and ``vae`` each.
         fast_kernels: whether sdpy uses its fast kernels.
+        tiny_vae: whether a tiny autoencoder decodes whole images.
         compiled: whether sdpy compiles its models.
         options: further arguments of sdpy's command line.
         started: time by the clock of `now` before the process began.
@@ -57,6 +61,7 @@ class Job:
     device: str = "cpu"
     formats: dict[str, str] = field(default_factory=dict)
     fast_kernels: bool = True
+    tiny_vae: bool = False
     compiled: bool = False
     options: list[str] = field(default_factory=list)
     started: float = 0.0
@@ -66,6 +71,11 @@ class Job:
     def model(self) -> str:
         """The model that sdpy reads."""
         return self.folder if self.sdpy_model is None else self.sdpy_model
+
+    @property
+    def tiny_vae_folder(self) -> str:
+        """Where the tiny autoencoder lies, as diffusers lays it out."""
+        return f"{self.folder}/taesd"
 
     def write(self, path: Path) -> None:
         """Write the job as JSON, for `scripts.bench.workers`."""

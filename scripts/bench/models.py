@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.bench.jobs import Job
+from scripts.bench.jobs import TINY_VAE_FILE, Job
 
 if TYPE_CHECKING:  # at run time this would import torch
     from sdpy.zoo.variants import ModelVariant
@@ -74,6 +75,7 @@ def prepare(job: Job) -> dict[str, Any]:
 
     variant = sizes()[job.size]
     write_random_model(Path(job.folder), variant)
+    _write_tiny_vae(Path(job.tiny_vae_folder), variant)
     if job.sdpy_model is not None:
         _write_ot(Path(job.folder), Path(job.sdpy_model), variant)
     factor = variant.vae.downsample_factor
@@ -81,6 +83,21 @@ def prepare(job: Job) -> dict[str, Any]:
     guided = job.guidance_scale != 1
     flops = count_flops(variant, latent_size, unet_batch=2 if guided else 1)
     return {"flops": flops, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _write_tiny_vae(folder: Path, variant: ModelVariant) -> None:
+    """A tiny autoencoder beside the model, as a folder of diffusers."""
+    from sdpy.benchmark.weights import random_weights
+    from sdpy.checkpoints import write_checkpoint
+    from sdpy.zoo.classes import config_json, make_model
+
+    path = folder / TINY_VAE_FILE
+    if path.exists():
+        return
+    folder.mkdir(exist_ok=True)
+    config = config_json("vae", variant.tiny_vae, variant)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_checkpoint(path, random_weights(make_model("vae", variant.tiny_vae)))
 
 
 def _write_ot(folder: Path, target: Path, variant: ModelVariant) -> None:

@@ -12,6 +12,8 @@ SDPY, DIFFUSERS, COMPILED = "sdpy", "diffusers", "diffusers, compiled"
 
 LOW, PLAIN = "sdpy --memory low", "typer and rich alone"
 
+PASSIVE, SPINNING = "sdpy, waiting passively by hand", "sdpy, spinning"
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import compress
+from pathlib import Path
 from typing import Any
 
 from scripts.bench.outcomes import COMPILED, PhaseResult, PhaseResults
 from scripts.bench.phases import PHASES
+from scripts.reports import write_between
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import Spread
 
@@ -44,14 +47,38 @@ def _phase_summary(phase: PhaseResult, rate: float) -> dict[str, Any]:
 
 
 def phase_table(found: dict[str, Any]) -> str:
-    """A Markdown table of the phases of a `summary`, with a row for each contestant."""
+    """A Markdown table of the phases of a `summary`, with a row for each contestant.
+
+    Columns in which nothing stands are left out.
+    """
     header = ["phase", "", "median", "range", "ratio", "GFLOP/s", "of the product"]
     header += ["peak memory", "ratio", "relative error"]
     rows = []
     for phase, result in found.items():
         for i, (name, one) in enumerate(result["contestants"].items()):
             rows.append([PHASES[phase].title if i == 0 else "", name, *_cells(one)])
-    return figures.table(header, rows)
+    told = [any(column) for column in zip(*rows, strict=True)]
+    return figures.table(*_columns([header], told), _columns(rows, told))
+
+
+def _columns(rows: Sequence[Sequence[str]], told: Sequence[bool]) -> list[list[str]]:
+    return [list(compress(row, told)) for row in rows]
+
+
+def write_tables(path: Path, results: dict[str, Any]) -> None:
+    """Write the tables of which phases were measured into a Markdown file, each where its name is.
+
+    Raises:
+        ValueError: the file has no place for one of them.
+    """
+    found = results["phases"]
+    names = dict.fromkeys(PHASES[phase].table for phase in found)
+    ran_on = results["machine"]
+    about = f"{ran_on['processor']}, {results['threads']} threads, torch {ran_on['torch']}, "
+    about += f"diffusers {ran_on['diffusers']}"
+    for name in filter(None, names):
+        rows = {phase: result for phase, result in found.items() if PHASES[phase].table == name}
+        write_between(path, name, f"{phase_table(rows)}\n\n{about}.")
 
 
 def _cells(one: dict[str, Any]) -> list[str]:

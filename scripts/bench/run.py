@@ -16,6 +16,11 @@ otherwise. They take turns (A B A B), each phase in a process of its own. Phases
     encode    an image to latents
     memory    peak of a whole image of 2 steps, diffusers in its default memory format
     generate  start of the process to the file; sdpy a second time with ``--memory low``
+    one-step  the same of one step without guidance; ``one-step-cheapest``: in bfloat16, with a
+              tiny decoder (TAESD)
+    idle      an image of the demo model in 8 steps, start of the process to the file: sdpy beside
+              itself with other ways for threads to wait; ``busy-counting``, ``busy``: while other
+              programs work
 
 diffusers runs eagerly, in the memory format that is faster for its UNet and for its autoencoder;
 this is measured first, unless ``--format`` names one. ``--compile`` measures it with
@@ -50,12 +55,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.beside import PROGRAMS, running
 from scripts.bench.contest import BenchError, Contest, run_phase
 from scripts.bench.goals import GOALS
 from scripts.bench.jobs import DTYPES, FORMATS
 from scripts.bench.outcomes import PhaseResults, product_rate
 from scripts.bench.phases import PHASES
-from scripts.bench.report import report, summary
+from scripts.bench.report import report, summary, write_tables
 from scripts.reports import tell
 from sdpy.benchmark.figures import Spread
 
@@ -145,8 +151,15 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--plain-kernels", action="store_true", help="measure sdpy without its fast kernels")
     add("--ot", action="store_true", help="let sdpy read .ot files instead of .safetensors")
+    add(
+        "--beside",
+        choices=PROGRAMS,
+        default="nothing",
+        help="let other programs work meanwhile: some that count, or matrix products (nothing)",
+    )
     add("--weights", type=Path, metavar="FOLDER", help="of the weights (runs/bench/SIZE)")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    add("--write", type=Path, metavar="FILE", help="put tables of phases into a Markdown file")
     options = parser.parse_args(words)
     options.width = SIDES[options.size] if options.width is None else options.width
     options.height = SIDES[options.size] if options.height is None else options.height
@@ -170,11 +183,13 @@ def check(options: argparse.Namespace) -> None:
             )
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise BenchError(f"--json {options.json}: there is no such folder")
-
-
-def faster_formats(seconds: dict[str, dict[str, float]]) -> dict[str, str]:
-    """Choose the faster memory format of each model from the seconds that each took."""
-    return {model: min(times, key=lambda name: times[name]) for model, times in seconds.items()}
+    if options.write is not None:
+        page = options.write.read_text(encoding="utf-8")
+        for table in filter(None, (PHASES[name].table for name in options.phases)):
+            if f"<!-- begin: {table} -->" not in page:
+                raise BenchError(
+                    f"--write {options.write}: there is no place for the table {table}"
+                )
 
 
 def machine() -> dict[str, Any]:
@@ -203,24 +218,20 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     prepared, _ = contest.work(contest.job("prepare"))
     flops = prepared["flops"]
     flops["generate"] = flops["text"] + options.steps * flops["unet"] + flops["decode"]
-    needed = any(PHASES[name].needs_formats for name in options.phases)
-    if options.format != "auto":
-        contest.formats = dict.fromkeys(("unet", "vae"), options.format)
-    elif needed:
-        tell("diffusers: contiguous or channels_last?")
-        seconds = contest.work(contest.job("diffusers formats"))[0]["seconds"]
-        contest.formats = faster_formats(seconds)
+    if any(PHASES[name].needs_formats for name in options.phases):
+        contest.formats = contest.find_formats(options.dtype)
 
     phases: PhaseResults = {}
     for name in options.phases:
-        phases[name] = run_phase(
-            name,
-            PHASES[name].contestants(contest),
-            options.repeats[name],
-            scratch,
-            base=PHASES[name].base,
-            flops=flops.get(name),
-        )
+        with running(PROGRAMS[options.beside]):
+            phases[name] = run_phase(
+                name,
+                PHASES[name].contestants(contest),
+                options.repeats[name],
+                scratch,
+                base=PHASES[name].base,
+                flops=flops.get(name),
+            )
     product = product_rate(phases.values())
     if product is None:
         product = Spread.of([contest.work(contest.job("matrix product"))[0]["rate"]])
@@ -259,4 +270,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print("\n".join(report(results)))
+    if options.write is not None:
+        write_tables(options.write, results)
     return 0

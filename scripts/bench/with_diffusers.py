@@ -62,9 +62,12 @@ def diffusers_generate(job: Job) -> dict[str, Any]:
 
 def _generate(job: Job) -> Any:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import AutoencoderTiny, DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(job.folder, **_dtype_option(job))
+    parts = {}
+    if job.tiny_vae:
+        parts["vae"] = AutoencoderTiny.from_pretrained(job.tiny_vae_folder, **_dtype_option(job))
+    pipeline = DiffusionPipeline.from_pretrained(job.folder, **parts, **_dtype_option(job))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.watermark = None  # that of Stable Diffusion XL where a package for it is installed
     pipeline.to(job.device)

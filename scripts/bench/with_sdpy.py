@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.jobs import DTYPES, TIMESTEP_SPACING, Job
+from scripts.bench.jobs import DTYPES, TIMESTEP_SPACING, TINY_VAE_FILE, Job
 from scripts.bench.measuring import measure_phase, torch_dtype, until_first_step
 from sdpy.benchmark import inputs
 
@@ -45,6 +45,7 @@ def sdpy_load(job: Job) -> dict[str, Any]:
 
 def sdpy_arguments(job: Job, output: str) -> list[str]:
     """Arguments of the command that generates the whole image."""
+    tiny_vae = ["--vae-weights", f"{job.tiny_vae_folder}/{TINY_VAE_FILE}"]
     return [
         *("generate", inputs.PROMPT, "--negative-prompt", inputs.NEGATIVE_PROMPT),
         *("--model", job.model, "--seed", str(inputs.SEED), "--steps", str(job.steps)),
@@ -52,6 +53,7 @@ def sdpy_arguments(job: Job, output: str) -> list[str]:
         *("--guidance-scale", str(job.guidance_scale), "--timestep-spacing", TIMESTEP_SPACING),
         *("--dtype", DTYPES[job.dtype]),
         "--fast-kernels" if job.fast_kernels else "--plain-kernels",
+        *(tiny_vae if job.tiny_vae else []),
         *(["--compile"] if job.compiled else []),
         *("-o", output, "--quiet", *job.options),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scripts.bench.phases import help, load, memory, models, whole_image
+from scripts.bench.phases import busy, help, load, memory, models, one_step, whole_image
 from scripts.bench.phases.base import BenchPhase
 
 PHASES: Mapping[str, BenchPhase] = {
@@ -16,6 +16,11 @@ PHASES: Mapping[str, BenchPhase] = {
     "encode": models.phase("encode"),
     "memory": memory.PHASE,
     "generate": whole_image.PHASE,
+    "one-step": one_step.PLAIN,
+    "one-step-cheapest": one_step.CHEAPEST,
+    "idle": busy.beside("nothing"),
+    "busy-counting": busy.beside("two"),
+    "busy": busy.beside("products"),
 }
 """All phases in their order, by the names that ``--phases`` takes."""
 

@@ -18,9 +18,11 @@ class BenchPhase:
         contestants: who takes part, by the names in the table, and how each is run.
         base: the contestant that the others are compared with.
         needs_formats: whether it has to be known in which memory format diffusers is faster.
+        table: the generated table of the documentation that it has a row in; None for none.
     """
 
     title: str
     contestants: Callable[[Contest], dict[str, Run]]
     base: str = DIFFUSERS
     needs_formats: bool = False
+    table: str | None = None

@@ -23,8 +23,10 @@ from scripts.bench.outcomes import (
     COMPILED,
     DIFFUSERS,
     LOW,
+    PASSIVE,
     PLAIN,
     SDPY,
+    SPINNING,
     Outcome,
     PhaseResult,
 )
@@ -232,6 +234,37 @@ def test_the_benchmark_at_tiny_sizes(
     ]
 
 
+def test_one_step_with_a_tiny_decoder_and_a_busy_machine(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes; those that work beside are gone afterwards, and the tables are written."""
+    file, page = tmp_path / "bench.json", tmp_path / "page.md"
+    places = [f"<!-- begin: {name} -->\n<!-- end: {name} -->" for name in ("few-steps", "waiting")]
+    page.write_text("\n".join(places), encoding="utf-8")
+    code = run.main(
+        [
+            *("--size", "tiny", "--steps", "1", "--repeats", "1", "--evaluations", "1"),
+            *("--phases", "one-step,one-step-cheapest,busy", "--format", "contiguous"),
+            *("--weights", str(weights), "--json", str(file), "--write", str(page)),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    found = json.loads(file.read_text(encoding="utf-8"))["phases"]
+    errors = {
+        name: {one: facts["relative_error"] for one, facts in phase["contestants"].items()}
+        for name, phase in found.items()
+    }
+    assert errors["one-step"][SDPY] <= 0.01  # of 8-bit images
+    assert errors["one-step-cheapest"][SDPY] <= 0.1  # of bfloat16
+    assert errors["busy"][SDPY] == errors["busy"][SPINNING] == 0
+    assert found["busy"]["ratio_to"] == PASSIVE
+    written = page.read_text(encoding="utf-8")
+    few, waiting = written.split("<!-- begin: waiting -->")
+    assert "| one step, bf16, tiny decoder |" in few and "diffusers" in few
+    assert f"| {PASSIVE} |" in waiting and "GFLOP/s" not in written
+
+
 # -- its parts -----------------------------------------------------------------------------------
 
 
@@ -301,7 +334,7 @@ def test_the_faster_format_of_each_model() -> None:
         "unet": {"contiguous": 2.0, "channels_last": 1.0},
         "vae": {"contiguous": 3.0, "channels_last": 3.5},
     }
-    assert run.faster_formats(seconds) == {"unet": "channels_last", "vae": "contiguous"}
+    assert contest.faster_formats(seconds) == {"unet": "channels_last", "vae": "contiguous"}
 
 
 def test_relative_errors() -> None:
@@ -349,6 +382,8 @@ def test_the_peak_of_a_process_is_its_own() -> None:
     [
         (["--compile"], "--compile needs a C++ compiler, and there is no no-such-compiler"),
         (["--json", "/nowhere/at/all.json"], "there is no such folder"),
+        (["--phases", "busy", "--write", "README.md"], "it has no place for the table waiting"),
+        (["--write", "/nowhere/at/all.md"], "No such file"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(
@@ -372,6 +407,7 @@ def phase(
     errors: dict[str, float] | None = None, **contestants: list[tuple[float, int]]
 ) -> PhaseResult:
     names = {"sdpy": SDPY, "diffusers": DIFFUSERS, "low": LOW, "plain": PLAIN, "comp": COMPILED}
+    names["passive"] = PASSIVE
     outcomes = {
         names[name]: [Outcome([seconds], peak) for seconds, peak in measured]
         for name, measured in contestants.items()
@@ -409,6 +445,9 @@ def measured(factor: float) -> dict[str, PhaseResult]:
         "decode": seconds(0.40),
         "memory": phase(sdpy=[(1.0, int(850_000 * factor))], diffusers=[(1.0, 1_000_000)]),
         "generate": generate,
+        "one-step": seconds(0.45),
+        "one-step-cheapest": seconds(0.35),
+        "busy": phase(sdpy=[(1.1 * factor, 1)], passive=[(1.0, 1)]),
     }
 
 
