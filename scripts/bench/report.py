@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import compress
 from pathlib import Path
@@ -46,23 +46,17 @@ def _phase_summary(phase: PhaseResult, rate: float) -> dict[str, Any]:
     return {"flops": phase.flops, "ratio_to": phase.base, "contestants": found}
 
 
-def phase_table(found: dict[str, Any]) -> str:
-    """A Markdown table of the phases of a `summary`, with a row for each contestant.
-
-    Columns in which nothing stands are left out.
-    """
+def phase_table(found: dict[str, Any], *, with_empty_columns: bool = True) -> str:
+    """A Markdown table of the phases of a `summary`, with a row for each contestant."""
     header = ["phase", "", "median", "range", "ratio", "GFLOP/s", "of the product"]
     header += ["peak memory", "ratio", "relative error"]
     rows = []
     for phase, result in found.items():
         for i, (name, one) in enumerate(result["contestants"].items()):
             rows.append([PHASES[phase].title if i == 0 else "", name, *_cells(one)])
-    told = [any(column) for column in zip(*rows, strict=True)]
-    return figures.table(*_columns([header], told), _columns(rows, told))
-
-
-def _columns(rows: Sequence[Sequence[str]], told: Sequence[bool]) -> list[list[str]]:
-    return [list(compress(row, told)) for row in rows]
+    told = [with_empty_columns or any(column) for column in zip(*rows, strict=True)]
+    header, *rows = (list(compress(row, told)) for row in (header, *rows))
+    return figures.table(header, rows)
 
 
 def write_tables(path: Path, results: dict[str, Any]) -> None:
@@ -78,7 +72,8 @@ def write_tables(path: Path, results: dict[str, Any]) -> None:
     about += f"diffusers {ran_on['diffusers']}"
     for name in filter(None, names):
         rows = {phase: result for phase, result in found.items() if PHASES[phase].table == name}
-        write_between(path, name, f"{phase_table(rows)}\n\n{about}.")
+        made = phase_table(rows, with_empty_columns=False)
+        write_between(path, name, f"{made}\n\n{about}.")
 
 
 def _cells(one: dict[str, Any]) -> list[str]:

@@ -382,7 +382,7 @@ def test_the_peak_of_a_process_is_its_own() -> None:
     [
         (["--compile"], "--compile needs a C++ compiler, and there is no no-such-compiler"),
         (["--json", "/nowhere/at/all.json"], "there is no such folder"),
-        (["--phases", "busy", "--write", "README.md"], "it has no place for the table waiting"),
+        (["--phases", "busy", "--write", "README.md"], "there is no place for the table waiting"),
         (["--write", "/nowhere/at/all.md"], "No such file"),
     ],
 )
