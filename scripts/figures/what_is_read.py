@@ -29,6 +29,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    T2IAdapterConfig,
     UNet2DConditionConfig,
 )
 from sdpy.zoo.classes import make_model
@@ -103,6 +104,7 @@ COMPONENTS: dict[str, tuple[str, Config]] = {
     "autoencoder": ("vae", AutoencoderKLConfig(block_out_channels=(8, 8), norm_num_groups=8)),
     "TAESD": ("vae", AutoencoderTinyConfig()),
     "ControlNet": ("controlnet", ControlNetConfig(_UNET, 3, (4, 8))),
+    "T2I-Adapter": ("t2i_adapter", T2IAdapterConfig(channels=(8, 16, 16, 16))),
 }
 
 

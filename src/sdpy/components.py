@@ -177,11 +177,28 @@ COMPONENTS: dict[str, Component] = {
             ),
             original_telltales=("input_hint_block.",),
         ),
+        Component(
+            name="t2i_adapter",
+            label="T2I-Adapter",
+            role="t2i_adapter",
+            classes=("T2IAdapter",),
+            is_companion=True,
+            placed_with="unet",
+            telltales=("adapter.body.0.resnets.",),
+            original_telltales=(
+                *("body.0.block1.", "adapter.body.0.block1."),
+                *("body.0.body.0.block1.", "adapter.body.0.body.0.block1."),
+            ),
+        ),
     )
 }
 """By their names, in the order in which they are listed for people."""
 
 _OTHER_PIPELINES = (*("text_encoder_3", "transformer", "prior", "decoder", "movq"),)
+
+
+COMPANIONS = tuple(name for name, one in COMPONENTS.items() if one.is_companion)
+"""What is given as a file of its own, to steer an image: the usual one first."""
 
 
 def model_components() -> tuple[Component, ...]:

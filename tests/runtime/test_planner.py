@@ -13,6 +13,7 @@ from torch import nn
 
 import sdpy.runtime.planner as planner_module
 from sdpy.checkpoints import Lora, write_checkpoint
+from sdpy.components import COMPANIONS
 from sdpy.errors import ShortageError
 from sdpy.models import (
     AutoencoderKL,
@@ -20,6 +21,8 @@ from sdpy.models import (
     CLIPTextModel,
     ControlNetConfig,
     ControlNetModel,
+    T2IAdapter,
+    T2IAdapterConfig,
     UNet2DConditionModel,
 )
 from sdpy.runtime.devices import Placement
@@ -74,6 +77,8 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
         others = {
             "tiny": AutoencoderTiny(SD15.tiny_vae),
             "control": ControlNetModel(ControlNetConfig(unet=SD15.unet)),
+            "control2": ControlNetModel(ControlNetConfig(unet=SD15.unet)),
+            "adapter": T2IAdapter(T2IAdapterConfig()),
         }
     for name, model in {**models, **others}.items():
         sparse_weights(folder / f"{name}.safetensors", model, torch.float32)
@@ -183,16 +188,27 @@ def test_each_device_has_its_own_models(sd15: ModelFiles) -> None:
 
 
 def test_controlnets_are_there_beside_the_unet(sd15: ModelFiles) -> None:
-    weights = sd15.weights["unet"].with_name("control.safetensors")
-    control = weights
+    names = ("control.safetensors", "control2.safetensors")
+    controls = [sd15.weights["unet"].with_name(name) for name in names]
     counts = [
-        need(sd15, work={"controlnets": [control] * n}, streamed=streamed).main
+        need(sd15, work={"controls": controls[:n]}, streamed=streamed).main
         for streamed in (False, True)
         for n in (0, 1, 2)
     ]
     network = 361_279_120 * 4
     assert counts[1] - counts[0] > network and counts[2] - counts[1] > network
     assert counts[5] < counts[3] + GIB
+    twice = need(sd15, work={"controls": controls[:1] * 2}).main
+    assert twice < counts[2]  # its weights are there once
+
+
+def test_t2i_adapters_are_gone_when_the_unet_comes(sd15: ModelFiles) -> None:
+    work = {"controls": [sd15.weights["unet"].with_name("adapter.safetensors")]}
+    adapter = 77_369_280 * 4
+    plain, steered = need(sd15), need(sd15, work=work)
+    assert plain.main < steered.main < plain.main + 0.1 * adapter
+    kept = frozenset({"unet", "t2i_adapter"})
+    assert need(sd15, work=work, keep=kept).main > plain.main + adapter
 
 
 def test_a_tiny_autoencoder_takes_less(sd15: ModelFiles) -> None:
@@ -367,7 +383,7 @@ def plan(
     return made.batch, made.keep, [notice.text for notice in made.notices]
 
 
-EVERYTHING = frozenset({"text_encoder", "unet", "vae", "controlnet"})
+EVERYTHING = frozenset({"text_encoder", "unet", "vae", *COMPANIONS})
 
 
 def test_a_batch_takes_more(sd15: ModelFiles) -> None:
@@ -398,11 +414,11 @@ def test_less_memory_is_a_smaller_batch_before_models_go(
     session = session_of(sd15, placement=placed(CUDA, CUDA, CUDA), keep_models=True)
     workload = workload_of(session, images=20)
     found = []
-    for keep, batch in ((EVERYTHING, 4), (EVERYTHING, 1), (frozenset({"unet", "controlnet"}), 1)):
+    for keep, batch in ((EVERYTHING, 4), (EVERYTHING, 1), (frozenset({"unet", *COMPANIONS}), 1)):
         room["gpu"] = workload.need(Execution(), keep, batch).gpu
         found.append(plan(session, None, images=20)[:2])
     assert found[:2] == [(4, EVERYTHING), (1, EVERYTHING)]
-    assert found[2][1] == {"unet", "controlnet"}
+    assert found[2][1] == {"unet", *COMPANIONS}
 
 
 def test_a_batch_that_the_user_wants_goes_before_models_that_stay(
@@ -421,7 +437,7 @@ def test_a_batch_that_the_user_wants_goes_before_models_that_stay(
 
 def test_a_command_for_one_image_keeps_nothing(sd15: ModelFiles, room: dict[str, float]) -> None:
     assert plan(session_of(sd15), None, images=1)[1] == frozenset()
-    assert plan(session_of(sd15), None, images=3)[1] == {"unet", "vae", "controlnet"}
+    assert plan(session_of(sd15), None, images=3)[1] == {"unet", "vae", *COMPANIONS}
 
 
 # --- what there is -----------------------------------------------------------------------------

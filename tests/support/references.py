@@ -11,6 +11,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    T2IAdapterConfig,
     UNet2DConditionConfig,
 )
 from sdpy.schedulers import NoiseConfig
@@ -95,6 +96,16 @@ def reference_controlnet(config: ControlNetConfig, **changes: object) -> nn.Modu
         **_added_conditions(unet),
     }
     return diffusers.ControlNetModel(**{**options, **changes}).eval()
+
+
+def reference_t2i_adapter(config: T2IAdapterConfig) -> nn.Module:
+    return diffusers.T2IAdapter(
+        in_channels=config.in_channels,
+        channels=list(config.channels),
+        num_res_blocks=config.num_res_blocks,
+        downscale_factor=config.downscale_factor,
+        adapter_type=config.adapter_type,
+    ).eval()
 
 
 def reference_vae(config: AutoencoderKLConfig, **changes: object) -> nn.Module:

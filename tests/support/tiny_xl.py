@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,16 @@ def reference_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> Any:
 
 
 def reference_pipeline(
-    kind: type, variant: ModelVariant, folder: Path, scheduler: Any = None, **options: Any
+    kind: Callable[..., Any],
+    variant: ModelVariant,
+    folder: Path,
+    scheduler: Any = None,
+    **options: Any,
 ) -> Any:
     """A pipeline of diffusers for Stable Diffusion XL with the tiny models.
 
     Args:
-        kind: its class.
+        kind: its class, or what makes one.
         variant: sizes, on which the weights depend as well.
         folder: where the tokenizers' files are written.
         scheduler: None for Euler's.

@@ -41,6 +41,7 @@ def defaults(cls: Any) -> dict[str, Any]:
         ("AutoencoderKL", "vae"),
         ("AutoencoderTiny", "vae"),
         ("ControlNetModel", "controlnet"),
+        ("T2IAdapter", "t2i_adapter"),
     ],
 )
 def test_diffusers_defaults_are_all_known_and_taken(name: str, component: str) -> None:
@@ -118,6 +119,7 @@ REFUSED = {
         "class_embed_type": "timestep",
         "controlnet_conditioning_channel_order": "hsv",
     },
+    "t2i_adapter": {"adapter_type": "huge_adapter", "downscale_factor": 0},
 }
 
 

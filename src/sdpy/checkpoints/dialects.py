@@ -343,9 +343,11 @@ def in_dialect(
 
 def _in_original(component: str, names: Collection[str], family: str) -> dict[str, Recipe]:
     row = COMPONENTS[component]
-    if not row.prefixes:
+    if not row.prefixes and not ldm.has_tables(row.role):
         raise ValueError(min(names))
-    prefix, is_open_clip = SINGLE_FILES[family].get(component, (row.prefixes[0], False))
+    # What is never in one file with others has no prefix.
+    usual = row.prefixes[0] if row.prefixes else ""
+    prefix, is_open_clip = SINGLE_FILES[family].get(component, (usual, False))
     if is_open_clip:
         table = clip_names.to_open_clip(names, projects=bool(row.own_names))
         return {

@@ -10,8 +10,7 @@ _TELLTALES: tuple[tuple[str, str], ...] = (
     ("lora_", "a LoRA"),
     (".lora.", "a LoRA"),
     ("down_block_add_embeds.", "an adapter"),
-    ("adapter.body.", "a T2I-Adapter, which sdpy does not run"),
-    ("body.0.block1.", "a T2I-Adapter, which sdpy does not run"),
+    ("style_embedding", "a T2I-Adapter of styles, which sdpy does not run"),
     ("vision_model.", "a whole CLIP model, text and vision"),
     ("shared.weight", "a T5 text encoder"),
 )
@@ -39,6 +38,7 @@ def guess_kind(shapes: Mapping[str, Sequence[int]]) -> str | None:
             return meaning
     return (
         _guess_controlnet(shapes)
+        or _guess_t2i_adapter(shapes)
         or _guess_tiny_vae(shapes)
         or _guess_unet(shapes)
         or _guess_text_encoder(shapes)
@@ -55,6 +55,30 @@ def _guess_controlnet(shapes: Mapping[str, Sequence[int]]) -> str | None:
         if name.endswith("attn2.to_k.weight") and len(shape) == 2 and shape[1] in _CONTEXT_WIDTHS:
             return f"a ControlNet for {_CONTEXT_WIDTHS[shape[1]]}"
     return "a ControlNet"
+
+
+# Channels of the image with all pixels of a position side by side, 8 or 16 along each side, in
+# colour and in grey: which adapter that is.
+_ADAPTERS: dict[int, str] = {
+    3 * 64: "a T2I-Adapter for Stable Diffusion 1.x",
+    64: "a T2I-Adapter for Stable Diffusion 1.x that is shown grey images",
+    3 * 256: "a T2I-Adapter for Stable Diffusion XL",
+    256: "a T2I-Adapter for Stable Diffusion XL that is shown grey images",
+}
+
+
+def _guess_t2i_adapter(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    plain = {name.removeprefix("adapter."): shape for name, shape in shapes.items()}
+    blocks = (
+        "body.0.block1.weight",
+        "body.0.body.0.block1.weight",
+        "body.0.resnets.0.block1.weight",
+    )
+    if not any(name in plain for name in blocks):
+        return None
+    first = plain.get("conv_in.weight", plain.get("body.0.in_conv.weight", ()))
+    kind = _ADAPTERS.get(first[1], "a T2I-Adapter") if len(first) == 4 else "a T2I-Adapter"
+    return kind if "conv_in.weight" in plain else kind.replace("a T2I", "a light T2I", 1)
 
 
 def _guess_tiny_vae(shapes: Mapping[str, Sequence[int]]) -> str | None:

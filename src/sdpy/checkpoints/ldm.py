@@ -6,7 +6,7 @@ alone, so the tables are made here from a few numbers that can be read off the n
 
 A table pairs modules, the original's with ours; names below a module are the same on both sides
 unless a longer entry says otherwise. Text encoders, which these programs have from elsewhere, are
-in ``clip_names``.
+in ``clip_names``; T2I-Adapters, which others made for them, in ``t2i_names``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from sdpy.checkpoints import t2i_names
 from sdpy.checkpoints.limits import check_blocks
 
 # What else such files hold, of no use for generating images.
@@ -85,6 +86,11 @@ _VAE_ENDS = {
 }
 Modules = dict[str, str]
 """From a module's name there to its name here."""
+
+
+def has_tables(role: str) -> bool:
+    """Whether components of that role have other names in the original programs."""
+    return role in _ORIGINAL_MODULES
 
 
 def to_ours(role: str, names: Collection[str]) -> dict[str, str]:
@@ -233,6 +239,16 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
+def _original_adapter_modules(names: Collection[str]) -> Modules:
+    check_blocks(_count(names, r"(?:adapter\.)?body\.(\d+)\."), names)
+    return t2i_names.original_modules(names)
+
+
+def _our_adapter_modules(names: Collection[str]) -> Modules:
+    check_blocks(_count(names, r"adapter\.body\.\d+\.resnets\.(\d+)\."), names)
+    return t2i_names.our_modules(names)
+
+
 def _original_unet_modules(names: Collection[str]) -> Modules:
     return _checked_unet_modules(names, *_original_unet_structure(names))
 
@@ -268,10 +284,12 @@ def _checked_vae_modules(names: Collection[str], levels: int, layers: int) -> Mo
 _ORIGINAL_MODULES: dict[str, Callable[[Collection[str]], Modules]] = {
     "unet": _original_unet_modules,
     "controlnet": _original_unet_modules,
+    "t2i_adapter": _original_adapter_modules,
     "vae": _original_vae_modules,
 }
 _OUR_MODULES: dict[str, Callable[[Collection[str]], Modules]] = {
     "unet": _our_unet_modules,
     "controlnet": _our_unet_modules,
+    "t2i_adapter": _our_adapter_modules,
     "vae": _our_vae_modules,
 }

@@ -197,7 +197,7 @@ class SettingsFinder:
             plan.shape,
             contexts=1 + plan.guided,
             chunks=plan.prompts.chunks,
-            controlnets=[control.weights for control in plan.request.controls],
+            controls=[control.weights for control in plan.request.controls],
             encodes=size is not None,
         )
         asked = plan.request.batch_size

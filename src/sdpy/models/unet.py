@@ -239,9 +239,17 @@ class UNetBase(ModelMixin):
         added = torch.cat([text_embeds, sinusoids.view(len(time_ids), -1).to(text_embeds)], dim=-1)
         return self.add_embedding(added.to(self.dtype))
 
-    def go_through_middle(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """(B or k B, C, H, W) -> (k B, C, H, W), or itself if the network has no middle."""
-        return x if self.mid_block is None else self.mid_block(x, emb, context)
+    def go_through_middle(
+        self, x: Tensor, emb: Tensor, context: Tensor, additional_residual: Tensor | None = None
+    ) -> Tensor:
+        """(B or k B, C, H, W) -> (k B, C, H, W), or itself if the network has no middle.
+
+        ``additional_residual``, with 1, B or k B rows, is added to the middle's result.
+        """
+        if self.mid_block is None:
+            return x
+        x = self.mid_block(x, emb, context)
+        return x if additional_residual is None else add_rows(x, additional_residual)
 
 
 class UNet2DConditionModel(UNetBase):
@@ -273,6 +281,7 @@ class UNet2DConditionModel(UNetBase):
         emb: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Predict the noise, or what else the weights were trained to predict.
 
@@ -292,6 +301,8 @@ class UNet2DConditionModel(UNetBase):
             down_block_additional_residuals: what ControlNets add to the skips, one tensor of each
                 skip's size, with B or k B rows.
             mid_block_additional_residual: what they add to the middle's result.
+            down_intrablock_additional_residuals: what T2I-Adapters add on the way down, with 1, B
+                or k B rows: one tensor for each level, and one for the middle where it takes part.
 
         Returns:
             (k B, out_channels, H, W), in the dtype of the weights.
@@ -305,14 +316,20 @@ class UNet2DConditionModel(UNetBase):
         if emb is None:
             emb = self.embed(timestep, timestep_cond, text_embeds, time_ids)
 
-        skips = self.down_blocks(self.conv_in(sample), emb, context)
-        x = self.go_through_middle(skips[-1], emb, context)
+        features = down_intrablock_additional_residuals
+        skips = self.down_blocks(self.conv_in(sample), emb, context, additional_residuals=features)
+        x = self.go_through_middle(skips[-1], emb, context, self.residual_of_middle(features))
         if down_block_additional_residuals is not None:
             skips = add_residuals(skips, down_block_additional_residuals)
         if mid_block_additional_residual is not None:
             x = add_rows(x, mid_block_additional_residual)
         x = self.up_blocks(x, skips, emb, context)
         return self.predict(x)
+
+    def residual_of_middle(self, features: Sequence[Tensor]) -> Tensor | None:
+        """Of what T2I-Adapters add, that which the levels on the way down leave over."""
+        left = features[len(self.config.block_out_channels) :]
+        return left[0] if left else None
 
     def predict(self, x: Tensor) -> Tensor:
         """The result of the way up, (k B, C, H, W), to that of the UNet."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sdpy.models.attention import Transformer2DModel
 from sdpy.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from sdpy.models.rows import join_channels, repeat_rows
+from sdpy.models.rows import add_rows, join_channels, repeat_rows
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,34 @@ class DownBlock2D(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, emb: Tensor, context: Tensor, count: int | None = None
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        count: int | None = None,
+        additional_residual: Tensor | None = None,
     ) -> list[Tensor]:
-        """``x`` (B or k B, C, H, W) -> the level's skips, or the first ``count``."""
+        """``x`` (B or k B, C, H, W) -> the level's skips, or the first ``count``.
+
+        ``additional_residual``, with 1, B or k B rows, is added to the last layer's result; at a
+        level that does not attend to the prompt to the last skip, of half the resolution if it has
+        that.
+        """
         skips = []
+        last = len(self.resnets) - 1
+        is_halved_first = self.attentions is None and self.downsamplers is not None
         for i, resnet in islice(enumerate(self.resnets), count):
             x = resnet(x, emb)
             if self.attentions is not None:
                 x = self.attentions[i](x, context)
+            if i == last and additional_residual is not None and not is_halved_first:
+                x = add_rows(x, additional_residual)
             skips.append(x)
         if self.downsamplers is not None and len(skips) != count:
-            skips.append(self.downsamplers[0](x))
+            x = self.downsamplers[0](x)
+            if additional_residual is not None and is_halved_first:
+                x = add_rows(x, additional_residual)
+            skips.append(x)
         return skips
 
 
@@ -108,7 +125,12 @@ class DownBlocks(nn.ModuleList):
     """The way down: the levels from the highest resolution to the lowest."""
 
     def forward(
-        self, x: Tensor, emb: Tensor, context: Tensor, count: int | None = None
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        count: int | None = None,
+        additional_residuals: Sequence[Tensor] = (),
     ) -> list[Tensor]:
         """Go all the way down, or only until there are ``count`` skips.
 
@@ -117,17 +139,19 @@ class DownBlocks(nn.ModuleList):
             emb: (1, B or k B, time_embed_dim).
             context: (k B, S, cross_attention_dim).
             count: of skips, at least 1; None for all.
+            additional_residuals: of the first levels; see `DownBlock2D.forward`.
 
         Returns:
             The skips, of which the first is ``x`` and the last goes to the middle. Those at the
             borders of levels have k B rows, the others B or k B.
         """
         skips = [repeat_rows(x, len(context))]
-        for block in self:
+        for i, block in enumerate(self):
             if len(skips) == count:
                 break
             missing = None if count is None else count - len(skips)
-            skips += block(x, emb, context, missing)
+            residual = additional_residuals[i] if i < len(additional_residuals) else None
+            skips += block(x, emb, context, missing, residual)
             x = skips[-1] = repeat_rows(skips[-1], len(context))
         return skips
 

@@ -1,4 +1,4 @@
-"""The options that steer an image by ControlNets."""
+"""The options that steer an image by ControlNets and T2I-Adapters."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class ControlOptions:
-    """ControlNets; the k-th value of each option is for the k-th of them."""
+    """ControlNets and T2I-Adapters; the k-th value of each option is for the k-th of them."""
 
     controlnet: list[Path] | None = option(
         None,
         "--controlnet",
         cli_type=list[Path],
         shown_default="none",
-        help="Weights of a ControlNet. Repeat for several; what follows may be repeated "
-        "likewise, or be given once for all.",
+        help="Weights of a ControlNet or T2I-Adapter. Repeat for several; what follows may be "
+        "repeated likewise, or be given once for all.",
         panel=_CONTROL,
     )
     control_image: list[Path] | None = option(
@@ -83,7 +83,7 @@ class ControlOptions:
 
 
 def control_images(options: ControlOptions) -> tuple[ControlImage, ...]:
-    """The ControlNets that the options name, and the images that they are shown.
+    """The ControlNets and T2I-Adapters that the options name, and what they are shown.
 
     Raises:
         UsageError: options that do not match each other.

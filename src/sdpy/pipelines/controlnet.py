@@ -1,4 +1,4 @@
-"""ControlNets: images that steer the UNet."""
+"""Controls: images that steer the UNet, by means of ControlNets and T2I-Adapters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from torch import Tensor
 
 from sdpy.errors import UsageError
 from sdpy.models import ControlNetModel
-from sdpy.models.rows import repeat_rows
+from sdpy.models.rows import add_rows, repeat_rows
+from sdpy.runtime.fallbacks import attempt, finish
 from sdpy.runtime.request_models import RequestModels
 from sdpy.runtime.session import Session
 from sdpy.text.conditioning import Conditioning
+
+COLOURS = 0.1
+"""Channels of a grey image differ by less than this even after lossy compression, of 1."""
 
 
 def is_within(start: float, end: float, step: int, steps: int) -> bool:
@@ -26,10 +30,10 @@ def is_within(start: float, end: float, step: int, steps: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A ControlNet, what it is shown, and how much it counts.
+    """A ControlNet or T2I-Adapter, what it is shown, and how much it counts.
 
     Attributes:
-        weights: its file.
+        weights: its file, which says what it is.
         image: (1, 3, H, W) in [0, 1], of the generated image's size: edges, depth, a pose, ...
         scale: factor of its influence; 0 is none.
         start: share of the steps that is done when it begins to count, in [0, 1].
@@ -52,9 +56,16 @@ class Control:
         return is_within(self.start, self.end, step, steps)
 
 
+Residuals = dict[str, list[Tensor]]
+"""What is added to the UNet, by the names of `UNet2DConditionModel.forward`."""
+
+DOWN, MIDDLE = "down_block_additional_residuals", "mid_block_additional_residual"
+INTRABLOCK = "down_intrablock_additional_residuals"
+
+
 @dataclass(frozen=True, eq=False)
-class LoadedControl:
-    """A control of a batch with its network.
+class LoadedControlNet:
+    """A control of a batch with its ControlNet.
 
     Attributes:
         control: its scale and span; of its images, `images` has those of the whole batch.
@@ -67,9 +78,7 @@ class LoadedControl:
     model: ControlNetModel
     images: Tensor
 
-    def residuals(
-        self, sample: Tensor, timestep: Tensor, conditioning: Conditioning
-    ) -> tuple[list[Tensor], Tensor]:
+    def residuals(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Residuals:
         """What it adds to the UNet's skips and middle; see `ControlNetModel.forward`."""
         down, mid = self.model(
             sample, timestep, controlnet_cond=self.images, **conditioning.inputs()
@@ -82,7 +91,31 @@ class LoadedControl:
             steered = torch.ones(rows, 1, 1, 1, device=sample.device, dtype=mid.dtype)
             steered[:images] = 0
             scale = scale * steered
-        return [scale * repeat_rows(one, rows) for one in down], scale * repeat_rows(mid, rows)
+        return {
+            DOWN: [scale * repeat_rows(one, rows) for one in down],
+            MIDDLE: [scale * repeat_rows(mid, rows)],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """A control of a batch with what its T2I-Adapter made of the images, which is all it does.
+
+    Attributes:
+        control: its span.
+        features: what it adds to the UNet on its way down, with B rows, or one for all.
+    """
+
+    control: Control
+    features: list[Tensor]
+
+    def residuals(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Residuals:
+        """The features, whatever the step."""
+        del sample, timestep, conditioning
+        return {INTRABLOCK: self.features}
+
+
+LoadedControl = LoadedControlNet | LoadedAdapter
 
 
 def check_controls(
@@ -92,7 +125,7 @@ def check_controls(
 
     Raises:
         UsageError: an image of another size, or a span or scale that makes no sense.
-        WeightsError: a file that is broken or no ControlNet for these models.
+        WeightsError: a file that is broken, or no ControlNet or T2I-Adapter for these models.
     """
     for control in controls:
         if control.image.shape[-2:] != (height, width):
@@ -108,7 +141,30 @@ def check_controls(
             )
         if not math.isfinite(control.scale):
             raise UsageError(f"{control.weights}: the scale {control.scale} is no finite number")
-        session.check_controlnet(control.weights)
+        session.check_companion(control.weights)
+
+
+def describe_controls(session: Session, controls: Iterable[Control]) -> Iterator[str]:
+    """What is to be said of what the controls are shown."""
+    for control in controls:
+        component = session.source.companion(control.weights)
+        channels = getattr(session.config(component, control.weights), "in_channels", 3)
+        if channels == 1 and _has_colours(control.image):
+            yield (
+                f"{control.weights} is shown grey images: only the brightness of its control image "
+                "counts, and its colours are lost"
+            )
+
+
+def _has_colours(image: Tensor) -> bool:
+    """Whether an image (1, 3, H, W) in [0, 1] has more of them than a lossy file of a grey one."""
+    return bool((image.amax(dim=1) - image.amin(dim=1)).max() > COLOURS)
+
+
+def to_grey(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W), the luma of ITU-R BT.601, as Pillow's mode "L" has it."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).to(image)
+    return (image * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -117,20 +173,39 @@ def loaded_controls(
 ) -> Iterator[list[LoadedControl]]:
     """The controls of a batch with their networks, for the duration of the block.
 
+    T2I-Adapters have done their work when the block begins.
+
     Args:
         models: that load them.
         batch: the controls of each image; they differ in nothing but what is shown.
+
+    Raises:
+        ShortageError: there is not enough memory for an adapter.
     """
+    device = models.placement["unet"]
+    dtype = models.execution_of("unet").dtype_on(device)
     with ExitStack() as stack:
-        loaded = []
+        loaded: list[LoadedControl] = []
         for same in zip(*batch, strict=True):
-            model = stack.enter_context(models.controlnet(same[0].weights))
-            shown = [same[0].image]
+            weights, shown = same[0].weights, [same[0].image]
             if any(control.image is not same[0].image for control in same):
                 shown = [control.image for control in same]
-            images = torch.cat(shown).to(model.device, model.dtype)
-            loaded.append(LoadedControl(same[0], model, images))
+            images = torch.cat(shown).to(device, dtype)
+            if models.session.source.companion(weights) == "t2i_adapter":
+                features = _adapter_features(models, same[0], images)
+                loaded.append(LoadedAdapter(same[0], features))
+            else:
+                model = stack.enter_context(models.controlnet(weights))
+                loaded.append(LoadedControlNet(same[0], model, images))
         yield loaded
+
+
+def _adapter_features(models: RequestModels, control: Control, images: Tensor) -> list[Tensor]:
+    """What a T2I-Adapter makes of images (B, 3, H, W), by its scale."""
+    with models.t2i_adapter(control.weights) as adapter, torch.inference_mode():
+        shown = to_grey(images) if adapter.config.in_channels == 1 else images
+        features = finish(attempt(lambda: adapter(shown), [], "the T2I-Adapter"))
+        return [control.scale * feature for feature in features]
 
 
 def control_residuals(
@@ -154,17 +229,13 @@ def control_residuals(
     Returns:
         The residuals by the names of `UNet2DConditionModel.forward`; empty where none counts.
     """
-    all_down: list[Tensor] = []
-    all_mid: Tensor | None = None
+    total: Residuals = {}
     for loaded in controls:
         if not loaded.control.counts(step, steps):
             continue
-        down, mid = loaded.residuals(sample, timestep, conditioning)
-        all_down = [a + b for a, b in zip(all_down, down, strict=True)] if all_down else down
-        all_mid = mid if all_mid is None else all_mid + mid
-    if all_mid is None:
-        return {}
-    return {
-        "down_block_additional_residuals": all_down,
-        "mid_block_additional_residual": all_mid,
-    }
+        for name, added in loaded.residuals(sample, timestep, conditioning).items():
+            before = total.get(name)
+            if before is not None:
+                added = [add_rows(a, b) for a, b in zip(before, added, strict=True)]
+            total[name] = added
+    return {name: one[0] if name == MIDDLE else one for name, one in total.items()}

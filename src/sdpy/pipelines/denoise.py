@@ -61,7 +61,7 @@ def denoise(
         prompts: of the batch.
         guidance: of the batch.
         generators: one an image, of the noise that some schedulers add.
-        controls: ControlNets that steer the UNet.
+        controls: ControlNets and T2I-Adapters that steer the UNet.
         fallbacks: what can be done where memory runs out.
         steps: which of the scheduler's steps to do, the first one being 0; None for all. The next
             ones can be done by another UNet with the same scheduler.

@@ -9,12 +9,17 @@ from itertools import groupby
 
 from torch import Tensor
 
-from sdpy.components import components_with_role
+from sdpy.components import COMPANIONS, components_with_role
 from sdpy.errors import ShortageError, is_shortage
 from sdpy.models import UNet2DConditionModel
 from sdpy.optimizations.approximate import approximate
 from sdpy.optimizations.exact.sliced_attention import slice_attention
-from sdpy.pipelines.controlnet import Control, LoadedControl, loaded_controls
+from sdpy.pipelines.controlnet import (
+    Control,
+    LoadedControl,
+    LoadedControlNet,
+    loaded_controls,
+)
 from sdpy.pipelines.denoise import denoise
 from sdpy.pipelines.encoding import encode_plans
 from sdpy.pipelines.events import Detail, Event, ImageDecoded, Notice, Progress, StepDecoded
@@ -129,7 +134,7 @@ def _generate_group(
         contexts=len(plans[0].prompts.parts) + plans[0].guided,
         chunks=max(plan.prompts.chunks for plan in plans),
         images=sum(plan.request.num_samples for plan in plans),
-        controlnets=[control.weights for control in request.controls],
+        controls=[control.weights for control in request.controls],
         encodes=request.image is not None or takes_mask(session),
     )
     refiner: RequestModels | None = None
@@ -179,7 +184,7 @@ def _generate_group(
         batch = [jobs.popleft() for _ in range(min(size, len(jobs)))]
         last = not jobs and not session.keep_models
         # Of a session for this request alone, nothing is needed after its last batch.
-        here = models.releasing("unet", "vae", "controlnet") if last else models
+        here = models.releasing("unet", "vae", *COMPANIONS) if last else models
         try:
             yield from _generate_batch(here, refiner, batch, images, step_interval)
         except Exception as error:
@@ -248,8 +253,8 @@ def _generate_batch(
     yield Progress(first, last, images, 0, steps)
     for stage in _stages(models, refiner, batch, steps):
         with (
-            stage.models.unet() as unet,
             loaded_controls(stage.models, stage.controls) as controls,
+            stage.models.unet() as unet,
             approximate(unet, plan.approximations, [job.seed for job in batch]) as approximated,
         ):
             for step in denoise(
@@ -298,7 +303,7 @@ def _decode_step(
 def _stages(
     models: RequestModels, refiner: RequestModels | None, batch: Sequence[ImageJob], steps: int
 ) -> Iterator[Stage]:
-    """What the UNet does, and what the refiner's, which no ControlNet steers."""
+    """What the UNet does, and what the refiner's, which no control steers."""
     switch = batch[0].plan.switch
     switch = steps if switch is None else switch
     if switch:
@@ -321,7 +326,8 @@ def _fallbacks(
     """What can be done when memory runs out during the denoising loop."""
 
     def slice_all() -> None:
-        for model in (unet, *(control.model for control in controls)):
+        steering = [one.model for one in controls if isinstance(one, LoadedControlNet)]
+        for model in (unet, *steering):
             slice_attention(model, AUTOMATIC_SLICES)
 
     if models.execution.sliced_attention_size is not None:

@@ -31,13 +31,13 @@ if TYPE_CHECKING:  # at run time these would import torch or Pillow before they 
 
 @dataclass(frozen=True, eq=False)
 class ControlImage:
-    """A ControlNet and the image that it is shown.
+    """A ControlNet or T2I-Adapter, and the image that it is shown.
 
     Attributes:
-        weights: the ControlNet's file.
+        weights: its file.
         image: a path, or an image of any size; it is scaled and cropped to the generated one's.
         preprocessor: a name of `PREPROCESSORS`: what is made of the image first.
-        scale: factor of the ControlNet's influence; 0 is none.
+        scale: factor of its influence; 0 is none.
         start, end: shares of the steps between which it counts, in [0, 1].
         canny_low, canny_high: thresholds of Canny's edges; see `sdpy.images.preprocess.canny`.
     """
@@ -61,7 +61,7 @@ class ImageRequest(GenerationOptions, MaskOptions):
         image: the image to change: a path or an image, RGB or of any other kind; None for none.
         mask: of the same proportions, white where the image is repainted; None for none.
         strength: see `Request`.
-        controls: ControlNets and what they are shown.
+        controls: ControlNets and T2I-Adapters, and what they are shown.
         on_progress: called with each event while the images are made.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdpy.checkpoints import bundled_textual_inversions
 from sdpy.errors import UsageError, WeightsError
 from sdpy.optimizations.approximate import Approximation
-from sdpy.pipelines.controlnet import check_controls
+from sdpy.pipelines.controlnet import check_controls, describe_controls
 from sdpy.pipelines.events import Event, Notice, PromptTokenized
 from sdpy.pipelines.img2img import ImageToImage
 from sdpy.pipelines.inpaint import Inpainting
@@ -318,6 +318,7 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
         for number, schedule in schedules
         for what, prompt in schedule.all_prompts()
     ]
+    yield from map(Notice, describe_controls(session, request.controls))
     hint = _size_hint(session.variant, plan)
     if hint is not None:
         yield Notice(hint)

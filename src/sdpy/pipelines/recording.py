@@ -151,7 +151,10 @@ class Recorder:
         found.append(("vocabulary", file_state(Path(source.files.vocabulary))))
         for role, paths in (
             ("embedding", [one.path for one in self.asked.embedding]),
-            ("controlnet", [Path(control.weights) for control in self.asked.controls]),
+            *(
+                (source.companion(path), [path])
+                for path in (Path(control.weights) for control in self.asked.controls)
+            ),
         ):
             found += [(role, state) for path in paths for state in fingerprint(path)]
         for lora in self.asked.lora:

@@ -466,7 +466,7 @@ class Request(GenerationOptions):
             between, a share of either is for whoever puts the result together. None for none.
         strength: share of the steps that is done, in [0, 1]; None for the task's own, 0.8 for
             image-to-image and 1 for inpainting.
-        controls: ControlNets and what they are shown.
+        controls: ControlNets and T2I-Adapters, and what they are shown.
     """
 
     prompt: str

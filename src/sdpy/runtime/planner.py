@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sdpy.components import COMPANIONS
 from sdpy.errors import ShortageError
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.fallbacks import Notice
@@ -172,8 +173,8 @@ def _choices_of_keep(models: RequestModels, workload: Workload, batch: int) -> l
     if not models.session.keep_models:
         # Only what this very request needs again.
         again = workload.images > batch
-        useful = frozenset({"unet", "vae", "controlnet"}) if again else frozenset()
-    choices = [useful, useful & {"unet", "controlnet"}, frozenset()]
+        useful = frozenset({"unet", "vae", *COMPANIONS}) if again else frozenset()
+    choices = [useful, useful & {"unet", *COMPANIONS}, frozenset()]
     return list(dict.fromkeys(choices))
 
 

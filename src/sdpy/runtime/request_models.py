@@ -18,6 +18,7 @@ from sdpy.models import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     ControlNetModel,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from sdpy.runtime.devices import Placement
@@ -100,6 +101,12 @@ class RequestModels:
         """The ControlNet in a file, for the duration of the block."""
         with self._use("controlnet", path) as model:
             yield cast(ControlNetModel, model)
+
+    @contextmanager
+    def t2i_adapter(self, path: Path) -> Iterator[T2IAdapter]:
+        """The T2I-Adapter in a file, for the duration of the block."""
+        with self._use("t2i_adapter", path) as model:
+            yield cast(T2IAdapter, model)
 
     def key(self, component: str, path: Path | None = None) -> ModelKey:
         """What identifies one of these models."""

@@ -28,7 +28,7 @@ from sdpy.checkpoints import (
     outline_of,
     read_checkpoint,
 )
-from sdpy.components import components_with_role
+from sdpy.components import COMPANIONS, components_with_role
 from sdpy.errors import UsageError, WeightsError
 from sdpy.optimizations.base import PassContext, Preparations
 from sdpy.optimizations.exact import apply_passes
@@ -179,7 +179,7 @@ class Session:
         return self._sizes[known]
 
     def check(self, loras: tuple[Lora, ...] = ()) -> None:
-        """Read the vocabulary and the names and shapes of all weights but ControlNets', no numbers.
+        """Read the vocabulary and the names and shapes of the model's own weights, no numbers.
 
         What has been checked is not checked again until a file changes.
 
@@ -230,18 +230,19 @@ class Session:
                 f"those of {self.variant.name}; leave --vae-weights out"
             )
 
-    def check_controlnet(self, path: Path) -> None:
-        """Read the names and shapes of a ControlNet's weights, unless that was done before.
+    def check_companion(self, path: Path) -> None:
+        """Read the names and shapes of a ControlNet's or T2I-Adapter's weights, but only once.
 
         Raises:
-            WeightsError: the file is broken or of the wrong kind.
+            WeightsError: the file is broken, of the wrong kind, or for another model.
         """
-        checked = self.source.fingerprint("controlnet", path)
+        checked = self.source.fingerprint(COMPANIONS[0], path)
         if checked not in self._checked:
-            made = self.source.make("controlnet", path)
-            opened = self.source.checkpoint("controlnet", path)
-            check_weights(made, opened, component="controlnet")
-            self._notices += told_beside("controlnet", opened.path).notices
+            component = self.source.companion(path)
+            made = self.source.make(component, path)
+            opened = self.source.checkpoint(component, path)
+            check_weights(made, opened, component=component)
+            self._notices += told_beside(component, opened.path).notices
             self._checked.add(checked)
 
     def models(
@@ -263,7 +264,7 @@ class Session:
         if self._is_closed:
             raise UsageError("this session is closed: load the model again")
         execution = self.execution if execution is None else execution
-        names = frozenset((*self.source.files.weights, "controlnet"))
+        names = frozenset((*self.source.files.weights, *COMPANIONS))
         chosen = (names if self.keep_models else frozenset()) if keep is None else keep
         return RequestModels(self, execution, self.placement, loras, chosen)
 

@@ -32,6 +32,10 @@ STEADY = 150 * 10**6
 # if all that it computes with were such.
 UNET_MAPS = 36
 CONTROL_MAPS = 12
+ADAPTER_MAPS = 6
+"""While a T2I-Adapter looks at the image; it does so once, for all contexts."""
+FEATURE_MAPS = 2
+"""What it leaves for the UNet."""
 TOKEN_MAPS = 8
 """Likewise, of a prompt's tokens: their embeddings, and their keys and values in a transformer."""
 DECODER_MAPS = 8
@@ -151,7 +155,8 @@ class Workload:
         contexts: for how many contexts the UNet evaluates each image: 2 with guidance.
         tokens: of each of them.
         images: how many there are to be, all in all.
-        text_encoders, unet, vae, controlnets: the models that are to run.
+        text_encoders, unet, vae, controlnets, adapters: the models that are to run; T2I-Adapters
+            before the UNet, ControlNets beside it.
         unet_width, vae_width: channels of their first level.
         token_width: numbers that a token of a prompt takes while the UNet looks at it.
         encodes: whether it begins with an image.
@@ -169,6 +174,7 @@ class Workload:
     unet: WeightsSize
     vae: WeightsSize
     controlnets: tuple[WeightsSize, ...]
+    adapters: tuple[WeightsSize, ...]
     unet_width: int
     token_width: int
     vae_width: int
@@ -185,7 +191,7 @@ class Workload:
         contexts: int = 2,
         chunks: int = 1,
         images: int = 1,
-        controlnets: Sequence[Path] = (),
+        controls: Sequence[Path] = (),
         encodes: bool = False,
     ) -> Workload:
         """The workload of some images, of latents (1, C, h, w). Reads headers of files.
@@ -195,8 +201,12 @@ class Workload:
             latent_shape: of an image.
             contexts, images, encodes: see the attributes.
             chunks: of the longest prompt.
-            controlnets: their files.
+            controls: files of ControlNets and T2I-Adapters.
         """
+        steering = [
+            WeightsSize.of(models, models.session.source.companion(path), path)
+            for path in dict.fromkeys(controls)
+        ]
         variant, vae = models.variant, models.session.config("vae")
         factor = variant.vae.downsample_factor
         tiny = isinstance(vae, AutoencoderTinyConfig)
@@ -214,7 +224,8 @@ class Workload:
             ),
             unet=WeightsSize.of(models, "unet"),
             vae=WeightsSize.of(models, "vae"),
-            controlnets=tuple(WeightsSize.of(models, "controlnet", path) for path in controlnets),
+            controlnets=tuple(one for one in steering if one.component == "controlnet"),
+            adapters=tuple(one for one in steering if one.component == "t2i_adapter"),
             unet_width=variant.unet.block_out_channels[0],
             token_width=TOKEN_MAPS
             * (variant.unet.cross_attention_dim + max(variant.unet.block_out_channels)),
@@ -234,7 +245,7 @@ class Workload:
     @property
     def models(self) -> tuple[WeightsSize, ...]:
         """All models that are to run."""
-        return (*self.text_encoders, self.unet, self.vae, *self.controlnets)
+        return (*self.text_encoders, self.unet, self.vae, *self.controlnets, *self.adapters)
 
     @property
     def gpus(self) -> set[torch.device]:
@@ -271,9 +282,12 @@ class Workload:
 
         for text_encoder in self.text_encoders:
             yield phase((text_encoder,), 0) + files
+        first_maps = batch * self.positions * self.unet_width
+        features = FEATURE_MAPS * len(self.adapters) * first_maps
+        for adapter in self.adapters:
+            yield phase((adapter,), ADAPTER_MAPS * first_maps + features)
         maps = UNET_MAPS + CONTROL_MAPS * len(self.controlnets)
-        positions = self.contexts * batch * self.positions
-        values = maps * positions * self.unet_width
+        values = maps * self.contexts * first_maps + features
         values += self.contexts * batch * self.tokens * self.token_width
         yield phase((self.unet, *self.controlnets), values) + files
         tiled = execution.is_tiled_on(self.vae.device) and not self.tiny_vae

@@ -24,12 +24,16 @@ from sdpy.models import (
     CLIPTextModelWithProjection,
     ControlNetConfig,
     ControlNetModel,
+    T2IAdapter,
+    T2IAdapterConfig,
     UNet2DConditionConfig,
     UNet2DConditionModel,
 )
 from sdpy.models.meta import init_empty_weights
+from sdpy.zoo.adapter_configs import adapter_beside, t2i_adapter_config, told_adapter
 from sdpy.zoo.config_files import (
     controlnet_json,
+    t2i_adapter_json,
     text_encoder_json,
     tiny_vae_json,
     unet_json,
@@ -62,7 +66,8 @@ class ModelClass:
             (empty if there is none). Raises ``WeightsError`` where they have no such names.
         write: what ``config.json`` says of these sizes in a folder of that variant.
         fit: the sizes with which weights of this outline are loaded for a variant; they are the
-            variant's own but for what files of one variant differ in.
+            variant's own but for what files of one variant differ in. Raises ``WeightsError`` for
+            weights that go with no such variant.
         settle: what the weights' ``config.json`` changes in the sizes that ``fit`` gives.
         matches: whether weights are of this class, of those that their component may be of.
     """
@@ -125,6 +130,14 @@ MODEL_CLASSES: dict[str, ModelClass] = {
         fit=lambda own, variant, outline: controlnet_beside(variant, outline),
         settle=told_controlnet,
     ),
+    "T2IAdapter": ModelClass(
+        config=T2IAdapterConfig,
+        model=T2IAdapter,
+        read=t2i_adapter_config,
+        write=lambda config, variant: t2i_adapter_json(config),
+        fit=lambda own, variant, outline: adapter_beside(variant, outline),
+        settle=told_adapter,
+    ),
 }
 
 
@@ -155,7 +168,8 @@ def fit_config(
         told: what the ``config.json`` beside a companion's weights says.
 
     Raises:
-        WeightsError: the variant does not know the component, and its weights do not tell.
+        WeightsError: the variant does not know the component, and its weights do not tell, or they
+            do not go with it.
     """
     found = class_of(component, outline)
     own = variant.configs.get(component)

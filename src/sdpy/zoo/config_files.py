@@ -14,6 +14,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    T2IAdapterConfig,
     UNet2DConditionConfig,
 )
 from sdpy.models.taesd import LATENT_MAGNITUDE
@@ -69,6 +70,18 @@ def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
         "conditioning_embedding_out_channels": list(config.conditioning_embedding_out_channels),
         "controlnet_conditioning_channel_order": config.controlnet_conditioning_channel_order,
         "global_pool_conditions": config.global_pool_conditions,
+    }
+
+
+def t2i_adapter_json(config: T2IAdapterConfig) -> dict[str, Any]:
+    """``config.json`` of a T2I-Adapter's own folder."""
+    return {
+        "_class_name": "T2IAdapter",
+        "adapter_type": config.adapter_type,
+        "channels": list(config.channels),
+        "downscale_factor": config.downscale_factor,
+        "in_channels": config.in_channels,
+        "num_res_blocks": config.num_res_blocks,
     }
 
 

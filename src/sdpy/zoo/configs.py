@@ -21,6 +21,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    T2IAdapterConfig,
     UNet2DConditionConfig,
 )
 from sdpy.models.unet import TransformerLayers
@@ -65,21 +66,21 @@ def unet_config(outline: Outline, config: Json) -> UNet2DConditionConfig:
     Raises:
         WeightsError: the weights have no such names and shapes as a UNet's.
     """
-    return _unet_config(outline, config, out_channels=_size(outline, "conv_out.weight", 0))
+    return _unet_config(outline, config, out_channels=size_in(outline, "conv_out.weight", 0))
 
 
 def controlnet_config(outline: Outline, config: Json) -> ControlNetConfig:
     """The sizes of a ControlNet; see `unet_config`."""
     embedding = "controlnet_cond_embedding"
-    halvings = _count(outline, rf"{embedding}\.blocks\.(\d+)\.") // 2
+    halvings = count_in(outline, rf"{embedding}\.blocks\.(\d+)\.") // 2
     layers = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
-    in_channels = _size(outline, "conv_in.weight", 1)
+    in_channels = size_in(outline, "conv_in.weight", 1)
     found = ControlNetConfig(
         # A UNet gives back as many channels as it takes, if it is not for inpainting.
         unet=_unet_config(outline, config, out_channels=in_channels),
-        conditioning_channels=_size(outline, f"{embedding}.conv_in.weight", 1),
+        conditioning_channels=size_in(outline, f"{embedding}.conv_in.weight", 1),
         conditioning_embedding_out_channels=tuple(
-            _size(outline, f"{embedding}.{layer}.weight", 0) for layer in layers
+            size_in(outline, f"{embedding}.{layer}.weight", 0) for layer in layers
         ),
     )
     return told_controlnet(found, config)
@@ -128,7 +129,7 @@ def _own_transformers(unet: UNet2DConditionConfig, outline: Outline) -> dict[str
 
     Empty if its levels are others, or it does not attend at all.
     """
-    levels = _count(outline, r"down_blocks\.(\d+)\.")
+    levels = count_in(outline, r"down_blocks\.(\d+)\.")
     if levels != len(unet.block_out_channels) or not any(".attn2." in name for name in outline):
         return {}
     down, _ = _transformer_layers(outline, levels)
@@ -181,14 +182,14 @@ def tiny_vae_config(outline: Outline, config: Json) -> AutoencoderTinyConfig:
 
 
 def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2DConditionConfig:
-    levels = range(_count(outline, r"down_blocks\.(\d+)\."))
-    channels = tuple(_size(outline, f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels)
+    levels = range(count_in(outline, r"down_blocks\.(\d+)\."))
+    channels = tuple(size_in(outline, f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels)
     projection = _first(outline, r".*attentions\.0\.proj_in\.weight")
     linear = projection is not None and projection.ndim == 2
     context = _first(outline, r".*attn2\.to_k\.weight")
     down_layers, up_layers = _transformer_layers(outline, len(levels))
     found = UNet2DConditionConfig(
-        in_channels=_size(outline, "conv_in.weight", 1),
+        in_channels=size_in(outline, "conv_in.weight", 1),
         out_channels=out_channels,
         block_out_channels=channels,
         cross_attention=tuple(
@@ -198,7 +199,7 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
         if linear
         else (math.gcd(8, *channels),) * len(channels),
         layers_per_block=_alike(
-            [_count(outline, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]
+            [count_in(outline, rf"down_blocks\.{i}\.resnets\.(\d+)\.") for i in levels]
         ),
         only_cross_attention=_alike([_attends_only_to_prompt(outline, i) for i in levels]),
         transformer_layers_per_block=down_layers,
@@ -207,10 +208,10 @@ def _unet_config(outline: Outline, config: Json, *, out_channels: int) -> UNet2D
         cross_attention_dim=0 if context is None else context.shape[1],
         use_linear_projection=linear,
         norm_num_groups=math.gcd(32, *channels),
-        time_cond_proj_dim=_size(outline, COND_PROJ, 1) if COND_PROJ in outline else None,
+        time_cond_proj_dim=size_in(outline, COND_PROJ, 1) if COND_PROJ in outline else None,
         addition_embed_type="text_time" if ADDED in outline else None,
         addition_time_embed_dim=ADDED_SINUSOIDS if ADDED in outline else None,
-        projection_class_embeddings_input_dim=_size(outline, ADDED, 1)
+        projection_class_embeddings_input_dim=size_in(outline, ADDED, 1)
         if ADDED in outline
         else None,
     )
@@ -283,16 +284,16 @@ def _mid_block_type(outline: Outline) -> str | None:
 
 def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
     """The sizes of an autoencoder; see `unet_config`."""
-    levels = range(_count(outline, r"encoder\.down_blocks\.(\d+)\."))
+    levels = range(count_in(outline, r"encoder\.down_blocks\.(\d+)\."))
     channels = tuple(
-        _size(outline, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
+        size_in(outline, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
     )
     found = AutoencoderKLConfig(
-        in_channels=_size(outline, "encoder.conv_in.weight", 1),
-        out_channels=_size(outline, "decoder.conv_out.weight", 0),
-        latent_channels=_size(outline, "post_quant_conv.weight", 0),
+        in_channels=size_in(outline, "encoder.conv_in.weight", 1),
+        out_channels=size_in(outline, "decoder.conv_out.weight", 0),
+        latent_channels=size_in(outline, "post_quant_conv.weight", 0),
         block_out_channels=channels,
-        layers_per_block=_count(outline, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        layers_per_block=count_in(outline, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         norm_num_groups=math.gcd(32, *channels),
     )
     if config:
@@ -311,16 +312,16 @@ def vae_config(outline: Outline, config: Json) -> AutoencoderKLConfig:
 def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
     """The sizes of a text encoder; see `unet_config`."""
     embedding = "text_model.embeddings"
-    hidden = _size(outline, f"{embedding}.token_embedding.weight", 1)
+    hidden = size_in(outline, f"{embedding}.token_embedding.weight", 1)
     layer = "text_model.encoder.layers.0"
     found = CLIPTextConfig(
-        vocab_size=_size(outline, f"{embedding}.token_embedding.weight", 0),
+        vocab_size=size_in(outline, f"{embedding}.token_embedding.weight", 0),
         hidden_size=hidden,
-        intermediate_size=_size(outline, f"{layer}.mlp.fc1.weight", 0),
-        num_hidden_layers=_count(outline, r"text_model\.encoder\.layers\.(\d+)\."),
+        intermediate_size=size_in(outline, f"{layer}.mlp.fc1.weight", 0),
+        num_hidden_layers=count_in(outline, r"text_model\.encoder\.layers\.(\d+)\."),
         num_attention_heads=max(hidden // HEAD_WIDTH, 1),
-        max_position_embeddings=_size(outline, f"{embedding}.position_embedding.weight", 0),
-        projection_dim=_size(outline, PROJECTION, 0) if PROJECTION in outline else None,
+        max_position_embeddings=size_in(outline, f"{embedding}.position_embedding.weight", 0),
+        projection_dim=size_in(outline, PROJECTION, 0) if PROJECTION in outline else None,
     )
     if config:
         return replace(
@@ -335,7 +336,12 @@ def text_config(outline: Outline, config: Json) -> CLIPTextConfig:
 
 
 def is_known(config: object) -> bool:
-    """Whether a model's sizes are those of some variant, but for what varies within one."""
+    """Whether a model's sizes are those of some variant, but for what varies within one.
+
+    Those of a T2I-Adapter are all seen.
+    """
+    if isinstance(config, T2IAdapterConfig):
+        return True
     if isinstance(config, ControlNetConfig):
         config = config.unet
     return any(_agree(known, config, VARYING) for known in _known_configs(type(config)))
@@ -360,7 +366,7 @@ def _agree(a: object, b: object, unseen: set[str]) -> bool:
     return all(value == vars(b)[name] for name, value in vars(a).items() if name not in unseen)
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def count_in(names: Iterable[str], pattern: str) -> int:
     """One more than the largest number that the pattern finds at the start of a name."""
     matches = (re.match(pattern, name) for name in names)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
@@ -370,7 +376,8 @@ def _first(outline: Outline, pattern: str) -> Tensor | None:
     return next((tensor for name, tensor in outline.items() if re.match(pattern, name)), None)
 
 
-def _size(outline: Outline, name: str, dimension: int) -> int:
+def size_in(outline: Outline, name: str, dimension: int) -> int:
+    """A size of a tensor. Raises ``WeightsError`` if there is no such tensor."""
     tensor = outline.get(name)
     if tensor is None or tensor.ndim <= dimension:
         raise WeightsError(f"{name} is missing or of an odd shape")

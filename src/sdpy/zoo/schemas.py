@@ -15,6 +15,7 @@ from typing import Any
 from sdpy.checkpoints import ModelFolder, config_beside
 from sdpy.components import COMPONENTS
 from sdpy.errors import WeightsError
+from sdpy.models.t2i_adapter import ADAPTER_TYPES
 from sdpy.schedulers import BETA_SCHEDULES, PREDICTION_TYPES
 from sdpy.schema import (
     Key,
@@ -101,6 +102,14 @@ CONTROLNET: Table = {
     "global_pool_conditions": flag(),
 }
 
+T2I_ADAPTER: Table = {
+    "adapter_type": one_of(*ADAPTER_TYPES),
+    "channels": listed(_CHANNELS),
+    "downscale_factor": whole(1, 256),
+    "in_channels": _CHANNELS,
+    "num_res_blocks": _LAYERS,
+}
+
 AUTOENCODER_KL: Table = {
     "act_fn": only("silu", "swish"),
     "block_out_channels": listed(_CHANNELS),
@@ -181,6 +190,7 @@ TABLES: dict[str, Table] = {
     "AutoencoderKL": AUTOENCODER_KL,
     "AutoencoderTiny": AUTOENCODER_TINY,
     "ControlNetModel": CONTROLNET,
+    "T2IAdapter": T2I_ADAPTER,
 }
 """By the classes' names, as ``_class_name`` and the table of components give them. What the file of
 any other class says is taken as it is."""

@@ -10,12 +10,14 @@ from torch import nn
 from sdpy.checkpoints import (
     Checkpoint,
     FileState,
+    find_parts,
     fingerprint,
     outline_of,
     read_checkpoint,
     without_plain,
 )
-from sdpy.components import COMPONENTS
+from sdpy.components import COMPANIONS, COMPONENTS
+from sdpy.errors import WeightsError
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.text.vocabulary import read_vocabulary
 from sdpy.zoo.classes import fit_config, make_model
@@ -64,6 +66,15 @@ class ModelSource:
         checkpoint = self.checkpoints[path] = read_checkpoint(path)
         return without_plain(checkpoint) if self.ema else checkpoint
 
+    def companion(self, path: Path) -> str:
+        """The component of a file that is given beside the model; see `COMPANIONS`.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        held = find_parts(self.checkpoint(COMPANIONS[0], path).outline).by_component
+        return next((name for name in COMPANIONS if name in held), COMPANIONS[0])
+
     def fingerprint(self, name: str, path: Path | None = None) -> tuple[FileState, ...]:
         """What identifies the weights of a component; see `sdpy.checkpoints.fingerprint`.
 
@@ -76,18 +87,21 @@ class ModelSource:
         """The sizes of a component: the variant's, but for what its file decides.
 
         That is the number of a UNet's input channels, 9 for inpainting, and the width of its
-        guidance embedding; that an autoencoder is a tiny one; a ControlNet's embedding, and what
-        the ``config.json`` beside it says.
+        guidance embedding; that an autoencoder is a tiny one; a ControlNet's embedding or the kind
+        of a T2I-Adapter, and what the ``config.json`` beside it says.
 
         Raises:
-            WeightsError: the file cannot be read.
+            WeightsError: the file cannot be read, or does not go with the model.
         """
         checkpoint = self.checkpoint(name, path)
         outline = outline_of(checkpoint, name)
         # Those of a model's own components are in the variant.
         is_companion = COMPONENTS[name].is_companion
         told = told_beside(name, checkpoint.path).values if is_companion else {}
-        return fit_config(name, outline, self.variant, told)
+        try:
+            return fit_config(name, outline, self.variant, told)
+        except WeightsError as error:
+            raise WeightsError(f"{checkpoint.path}: {error}") from error
 
     def read_tokenizer(self) -> CLIPTokenizer:
         """The tokenizer. Another vocabulary than the model's own has as many tokens as that.

@@ -22,9 +22,9 @@ class DeepCache:
     These take what comes up from below from the last whole evaluation. Evaluations are counted,
     not steps: for a sampler that needs two a step (Heun, KDPM2) the same ``interval`` is half as
     many steps. The whole UNet is evaluated out of turn wherever the last result does not fit:
-    where the batch or the prompts are others, as guidance begins or ends, and where ControlNets
-    begin or cease to count. ControlNets steer the outermost layers each time, and what comes up
-    from below as they did in the last whole evaluation.
+    where the batch or the prompts are others, as guidance begins or ends, and where ControlNets or
+    T2I-Adapters begin or cease to count. These steer the outermost layers each time, and what comes
+    up from below as they did in the last whole evaluation.
 
     Attributes:
         interval: at least 1, at which every evaluation is whole.
@@ -94,6 +94,7 @@ class CachedUNet(ModelMixin):
         emb: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """See `UNet2DConditionModel.forward`."""
         unet, outermost, context = self.unet, self.outermost, encoder_hidden_states
@@ -101,18 +102,22 @@ class CachedUNet(ModelMixin):
         check_rows(sample, context)
         if emb is None:
             emb = unet.embed(timestep, timestep_cond, text_embeds, time_ids)
-        kind = (sample.shape, context.shape, mid_block_additional_residual is not None)
+        features = down_intrablock_additional_residuals
+        steered = (mid_block_additional_residual is not None, len(features))
+        kind = (sample.shape, context.shape, *steered)
         fits = self.fits == kind and self.context is context
         if self.deep is None or not fits or self.reused + 1 >= self.interval:
-            skips = unet.down_blocks(unet.conv_in(sample), emb, context)
-            x = unet.go_through_middle(skips[-1], emb, context)
+            skips = unet.down_blocks(
+                unet.conv_in(sample), emb, context, additional_residuals=features
+            )
+            x = unet.go_through_middle(skips[-1], emb, context, unet.residual_of_middle(features))
             if down_block_additional_residuals is not None:
                 skips = add_residuals(skips, down_block_additional_residuals)
             if mid_block_additional_residual is not None:
                 x = add_rows(x, mid_block_additional_residual)
             deep, reused = unet.up_blocks(x, skips, emb, context, outermost), 0
         else:
-            skips = unet.down_blocks(unet.conv_in(sample), emb, context, outermost)
+            skips = unet.down_blocks(unet.conv_in(sample), emb, context, outermost, features)
             if down_block_additional_residuals is not None:
                 skips = add_residuals(skips, down_block_additional_residuals[:outermost])
             deep, reused = self.deep, self.reused + 1

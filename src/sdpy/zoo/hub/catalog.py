@@ -29,7 +29,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model, LoRA, ControlNet or file that can be downloaded.
+    """A model, LoRA, ControlNet, T2I-Adapter or file that can be downloaded.
 
     Attributes:
         name: its name on the command line, and its folder's name.
@@ -91,6 +91,14 @@ _CONTROLNETS = {
 _SDXL_CONTROLNETS = {
     "canny": "controlnet-canny-sdxl-1.0",
     "depth": "controlnet-depth-sdxl-1.0",
+}
+
+_SDXL_ADAPTERS = {
+    "canny": "t2i-adapter-canny-sdxl-1.0",
+    "depth": "t2i-adapter-depth-midas-sdxl-1.0",
+    "lineart": "t2i-adapter-lineart-sdxl-1.0",
+    "openpose": "t2i-adapter-openpose-sdxl-1.0",
+    "sketch": "t2i-adapter-sketch-sdxl-1.0",
 }
 
 _ALL = (
@@ -260,6 +268,15 @@ _ALL = (
             _ON_SDXL + " --controlnet {path} --control-image MAP.png",
         )
         for kind, repository in _SDXL_CONTROLNETS.items()
+    ),
+    *(
+        HubModel(
+            f"t2i-adapter-sdxl-{kind}",
+            f"TencentARC/{repository}",
+            f"T2I-Adapter for Stable Diffusion XL: {kind}",
+            _ON_SDXL + " --controlnet {path} --control-image MAP.png",
+        )
+        for kind, repository in _SDXL_ADAPTERS.items()
     ),
 )
 

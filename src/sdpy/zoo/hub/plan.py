@@ -50,6 +50,7 @@ _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 _USAGES = {
     "ControlNetModel": USE_CONTROLNET,
+    "T2IAdapter": USE_CONTROLNET,
     "UNet2DConditionModel": USE_UNET,
     "AutoencoderKL": USE_VAE,
 }
