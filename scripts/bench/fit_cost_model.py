@@ -205,10 +205,13 @@ def fit(sizes: Sequence[tuple[int, int, int, int]], repeats: int) -> Fit:
         [(layer, cost_model.matmul_cost, MatmulConv2d(layer.module)) for layer in layers],
         "one matrix product",
     )
-    if bfloat16_pairs.is_fast():
+    if (gain := bfloat16_pairs.gain()) > 0:
         found.add(
-            ["PAIRED_PRODUCT", "PAIRED_BYTE"],
-            [(layer, cost_model.paired_cost, PairedConv2d(layer.module)) for layer in layers],
+            ["PAIRED_BYTE"],
+            [
+                (layer, partial(cost_model.paired_cost, gain=gain), PairedConv2d(layer.module))
+                for layer in layers
+            ],
             "one product of bfloat16 pairs",
         )
     found.add(

@@ -17,7 +17,7 @@ _MATMUL = {"DIRECT_WEIGHT_BYTE": _HIGH, "TILE_BYTE": _HIGH, "CALL": _LOW, "CACHE
 CONSTANTS: dict[str, dict[str, float]] = {
     "direct": {"DIRECT_WEIGHT_BYTE": _LOW, "CALL": _HIGH, "CACHE_BYTE": _HIGH},
     "matmul": _MATMUL,
-    "pairs": {**_MATMUL, "PAIRED_PRODUCT": _LOW, "PAIRED_BYTE": _LOW},
+    "pairs": {**_MATMUL, "PAIRED_BYTE": _LOW},
     "transformed": _WINOGRAD | dict.fromkeys(_KEPT, _LOW) | dict.fromkeys(_PIECEWISE, _HIGH),
     "ordered": _WINOGRAD | dict.fromkeys(_KEPT, _HIGH) | dict.fromkeys(_PIECEWISE, _LOW),
 }

@@ -10,10 +10,18 @@ from torch import Tensor, nn
 from sdpy.models import AutoencoderKL
 from sdpy.models.attention import Attention
 from sdpy.optimizations.base import PassContext
-from sdpy.optimizations.exact import apply_passes, cost_model, product_attention
+from sdpy.optimizations.exact import (
+    apply_passes,
+    bfloat16_convolutions,
+    cost_model,
+    machine,
+    packed_layers,
+    product_attention,
+)
 from sdpy.optimizations.exact.adaptive import AdaptiveConv2d
 from sdpy.optimizations.exact.bfloat16_convolutions import AddedWinogradConv2d, DoublingConv2d
 from sdpy.optimizations.exact.folded_attention import FoldedAttention
+from sdpy.optimizations.exact.packed_layers import PackedConv2d, PackedFeedForward
 from sdpy.optimizations.exact.product_attention import ProductAttention
 from support.compare import normal, relative_error
 from support.tiny import tiny_model
@@ -32,6 +40,7 @@ have 0.017."""
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product_attention, "is_fast", lambda: True)
+    monkeypatch.setattr(machine, "bfloat16_balance", lambda: 1.0)
 
 
 def convolution(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
@@ -67,22 +76,35 @@ def test_winograd_is_exact_but_for_rounding() -> None:
     assert relative_error(AddedWinogradConv2d(conv)(x), reference(conv, x)) <= 1e-6
 
 
-@pytest.mark.parametrize("shape", [(2, 12, 8, 10), (1, 12, 7, 5), (2, 12, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 12, 8, 10), (1, 12, 7, 5), (2, 12, 9, 1), (2, 12, 1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("workspace", [1, 10**9])
+@pytest.mark.parametrize("packed", [True, False])
 @torch.inference_mode()
 def test_doubling(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool, workspace: int
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    bias: bool,
+    workspace: int,
+    packed: bool,
 ) -> None:
-    monkeypatch.setattr("sdpy.optimizations.exact.bfloat16_convolutions.WORKSPACE", workspace)
+    """In one part and four rows at a time, with the layers of any processor and of this one."""
+    if not packed:
+        monkeypatch.setattr(packed_layers, "is_fast", lambda: False)
+    monkeypatch.setattr(bfloat16_convolutions, "DOUBLING_WORKSPACE", workspace)
     conv, x = convolution(12, 20, bias), normal(*shape).bfloat16()
     doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
     assert relative_error(DoublingConv2d(conv)(x), reference(conv, doubled)) <= ROUNDING
 
 
-@pytest.mark.parametrize(("tokens", "d"), [(256, 40), (300, 16), (257, 160)])
+@pytest.mark.parametrize("workspace", [1, 2**20])
+@pytest.mark.parametrize(("tokens", "d"), [(256, 40), (300, 16), (257, 161)])
 @torch.inference_mode()
-def test_attention_by_products(tokens: int, d: int) -> None:
+def test_attention_by_products(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, d: int, workspace: int
+) -> None:
+    """Some rows at a time and all; of an odd number of components, too."""
+    monkeypatch.setattr(product_attention, "HEAD_WORKSPACE", workspace)
     query, key, value = (normal(2, 3, tokens, d, seed=i).bfloat16() for i in range(3))
     result = ProductAttention()(query, key, value)
     expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
@@ -100,9 +122,13 @@ def selected(model: nn.Module) -> set[type[nn.Module]]:
     return {type(m.form) for m in model.modules() if isinstance(m, AdaptiveConv2d)}
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @torch.inference_mode()
-def test_unet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CALL", "ADDED_BYTE", "DOUBLING_SHARE"):
+def test_unet(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    if packed and not packed_layers.is_fast():
+        pytest.skip("this torch or processor has no packed layers in bfloat16")
+    monkeypatch.setattr(packed_layers, "is_fast", lambda: packed)
+    for name in ("CALL", "ADDED_BYTE", "DOUBLED_BYTE"):
         monkeypatch.setattr(cost_model, name, 0.0)
     plain, fast = tiny_model("unet"), fast_in_bfloat16("unet")
     sample, context = normal(2, 4, 12, 10), normal(2, 77, 32, seed=1)
@@ -112,6 +138,7 @@ def test_unet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {AddedWinogradConv2d, DoublingConv2d} <= selected(fast)
     kinds = {type(module) for module in fast.modules()}
     assert FoldedAttention in kinds
+    assert (PackedFeedForward in kinds) == (PackedConv2d in selected(fast)) == packed
     assert {type(m.attend) for m in fast.modules() if isinstance(m, Attention)} == {
         ProductAttention
     }
@@ -121,7 +148,7 @@ def test_unet(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.inference_mode()
 def test_autoencoder(monkeypatch: pytest.MonkeyPatch, cheap: bool) -> None:
     """In tiles, whose norms' statistics are in float32."""
-    for name in ("CALL", "ADDED_BYTE", "DOUBLING_SHARE"):
+    for name in ("CALL", "ADDED_BYTE", "DOUBLED_BYTE"):
         monkeypatch.setattr(cost_model, name, 0.0 if cheap else 1e12)
     monkeypatch.setattr("sdpy.optimizations.exact.fast_convolutions.THIN", 1)
     monkeypatch.setattr("sdpy.optimizations.exact.tiling.TILE_BYTES", 1)

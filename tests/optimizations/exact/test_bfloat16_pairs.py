@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sdpy.optimizations.exact import bfloat16_pairs
 from sdpy.optimizations.exact.bfloat16_pairs import Pair, PairedConv2d, PairedLinear, add_product
+from sdpy.optimizations.exact.matmul_conv import unfold_patches
 from sdpy.optimizations.weights import ModelWeights
 from support.compare import normal, relative_error
 
@@ -70,8 +71,26 @@ def test_linear(monkeypatch: pytest.MonkeyPatch, bias: bool, workspace: int) -> 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"), [(1, 1, 0), (1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 2, 0)]
 )
+@pytest.mark.parametrize("workspace", [1, 3000, bfloat16_pairs.PATCH_WORKSPACE])
 @torch.inference_mode()
-def test_convolution(kernel: int, stride: int, padding: int, bias: bool) -> None:
+def test_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: int,
+    stride: int,
+    padding: int,
+    bias: bool,
+    workspace: int,
+) -> None:
+    """A row of results at a time, some, and all; and of patches as many as there is space for."""
+    monkeypatch.setattr(bfloat16_pairs, "PATCH_WORKSPACE", workspace)
+    taken: list[int] = []
+
+    def unfold(x: Tensor, *kernel: int) -> Tensor:
+        patches = unfold_patches(x, *kernel)
+        taken.append(patches.nbytes)
+        return patches
+
+    monkeypatch.setattr(bfloat16_pairs, "unfold_patches", unfold)
     torch.manual_seed(0)
     conv = nn.Conv2d(24, 20, kernel, stride, padding, bias=bias)
     x = normal(2, 24, 13, 8)
@@ -82,6 +101,8 @@ def test_convolution(kernel: int, stride: int, padding: int, bias: bool) -> None
         result = paired(x.contiguous(memory_format=memory_format))
         assert result.shape == expected.shape
         assert relative_error(result, expected) <= TOLERANCE
+    row = 24 * kernel**2 * expected.shape[-1] * 4  # high and low parts
+    assert all(2 * one <= max(workspace, row) for one in taken)
 
 
 @needs_product

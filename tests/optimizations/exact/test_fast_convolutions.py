@@ -39,7 +39,7 @@ LARGER_INPUTS = (normal(1, 4, 17, 21), torch.tensor(981), normal(1, 90, 32))
 @pytest.fixture(autouse=True)
 def no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same choices on every processor: pairs of bfloat16 only in the tests of them."""
-    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: False)
+    monkeypatch.setattr(bfloat16_pairs, "gain", lambda: 0.0)
 
 
 def make_fast(model: nn.Module, **options: object) -> Preparations:
@@ -75,7 +75,7 @@ def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, form: str) -> None
 @torch.inference_mode()
 def test_unet_of_pairs_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its convolutions too, where that is the cheapest way."""
-    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: True)
+    monkeypatch.setattr(bfloat16_pairs, "gain", lambda: 1e9)
     favour(monkeypatch, "pairs")
     plain, fast = tiny_model("unet"), tiny_model("unet")
     make_fast(fast, weight_budget=0)
@@ -359,7 +359,7 @@ def test_no_pairs_of_streamed_weights_and_in_autoencoders(
     monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     """Streamed weights would be split at every step; decoding would add up more rounding."""
-    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: True)
+    monkeypatch.setattr(bfloat16_pairs, "gain", lambda: 1e9)
     favour(monkeypatch, "pairs")
     model = tiny_model("unet" if streamed else "vae")
     plain = tiny_model("unet" if streamed else "vae")
@@ -388,5 +388,5 @@ def test_direct_convolution(kernel: int, bias: bool) -> None:
 
 def test_options_have_different_keys() -> None:
     for convolution in sd15_convolutions(64):
-        keys = [option.key for option in find_options(convolution, pairs=True)]
+        keys = [option.key for option in find_options(convolution, pairs=2.0)]
         assert len(keys) == len(set(keys))

@@ -31,7 +31,7 @@ README = Path(bfloat16_pairs.__file__).parents[1] / "README.md"
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same passes on every processor."""
-    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: False)
+    monkeypatch.setattr(bfloat16_pairs, "gain", lambda: 0.0)
     monkeypatch.setattr(product_attention, "is_fast", lambda: True)
 
 
@@ -74,7 +74,7 @@ def test_attention_to_the_prompt_is_folded(
     monkeypatch: pytest.MonkeyPatch, pairs: bool, streamed: bool, folds: bool
 ) -> None:
     """But where its weights are to be pairs, or to be read anew."""
-    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: pairs)
+    monkeypatch.setattr(bfloat16_pairs, "gain", lambda: 2.0 * pairs)
     model = passed("unet", fast_kernels=True, streamed=streamed)
     assert (FoldedAttention in kinds(model)) == folds
     assert CachedLinear in kinds(model)
@@ -111,7 +111,7 @@ def test_the_originals_of_pairs_are_released(monkeypatch: pytest.MonkeyPatch) ->
         def release(self, parameter: Tensor) -> None:
             gone.append(names[id(parameter)])
 
-    monkeypatch.setattr(bfloat16_pairs, "is_fast", lambda: True)
+    monkeypatch.setattr(bfloat16_pairs, "gain", lambda: 2.0)
     model = tiny_model("unet")
     names = {id(p): name for name, p in model.named_parameters()}
     gone: list[str] = []

@@ -18,15 +18,24 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpy.models.attention import BasicTransformerBlock, Transformer2DModel
 from sdpy.optimizations.base import PassContext, replace_module
+from sdpy.optimizations.exact import machine
 from sdpy.optimizations.exact.matmul_conv import unfold_patches
 from sdpy.optimizations.weights import ModelWeights
 
 WORKSPACE = 4 * 2**20
 """The bytes of float32 rows that are split at a time; they should stay in a cache."""
+
+WORTHWHILE = 1.2
+"""How much faster products of pairs have to be, as numbers have to be split, too."""
+
+PATCH_WORKSPACE = 32 * 2**20
+"""The bytes of patches of a convolution, high and low parts, that exist at a time. More would only
+take memory: so many are enough for the full rate of a product."""
 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112  # of the CBLAS interface
 
@@ -44,6 +53,11 @@ def is_fast() -> bool:
     capable = torch.cpu.get_capabilities().get("amx_bf16", False)
     at_large = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return is_available() and bool(capable) and at_large and not held_back
+
+
+def gain() -> float:
+    """How much faster products of pairs are here than those of float32 numbers; 0 if not tried."""
+    return machine.pairs_gain() if is_fast() else 0.0
 
 
 @dataclass(frozen=True)
@@ -155,11 +169,25 @@ class PairedConv2d(nn.Module):
         """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
         if self.kernel == (1, 1, 0):
             return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        pair = Pair.of(x)
-        high, low = (unfold_patches(part, *self.kernel) for part in (pair.high, pair.low))
-        B, h, w = high.shape[1:]
+        kernel, stride, padding = self.kernel
+        padded = Pair.of(F.pad(x, (padding,) * 4))
+        B, _, height, width = padded.high.shape
+        h, w = ((side - kernel) // stride + 1 for side in (height, width))
         result = x.new_empty(B, h, w, self.linear.out_features)
-        self.linear.write(Pair(high.flatten(1).t(), low.flatten(1).t()), result.view(B * h * w, -1))
+        row_bytes = 4 * self.linear.in_features * w
+        rows = max(PATCH_WORKSPACE // row_bytes, 1)
+        for image in range(B):
+            for first in range(0, h, rows):
+                last = min(first + rows, h)
+                high, low = (
+                    unfold_patches(
+                        part[image, None, :, first * stride : (last - 1) * stride + kernel],
+                        *(kernel, stride, 0),
+                    )
+                    for part in (padded.high, padded.low)
+                )
+                patches = Pair(high.flatten(1).t(), low.flatten(1).t())
+                self.linear.write(patches, result[image, first:last].flatten(0, 1))
         return result.permute(0, 3, 1, 2)
 
 
@@ -201,7 +229,7 @@ def uses_pairs(model: nn.Module, context: PassContext) -> bool:
     """Whether large products of a model are made of pairs."""
     has_transformers = any(isinstance(module, Transformer2DModel) for module in model.modules())
     fast = context.is_fast_in((torch.float32,)) and not context.streamed
-    return fast and has_transformers and is_fast()
+    return fast and has_transformers and gain() >= WORTHWHILE
 
 
 def _add_bfloat16_product(left: Tensor, right: Tensor, result: Tensor) -> None:

@@ -38,9 +38,6 @@ ORDERING_BYTE = 100.0
 DIRECT_WEIGHT_BYTE = 84.0
 """The cost of one byte of weights in torch's own convolution, which reorders them at each call."""
 
-PAIRED_PRODUCT = 0.55
-"""The cost of a matrix product of bfloat16 pairs, relative to one of float32 numbers."""
-
 PAIRED_BYTE = 30.0
 """The cost of splitting one byte of unfolded patches into bfloat16 pairs."""
 
@@ -50,10 +47,10 @@ CALL = 60e6
 ADDED_BYTE = 55.0
 """The cost of one byte of tiles and products of a Winograd convolution in bfloat16, relative to a
 matrix product in bfloat16; it was measured on an AMD EPYC with AVX-512 BF16, of whose core such a
-product reaches 210e9 operations a second."""
+product reaches 210e9 operations a second. See `machine.bfloat16_balance` for others."""
 
-DOUBLING_SHARE = 0.53
-"""The cost of a `DoublingConv2d`, relative to torch's own convolution of the doubled map; there."""
+DOUBLED_BYTE = 110.0
+"""The cost of one byte of the products of a `DoublingConv2d`, and of their sums; there."""
 
 HALF_RATE_ROWS = 16
 """The number of rows in the left matrix at which a product reaches half of its full rate."""
@@ -68,7 +65,6 @@ CONSTANTS = (
     "TRANSFORMING_BYTE",
     "ORDERING_BYTE",
     "DIRECT_WEIGHT_BYTE",
-    "PAIRED_PRODUCT",
     "PAIRED_BYTE",
     "CALL",
     "HALF_RATE_ROWS",
@@ -91,9 +87,9 @@ def matmul_cost(convolution: Convolution) -> float:
     return product + CACHE_BYTE * moved_bytes + CALL
 
 
-def paired_cost(convolution: Convolution) -> float:
-    """The same product of bfloat16 pairs."""
-    product = PAIRED_PRODUCT * _product(convolution.positions, _work(convolution))
+def paired_cost(convolution: Convolution, gain: float) -> float:
+    """The same product of bfloat16 pairs, which are multiplied ``gain`` times as fast."""
+    product = _product(convolution.positions, _work(convolution)) / gain
     moved = CACHE_BYTE * convolution.weight_bytes + PAIRED_BYTE * _patch_bytes(convolution)
     return product + moved + CALL
 
@@ -117,24 +113,28 @@ def winograd_cost(convolution: Convolution, transforms: Transforms, keep: Keep) 
     return PIECEWISE_PRODUCT * _product(tiles, work) + parts * each_part + PIECEWISE + moved
 
 
-def bfloat16_cost(convolution: Convolution) -> float:
+def bfloat16_cost(convolution: Convolution, balance: float = 1.0) -> float:
     """Torch's own convolution in bfloat16."""
-    return _work(convolution) + TRANSFORMED_BYTE * convolution.weight_bytes
+    return _work(convolution) + balance * TRANSFORMED_BYTE * convolution.weight_bytes
 
 
-def added_winograd_cost(convolution: Convolution) -> float:
-    """F(2x2, 3x3) in bfloat16 with transforms by additions."""
+def added_winograd_cost(convolution: Convolution, balance: float = 1.0) -> float:
+    """F(2x2, 3x3) in bfloat16 with transforms by additions; see `machine.bfloat16_balance`."""
     inner, outer, points = convolution.in_channels, convolution.out_channels, 16
     B, _, H, W = convolution.input_shape
     tiles = B * -(-H // 2) * -(-W // 2)
     moved = ADDED_BYTE * convolution.itemsize * points * tiles * (inner + outer)
     weights = TRANSFORMED_BYTE * convolution.weight_bytes * points // 9
-    return _product(tiles, 2.0 * points * tiles * inner * outer) + moved + weights + CALL
+    other = balance * (moved + weights + CALL)
+    return _product(tiles, 2.0 * points * tiles * inner * outer) + other
 
 
-def doubling_cost(convolution: Convolution) -> float:
-    """Four 2x2 convolutions of the map before it is doubled, in bfloat16."""
-    return DOUBLING_SHARE * bfloat16_cost(convolution)
+def doubling_cost(convolution: Convolution, balance: float = 1.0) -> float:
+    """Nine products of the map before it is doubled, and their sums, in bfloat16."""
+    pixels = convolution.positions // 4
+    moved = DOUBLED_BYTE * convolution.itemsize * 9 * pixels * convolution.out_channels
+    other = balance * (moved + TRANSFORMED_BYTE * convolution.weight_bytes + CALL)
+    return _product(pixels, _work(convolution) / 4) + other
 
 
 def _work(convolution: Convolution) -> float:

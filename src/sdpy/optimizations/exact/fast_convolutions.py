@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sdpy.models.resnet import Upsample2D
 from sdpy.optimizations.base import PassContext, networks_of, replace_module
-from sdpy.optimizations.exact import cost_model
+from sdpy.optimizations.exact import bfloat16_pairs, cost_model, machine, packed_layers
 from sdpy.optimizations.exact.adaptive import (
     AdaptiveConv2d,
     AdaptiveUpsample2D,
@@ -29,6 +29,7 @@ from sdpy.optimizations.exact.bfloat16_convolutions import AddedWinogradConv2d, 
 from sdpy.optimizations.exact.bfloat16_pairs import PairedConv2d, uses_pairs
 from sdpy.optimizations.exact.convolutions import Convolution, ConvolutionTrace
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
+from sdpy.optimizations.exact.packed_layers import PackedConv2d
 from sdpy.optimizations.exact.tiling import TiledUpsample2D
 from sdpy.optimizations.exact.winograd import (
     DOUBLING,
@@ -108,7 +109,7 @@ class ConvolutionPlanner:
         self.plans: dict[torch.Size, Plan] = {}
         self._current: torch.Size | None = None
         self._streamed, self._preparations = context.streamed, context.preparations
-        self._pairs = uses_pairs(network, context)
+        self._pairs = bfloat16_pairs.gain() if uses_pairs(network, context) else 0.0
         self._dtype = context.dtype
         most = BUDGET * context.dtype.itemsize // 4
         self._budget = most if context.weight_budget is None else min(context.weight_budget, most)
@@ -134,7 +135,7 @@ class ConvolutionPlanner:
     def _make_plan(self, shape: torch.Size) -> Plan:
         convolutions = self._trace.at(shape, self._dtype.itemsize)
         if self._dtype == torch.bfloat16:
-            find = find_bfloat16_options
+            find = partial(find_bfloat16_options, balance=machine.bfloat16_balance())
         else:
             find = partial(find_options, pairs=self._pairs)
         options = {c.name: find(c, keep_weights=not self._streamed) for c in convolutions}
@@ -228,7 +229,7 @@ def _extra_bytes(options: Collection[Option], weight_bytes: int) -> int:
 
 
 def find_options(
-    convolution: Convolution, *, keep_weights: bool = True, pairs: bool = False
+    convolution: Convolution, *, keep_weights: bool = True, pairs: float = 0.0
 ) -> list[Option]:
     """The forms in which a convolution may be computed, torch's own first.
 
@@ -236,7 +237,7 @@ def find_options(
         convolution: with the shape of its input.
         keep_weights: whether what is made of the weights may be kept. Otherwise they are read anew
             at each call, and are float32 only then.
-        pairs: whether products of bfloat16 pairs are fast.
+        pairs: how much faster products of bfloat16 pairs are; 0 for none.
     """
     conv, k = convolution.module, convolution.kernel
     weight_bytes = convolution.weight_bytes
@@ -254,7 +255,7 @@ def find_options(
         cost = cost_model.matmul_cost(convolution)
         options.append(Option("matmul", cost, 0, True, MatmulConv2d))
         if pairs:
-            cost = cost_model.paired_cost(convolution)
+            cost = cost_model.paired_cost(convolution, pairs)
             options.append(Option("pairs", cost, weight_bytes, False, PairedConv2d))
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
         keeps = (Keep.TRANSFORMED, Keep.ORDERED) if keep_weights else (Keep.ORIGINAL,)
@@ -266,28 +267,35 @@ def find_options(
     return options
 
 
-def find_bfloat16_options(convolution: Convolution, *, keep_weights: bool = True) -> list[Option]:
-    """The forms in which a convolution may be computed in bfloat16, torch's own first.
+def find_bfloat16_options(
+    convolution: Convolution, *, keep_weights: bool = True, balance: float = 1.0
+) -> list[Option]:
+    """The forms in which a convolution may be computed in bfloat16, the plain one first.
 
     Args:
         convolution: with the shape of its input.
         keep_weights: whether what is made of the weights may be kept.
+        balance: how much faster products are beside all else; see `machine.bfloat16_balance`.
     """
     conv, weight_bytes = convolution.module, convolution.weight_bytes
-    cost = cost_model.bfloat16_cost(convolution)
+    cost = cost_model.bfloat16_cost(convolution, balance)
     if not keep_weights:
         return [Option("stored", cost, 0, True, StoredConv2d)]
-    if is_channels_last_already(conv):
-        return [Option("direct", cost, 0, True, DirectConv2d)]
-    options = [Option("direct", cost, weight_bytes, False, DirectConv2d)]
+    if packed_layers.is_fast():
+        packed = partial(PackedConv2d, input_shape=convolution.input_shape)
+        options = [Option("packed", cost, weight_bytes, False, packed)]
+    elif is_channels_last_already(conv):
+        options = [Option("direct", cost, 0, True, DirectConv2d)]
+    else:
+        options = [Option("direct", cost, weight_bytes, False, DirectConv2d)]
     thin = min(conv.in_channels, conv.out_channels) < THIN
     plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups, conv.dilation)
     if not thin and plain == ((3, 3), (1, 1), (1, 1), 1, (1, 1)):
-        cost, more = cost_model.added_winograd_cost(convolution), weight_bytes * 16 // 9
+        cost, more = cost_model.added_winograd_cost(convolution, balance), weight_bytes * 16 // 9
         options.append(Option("added-winograd", cost, more, False, AddedWinogradConv2d))
         if convolution.doubled:
-            cost = cost_model.doubling_cost(convolution)
-            options.append(Option("doubling", cost, more, False, DoublingConv2d))
+            cost = cost_model.doubling_cost(convolution, balance)
+            options.append(Option("doubling", cost, weight_bytes, False, DoublingConv2d))
     return options
 
 
