@@ -22,6 +22,7 @@ from scripts.demo.world.scene import (
     Thing,
     scene_at,
 )
+from scripts.demo.world.subjects import HALF_WIDTHS
 
 EDIT_SET = 7004
 """Number of the endless set of scenes (`scene_at`) that are edited; it is not trained on."""
@@ -78,10 +79,10 @@ def edit_scenes(attribute: str, count: int, subjects: Sequence[str]) -> list[tup
 def subject_box(scene: Scene, size: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the subject with some room around it, in pixels.
 
-    It is wide enough for any subject of the same height.
+    It is wide enough for most subjects of the same height.
     """
     frame = subject_frame(scene)
-    half = max(0.62 * frame.height, 0.3)
+    half = max(1.1 * HALF_WIDTHS[scene.things[0].subject] * frame.height, 0.3)
     corners = (frame.x - half, frame.y - 1.15 * frame.height, frame.x + half, frame.y + 0.1)
     left, top, right, bottom = (round(size * min(max(corner, 0), 1)) for corner in corners)
     return left, top, right, bottom

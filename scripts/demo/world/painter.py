@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from scripts.demo.scenes.geometry import Shape
 from scripts.demo.scenes.light import Array, rgb
@@ -35,9 +34,9 @@ class StyledPainter(Painter):
 
     Attributes:
         style: see `scripts.demo.world.scene.STYLES`.
-        grain: (size, size) rough noise around 0, for brush marks.
+        grain: (size, size) rough noise around 0, for brush marks; only where things are painted.
         lines: (size, size) ink of the outlines that are still to be seen, from 0 to 1.
-        wobble: (size, size) slow noise around 0, for lines that a hand has drawn.
+        wobble: (size, size) slow noise around 0, for lines that a hand has drawn; only in ink.
     """
 
     scene: Scene
@@ -48,9 +47,11 @@ class StyledPainter(Painter):
         # Marks of the brush must not depend on the composition, nor the composition on them.
         self._marks = np.random.default_rng([scene.seed, 1])
         self.lines = np.zeros((size, size), np.float32)
-        self.wobble = value_noise(self._marks, self.x, self.y, (7, 7), 1)
-        strokes = value_noise(self._marks, self.x, self.y, (70, 13), 2)
-        self.grain = 0.6 * strokes + 0.5 * value_noise(self._marks, self.x, self.y, (34, 34), 2)
+        if self.style == "ink":
+            self.wobble = value_noise(self._marks, self.x, self.y, (7, 7), 1)
+        if self.style == "painted":
+            strokes = value_noise(self._marks, self.x, self.y, (70, 13), 2)
+            self.grain = 0.6 * strokes + 0.5 * value_noise(self._marks, self.x, self.y, (34, 34), 2)
 
     def flat(
         self, shape: Shape, colour: Sequence[float] | Array, opacity: float = 1.0, soft: float = 0.0
@@ -173,18 +174,22 @@ def value_noise(
     for octave in range(octaves):
         counts = [n * 2**octave for n in cells]
         lattice = rng.uniform(-1, 1, (counts[0] + 2, counts[1] + 2)).astype(np.float32)
-        (i, v), (j, u) = (
-            _in_lattice(coordinate.ravel(), count)
+        down, across = (
+            _weights(coordinate.ravel(), count + 2, count)
             for coordinate, count in zip((y, x), counts, strict=True)
         )
-        rows = lattice[i] + v[:, None] * (lattice[i + 1] - lattice[i])
-        total += (rows[:, j] + u * (rows[:, j + 1] - rows[:, j])) * np.float32(0.6**octave)
+        total += down @ (lattice * np.float32(0.6**octave)) @ across.T
     return total
 
 
-def _in_lattice(coordinate: Array, count: int) -> tuple[npt.NDArray[np.int64], Array]:
-    """The cell of each coordinate, and how far it is on its smooth way to the next."""
+def _weights(coordinate: Array, points: int, count: int) -> Array:
+    """How much each point of a lattice counts at each coordinate, (coordinates, points)."""
     place = coordinate * np.float32(count)
     cell = place.astype(np.int64)
     part = place - cell
-    return cell, part * part * (3 - 2 * part)
+    smooth = part * part * (3 - 2 * part)
+    weights = np.zeros((len(coordinate), points), np.float32)
+    rows = np.arange(len(coordinate))
+    weights[rows, cell] = 1 - smooth
+    weights[rows, cell + 1] = smooth
+    return weights

@@ -126,7 +126,9 @@ def _tulip(p: Painter, f: Frame, paint: RGB) -> None:
     p.solid(
         f.polygon((-0.10, 0.66), (0.10, 0.66), (0.085, 0.84), (0.0, 1.0), (-0.085, 0.84)), paint
     )
-    draw_snow_cap(p, f.ellipse(0, 0.955, 0.10, 0.03))
+    tips = [((s * 0.125, 0.90), (s * 0.192, 0.90), (s * 0.185, 0.98)) for s in (-1, 1)]
+    for tip in (*tips, ((-0.055, 0.92), (0.055, 0.92), (0.0, 1.0))):
+        draw_snow_cap(p, f.polygon(*tip))
 
 
 def _dog(p: Painter, f: Frame, _: RGB) -> None:
@@ -259,3 +261,27 @@ WORLD_STAGINGS: dict[str, Staging] = {
     "bridge": Staging(_bridge, 0.30, 0.38, "sea", roam=0.08, base=(0.06, 0.12)),
 }
 """How each subject of the world is set into the image."""
+
+HALF_WIDTHS: dict[str, float] = {
+    "lighthouse": 0.40,
+    "house": 0.60,
+    "boat": 0.55,
+    "castle": 0.56,
+    "windmill": 0.46,
+    "balloon": 0.36,
+    "tent": 0.70,
+    "car": 0.97,
+    "rocket": 0.32,
+    "mushroom": 0.58,
+    "tulip": 0.26,
+    "robot": 0.47,
+    "trees": 0.60,
+    "mountains": 0.70,
+    "cat": 0.42,
+    "dog": 0.85,
+    "sheep": 0.70,
+    "snowman": 0.68,
+    "church": 0.50,
+    "bridge": 0.80,
+}
+"""How far from its middle a subject reaches, in its heights, as far as it is to be seen."""
