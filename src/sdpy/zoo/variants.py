@@ -1,6 +1,7 @@
 """The kinds of Stable Diffusion that sdpy knows: sizes, noise, defaults, and names of files.
 
-A variant is data. Nothing else in the program knows one from another.
+A variant is data. Nothing else in the program knows one from another. The sizes of the model that
+comes with sdpy stand beside its weights (`sdpy.zoo.bundle`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sdpy.models import (
     UNet2DConditionConfig,
 )
 from sdpy.schedulers import NoiseConfig
+from sdpy.zoo.bundle import BUNDLE, TURBO, read_bundle
 
 VOCABULARY = "vocabulary"
 """Key of the vocabulary's file, beside the names of components, where users name files."""
@@ -343,44 +345,43 @@ SDXL_REFINER = replace(
     ),
 )
 
-DEMO = ModelVariant(
-    name="demo",
-    summary="the small model that comes with sdpy: ten subjects, 128x128",
-    configs={
-        "text_encoder": CLIPTextConfig(
-            vocab_size=770,
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-        ),
-        "unet": UNet2DConditionConfig(
-            block_out_channels=(48, 96, 128),
-            cross_attention=(False, True, True),
-            attention_heads=(2, 3, 4),
-            layers_per_block=1,
-            cross_attention_dim=128,
-            norm_num_groups=16,
-        ),
-        "vae": AutoencoderKLConfig(
-            block_out_channels=(32, 64, 96),
-            layers_per_block=1,
-            norm_num_groups=8,
-            scaling_factor=1.0,
-        ),
-    },
-    tiny_vae=AutoencoderTinyConfig(channels=32, encoder_blocks=(1, 1, 2), decoder_blocks=(2, 2, 1)),
-    noise=NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True),
-    timestep_spacing="trailing",
-    guidance_scale=4.0,
-    sample_size=128,
-    max_pixels=128 * 128,
-    files=FileNames(
+
+def bundled_variants(folder: Path) -> tuple[ModelVariant, ...]:
+    """The demo model in a folder, and the same for few steps if its UNet is there, too."""
+    bundle = read_bundle(folder)
+    configs = {name: bundle.configs[name] for name in ("text_encoder", "unet", "vae")}
+    files = FileNames(
         {"text_encoder": ("text_encoder.ot",), "unet": ("unet.ot",), "vae": ("vae.ot",)},
         vocabulary=("merges.txt",),
-    ),
-    bundled=Path(__file__).parents[1] / "demo",
-)
+    )
+    demo = ModelVariant(
+        name="demo",
+        summary=bundle.summary,
+        configs=configs,
+        tiny_vae=bundle.configs["tiny_vae"],
+        noise=NoiseConfig(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        timestep_spacing="trailing",
+        guidance_scale=4.0,
+        sample_size=bundle.sample_size,
+        max_pixels=bundle.sample_size**2,
+        files=files,
+        bundled=folder,
+    )
+    if TURBO not in bundle.configs:
+        return (demo,)
+    turbo = replace(
+        demo,
+        name="demo-turbo",
+        summary=f"{demo.summary}, in 1 to 4 steps",
+        scheduler="lcm",
+        steps=4,
+        files=replace(files, weights={**files.weights, "unet": (f"{TURBO}.ot",)}),
+    )
+    return demo, turbo.with_configs(unet=bundle.configs[TURBO])
+
+
+BUNDLED = bundled_variants(BUNDLE)
+DEMO = BUNDLED[0]
 
 VARIANTS: dict[str, ModelVariant] = {
     variant.name: variant
@@ -388,7 +389,7 @@ VARIANTS: dict[str, ModelVariant] = {
         *(SD15, SD15_INPAINT, SD20, SD21, SD21_BASE, SD2_INPAINT, SD_TURBO),
         *(SDXL, SDXL_INPAINT, SDXL_TURBO, SDXL_LIGHTNING, SDXL_LCM, SDXL_REFINER),
         *(SSD_1B, SEGMIND_VEGA),
-        DEMO,
+        *BUNDLED,
     )
 }
 
