@@ -7,6 +7,7 @@ UNet (`scripts.bench.measure_approximations`), and of many images (`scripts.benc
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,16 @@ class DemoModel:
             UsageError: more steps than the scheduler can do.
         """
         return plan_schedule(self.session, Request("", scheduler=scheduler, steps=steps))
+
+
+def sdpy_command(folder: Path) -> list[str]:
+    """The command ``sdpy``, with the model in a folder in the place of the bundled one."""
+    program = (
+        "import pathlib, sys, sdpy.zoo.bundle; "
+        "sdpy.zoo.bundle.BUNDLE = pathlib.Path(sys.argv.pop(1)); "
+        "from sdpy.__main__ import main; main()"
+    )
+    return [sys.executable, "-c", program, str(folder.absolute())]
 
 
 def adds_noise(scheduler: Scheduler) -> bool:

@@ -1,4 +1,4 @@
-"""A small classifier that judges images by what they show: subject, colour, time and weather."""
+"""A small classifier that judges images by what they show: subject, colour, time, weather, ..."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from scripts.demo.recipes import Recipe
 from scripts.demo.scene_sets import AnyScene, Attributes
+from scripts.demo.training.data import to_tensor
+from scripts.demo.training.renderer import Renderer, RenderJob
 from scripts.demo.training.trainer import channels_last
 from scripts.reports import tell
 from sdpy.files import atomic_write
@@ -23,6 +26,9 @@ CLASSIFIER_FILE = "classifier.pt"
 SIDE = 64
 """Pixels a side of the images as the classifier sees them."""
 
+STRIPS = 4
+"""Vertical strips that are looked at one by one where it matters what stands left and right."""
+
 CLASSIFIER_SET = 7001
 """Number of the set of scenes (`scripts.demo.scenes.scene_at`) that it is trained on."""
 
@@ -32,6 +38,9 @@ class AttributeClassifier(nn.Module):
 
     Args:
         values: the attributes of a set of scenes, and the values of each.
+
+    Attributes:
+        strips: in which features are pooled: one, or `STRIPS` if things have a place.
     """
 
     def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
@@ -49,12 +58,13 @@ class AttributeClassifier(nn.Module):
             )
         )
         self.sizes = [len(names) for names in values.values()]
-        self.head = nn.Linear(2 * 192, sum(self.sizes))
+        self.strips = STRIPS if "place" in values else 1
+        self.head = nn.Linear(2 * 192 * self.strips, sum(self.sizes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Downsampled images (B, 3, H, W) in [-1, 1] to logits, (B, values) for each attribute."""
-        x = self.layers(images)
-        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+        x = self.layers(images).unflatten(3, (self.strips, -1))  # (B, C, h, strips, w)
+        pooled = torch.cat([x.mean(dim=(2, 4)), x.amax(dim=(2, 4))], dim=1).flatten(1)
         return self.head(pooled).split(self.sizes, dim=1)
 
 
@@ -72,11 +82,7 @@ def train_classifier(
     """
     torch.manual_seed(CLASSIFIER_SET)
     drawn = [recipe.scenes.scene_at(i, CLASSIFIER_SET, None) for i in range(renders)]
-    images = torch.empty(renders, 3, SIDE, SIDE, dtype=torch.half)
-    for i, scene in enumerate(drawn, start=1):
-        images[i - 1] = downsample(render(scene, recipe))[0]
-        if i % 2000 == 0:
-            tell(f"classifier: {i} of {renders} images drawn")
+    images = draw_training_images(file.parent, renders, recipe)
     values = recipe.scenes.values
     expected = torch.tensor(
         [[v.index(scene.attributes[n]) for n, v in values.items()] for scene in drawn]
@@ -86,7 +92,7 @@ def train_classifier(
     batches = [part for _ in range(epochs) for part in torch.randperm(renders).split(batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=len(batches))
     for step, index in enumerate(batches, start=1):
-        augmented = augment(images[index].float())
+        augmented = augment(images[index].float(), mirror="place" not in values)
         with torch.autocast("cpu", torch.bfloat16):
             logits = classifier(augmented.contiguous(memory_format=torch.channels_last))
         answers = zip(logits, expected[index].unbind(dim=1), strict=True)
@@ -103,15 +109,48 @@ def train_classifier(
     return classifier.eval()
 
 
+def draw_training_images(folder: Path, renders: int, recipe: Recipe) -> Tensor:
+    """The classifier's scenes as it sees them, (renders, 3, SIDE, SIDE) float16.
+
+    They are drawn into a file of the folder, by all cores, and go on from what is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    job = RenderJob(
+        scenes=recipe.scenes,
+        seed=CLASSIFIER_SET,
+        size=recipe.size,
+        count=renders,
+        versions=0,
+        length=0,
+        merges=Path(),
+        vocab_size=0,
+        images=folder / f"{CLASSIFIER_FILE}.{recipe.size}.raw",
+        captions=folder / f"{CLASSIFIER_FILE}.none",
+        held_out=None,
+    )
+    if job.drawn < renders:
+        tell(f"classifier: drawing {renders} images")
+        renderer = Renderer(job)
+        renderer.wait(renders)
+        renderer.stop()
+    pixels = np.memmap(job.images, np.uint8, "c", shape=(renders, job.size, job.size, 3))
+    parts = torch.from_numpy(pixels).split(512)
+    seen = torch.cat([downsample(to_tensor(part)).half() for part in parts])
+    job.images.unlink()
+    job.captions.unlink(missing_ok=True)
+    return seen
+
+
 def downsample(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) at the size at which the classifier sees them, if they are larger."""
     return F.avg_pool2d(images, max(images.shape[-1] // SIDE, 1))
 
 
-def augment(images: Tensor) -> Tensor:
+def augment(images: Tensor, mirror: bool = True) -> Tensor:
     """Images as a diffusion model or an autoencoder may leave them: soft, noisy, off in colour.
 
-    Each image of (B, 3, H, W) gets its own amount of everything; half of them are mirrored.
+    Each image of (B, 3, H, W) gets its own amount of everything; half of them are mirrored, if
+    ``mirror`` allows it: where it matters what stands on the left, it would make them untrue.
     """
     count, _, height, width = images.shape
 
@@ -125,7 +164,7 @@ def augment(images: Tensor) -> Tensor:
     images = images + amount(0.15) * blotches
     images = images + amount(0.10) * torch.randn_like(images)
     images = images * (0.92 + amount(0.16, 3)) + amount(0.16, 3) - 0.08
-    mirrored = torch.rand(count, 1, 1, 1) < 0.5
+    mirrored = torch.rand(count, 1, 1, 1) < (0.5 if mirror else 0.0)
     return torch.where(mirrored, images.flip(-1), images).clamp(-1, 1)
 
 

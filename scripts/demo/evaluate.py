@@ -3,7 +3,7 @@
     python -m scripts.demo.evaluate classifier --run runs/demo
     python -m scripts.demo.evaluate adherence settings edits cost sheet --run runs/demo
 
-A small classifier is trained on scenes of its own and judges images by their four attributes:
+A small classifier is trained on scenes of its own and judges images by their attributes, such as
 subject, colour, time of day, weather. The parts print Markdown tables:
 
     classifier  trains the classifier into ``RUN/classifier.pt``, and tests it on fresh scenes
@@ -12,11 +12,14 @@ subject, colour, time of day, weather. The parts print Markdown tables:
                 the images that failed go to ``RUN/failures.png``
     settings    does the same with other numbers of steps and guidance scales
     edits       runs img2img and inpaint: one attribute of a render is to change, no other
+    turbo       does the same with the UNet for few steps, where there is one
     cost        tells the bytes of the files, and seconds of ``sdpy generate`` as a process
     sheet       draws prompts by seeds, ``RUN/prompts.png``, to look at
 
-The bundled weights are measured unless ``--files`` names a folder of others, or ``--state`` asks
-for the averages of an unfinished training in ``RUN``; ``--recipe`` says which sizes these have.
+The bundled weights are measured unless ``--files`` names a folder of others, ``--state`` asks for
+the averages of an unfinished training in ``RUN``, or ``--untrained`` for weights that have learned
+nothing, whose speed is that of any others. ``--recipe`` says which sizes and scenes these have; by
+default it is the one that the files name.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import argparse
 import collections
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -58,13 +60,15 @@ from scripts.demo.classifier import (
 from scripts.demo.recipes import RECIPES, Recipe
 from scripts.demo.scene_sets import AnyScene
 from scripts.demo.sheets import wrap, write_sheet
-from scripts.demo.training.models import write_models
+from scripts.demo.training.models import write_averages, write_untrained
 from scripts.demo.training.options import TrainingOptions
-from scripts.engine import DemoModel
+from scripts.engine import DemoModel, sdpy_command
 from scripts.reports import tell
 from sdpy.benchmark.figures import table
 from sdpy.images.mask import composite
 from sdpy.images.tensors import image_to_tensor, mask_to_tensor, tensor_to_image
+from sdpy.zoo.bundle import BUNDLE, read_bundle
+from sdpy.zoo.variants import bundled_variants
 
 FRESH_SET, EDIT_WORDS = 7002, 7004
 """Numbers of endless sets of scenes and of words that are not trained on."""
@@ -82,8 +86,7 @@ class Evaluation:
 
     Attributes:
         run: folder of the classifier and the sheets.
-        files: folder of other weights than the bundled ones; None for these.
-        state: whether to measure the state of an unfinished training in ``run``.
+        files: folder of the weights, as a bundled model has them.
         recipe: by which the weights were trained.
         renders: scenes that the classifier is trained on.
         prompts: prompts of the table of adherence.
@@ -93,8 +96,7 @@ class Evaluation:
     """
 
     run: Path
-    files: Path | None
-    state: bool
+    files: Path
     recipe: Recipe
     renders: int
     prompts: int
@@ -104,14 +106,14 @@ class Evaluation:
 
     @cached_property
     def model(self) -> DemoModel:
-        """The bundled model, that of a folder, or the state of the run's training."""
-        folder = self.files
-        if self.state:
-            folder = self.run / "state"
-            options = TrainingOptions(run=self.run, recipe=self.recipe)
-            write_models(options, folder, torch.float32)
-        variant = None if folder is None else self.recipe.variant
-        return DemoModel.open(folder, variant=variant)
+        """The model in the folder."""
+        return DemoModel.open(self.files, variant=self.recipe.variant)
+
+    @cached_property
+    def turbo(self) -> DemoModel | None:
+        """The one for few steps, if it is there."""
+        variants = bundled_variants(self.files)[1:]
+        return DemoModel.open(self.files, variant=variants[0]) if variants else None
 
     @cached_property
     def classifier(self) -> AttributeClassifier:
@@ -211,25 +213,39 @@ def evaluate_settings(evaluation: Evaluation) -> Results:
     return scores
 
 
+def evaluate_turbo(evaluation: Evaluation) -> Results:
+    """Adherence of the UNet for few steps, to the same prompts as that of the other."""
+    model, classifier = evaluation.turbo, evaluation.classifier
+    if model is None:
+        tell("there is no UNet for few steps")
+        return {}
+    scores: dict[str, Mapping[str, float]] = {}
+    for steps, count in (
+        (1, evaluation.setting_prompts),
+        (2, evaluation.setting_prompts),
+        (model.variant.steps, evaluation.prompts),
+    ):
+        tasks = withheld_tasks(count, evaluation.recipe.scenes)
+        seen = classify(classifier, generate(model, tasks, steps))
+        scores[f"{steps} steps ({len(tasks)})"] = score([task.scene for task in tasks], seen)
+    print_scores("generated, % as asked", scores)
+    return scores
+
+
 def evaluate_cost(evaluation: Evaluation) -> Results:
     """Size of the files, and the time of a whole process."""
-    files = evaluation.model.files
-    megabytes = sum(path.stat().st_size for path in files.values()) / 1e6
-    options = {
-        "--unet-weights": files["unet"],
-        "--vae-weights": files["vae"],
-        "--clip-weights": files["text_encoder"],
-        "--vocab-file": files["vocabulary"],
-    }
+    files = [f for f in evaluation.files.iterdir() if f.suffix in (".ot", ".txt")]
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sdpy", "generate", "lighthouse at dark"]
-        command += ["--model", "demo", "--quiet", "--output", f"{folder}/image.png"]
-        command += ["--width", str(evaluation.model.size), "--height", str(evaluation.model.size)]
-        command += [str(word) for option in options.items() for word in option]
-        started = time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - started
-    print(f"\nFiles: {megabytes:.1f} MB. One image, process start included: {seconds:.1f} s.")
+        for variant in bundled_variants(evaluation.files):
+            command = [*sdpy_command(evaluation.files), "generate", "lighthouse at dark"]
+            command += ["--model", variant.name, "--quiet", "--output", f"{folder}/image.png"]
+            started = time.monotonic()
+            subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+            seconds[variant.name] = time.monotonic() - started
+    told = "; ".join(f"{name} {number:.1f} s" for name, number in seconds.items())
+    print(f"\nFiles: {megabytes:.1f} MB. One image, process start included: {told}.")
     return {"megabytes": megabytes, "seconds": seconds}
 
 
@@ -300,9 +316,27 @@ PARTS: dict[str, Callable[[Evaluation], Results]] = {
     "adherence": evaluate_adherence,
     "settings": evaluate_settings,
     "edits": evaluate_edits,
+    "turbo": evaluate_turbo,
     "cost": evaluate_cost,
     "sheet": write_prompt_sheet,
 }
+
+
+def with_files(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the folder of the weights that they mean, and the recipe of these."""
+    run, files = options["run"], options["files"]
+    state, untrained = options.pop("state"), options.pop("untrained")
+    named = options["recipe"]
+    if named is None:
+        named = "demo" if state or untrained else read_bundle(files or BUNDLE).recipe
+    recipe = RECIPES[named]
+    if state:
+        files = run / "state"
+        write_averages(TrainingOptions(run=run, recipe=recipe), files, torch.float32)
+    elif untrained:
+        files = run / "untrained"
+        write_untrained(recipe, files)
+    return {**options, "files": files or BUNDLE, "recipe": recipe}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -315,9 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--files", type=Path, help="folder of other weights than the bundled ones")
     source.add_argument("--state", action="store_true", help="measure the training state in RUN")
-    parser.add_argument(
-        "--recipe", choices=list(RECIPES), default="demo", help="sizes of the weights"
-    )
+    source.add_argument("--untrained", action="store_true", help="measure the speed of any weights")
+    parser.add_argument("--recipe", choices=list(RECIPES), help="that of the weights")
     parser.add_argument(
         "--renders", type=int, default=16_000, help="scenes that the classifier is trained on"
     )
@@ -334,8 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts, target, threads = options.pop("parts"), options.pop("json"), options.pop("threads")
     if threads is not None:
         torch.set_num_threads(threads)
-    options["recipe"] = RECIPES[options["recipe"]]
-    evaluation = Evaluation(**options)
+    evaluation = Evaluation(**with_files(options))
     results = {}
     for part in PARTS if "all" in parts else parts:
         results[part] = PARTS[part](evaluation)

@@ -20,7 +20,6 @@ from scripts.demo.adherence import score, withheld_tasks
 from scripts.demo.recipes import RECIPES, Recipe
 from scripts.demo.scene_sets import Attributes
 from scripts.demo.scenes import Scene, edits
-from sdpy.zoo.variants import DEMO
 from support.tiny import TINY_V
 
 RECIPE = RECIPES["demo"]
@@ -221,7 +220,8 @@ def test_parts_generate_classify_and_report(
     ev.main(
         [
             *("adherence", "edits", "--run", str(tmp_path), "--files", str(tiny_data)),
-            *("--prompts", "4", "--edits", "2", "--strength", "0.1", "--json", str(report)),
+            *("--recipe", "demo", "--prompts", "4", "--edits", "2", "--strength", "0.1"),
+            *("--json", str(report)),
         ]
     )
     results = json.loads(report.read_text())
@@ -232,18 +232,3 @@ def test_parts_generate_classify_and_report(
     assert (tmp_path / "edits.png").exists()
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(tables) == (1 + 3) + (1 + 5)
-
-
-@pytest.mark.skipif(
-    not (DEMO.bundled / DEMO.files.of("unet")[0]).exists(),
-    reason="this checkout holds no demo model",
-)
-def test_the_cost_is_that_of_a_whole_process(tmp_path: Path, capsys) -> None:
-    report = tmp_path / "report.json"
-    ev.main(["cost", "--run", str(tmp_path), "--json", str(report)])
-    cost = json.loads(report.read_text())["cost"]
-    names = [*map(DEMO.files.of, DEMO.configs), DEMO.files.vocabulary]
-    sizes = [(DEMO.bundled / file).stat().st_size for (file,) in names]
-    assert cost["megabytes"] == sum(sizes) / 1e6
-    assert cost["seconds"] > 0.5  # Python and torch alone take that long to start
-    assert f"{cost['megabytes']:.1f} MB" in capsys.readouterr().out
