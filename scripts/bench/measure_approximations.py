@@ -38,7 +38,7 @@ from scripts.demo.adherence import score, withheld_tasks
 from scripts.demo.classifier import CLASSIFIER_FILE, classify, load_classifier
 from scripts.demo.recipes import RECIPES
 from scripts.demo.sheets import psnr
-from scripts.demo.training.consistency import CONSISTENCY_FILE
+from scripts.demo.training.models import CONSISTENCY_FILE
 from scripts.demo.training.tiny_autoencoder import TINY_VAE_FILE
 from scripts.engine import DemoModel
 from scripts.reports import tell, write_between

@@ -1,7 +1,8 @@
 """The sets of scenes that a demo model can learn from.
 
 A set is a package whose functions draw scenes and describe them; a recipe (`scripts.demo.recipes`)
-names one. Training and evaluation know nothing else of scenes.
+names one. Training and evaluation know nothing else of scenes. This module and the sets import no
+torch, so that processes which draw start at once.
 """
 
 from __future__ import annotations
@@ -55,15 +56,6 @@ class SceneSet:
     edit_scenes: Callable[[str, int, Sequence[str]], list[tuple[Any, Any]]]
     subject_box: Callable[[Any, int], tuple[int, int, int, int]]
     prompts: Sequence[str]
-
-
-def draw_numbered(job: tuple[SceneSet, int, int, int]) -> Pixels:
-    """Draw a scene of a set by its number, that of its endless set, and the image's size.
-
-    It is for processes that draw in parallel: this module and the sets import no torch.
-    """
-    scene_set, index, seed, size = job
-    return scene_set.draw(scene_set.scene_at(index, seed), size)
 
 
 SCENES = SceneSet(

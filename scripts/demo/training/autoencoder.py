@@ -13,6 +13,7 @@ from scripts.demo.training.data import (
     LATENTS_FILE,
     ImageSet,
     device_generator,
+    finish_drawing,
     step_generator,
     to_tensor,
 )
@@ -50,15 +51,15 @@ def train_autoencoder(options: TrainingOptions) -> None:
             return step < crop_steps
         return step < CROPPED_SHARE * trainer.steps
 
-    cropped: dict[int, bool] = {}
+    seen: dict[int, tuple[bool, int]] = {}
 
     def loss_at(step: int) -> Tensor:
-        # A step that is done again must see the same images, whatever is planned by then.
-        small = cropped.setdefault(step, on_crops(step))
-        cropped.pop(step - 2 * trainer.log_every, None)
+        # A step that is done again must see the same images, whatever is planned and drawn by then.
+        small, count = seen.setdefault(step, (on_crops(step), images.count))
+        seen.pop(step - 2 * trainer.log_every, None)
         rng = step_generator(options, "autoencoder", step)
         side, batch = (CROP, crops) if small else (size, options.images_a_step)
-        index = torch.from_numpy(rng.integers(images.count, size=batch))
+        index = torch.from_numpy(rng.integers(count, size=batch))
         y, x = rng.integers(0, size - side + 1, size=2)
         image = images.batch(index, side, (int(y), int(x)))
         with autocast(options):
@@ -72,8 +73,9 @@ def train_autoencoder(options: TrainingOptions) -> None:
         trainer.note("KL", divergence)
         return reconstruction_loss(decoded, image) + DIVERGENCE_WEIGHT * divergence
 
-    for _ in trainer.train(loss_at):
-        pass
+    for step in trainer.train(loss_at):
+        if step % trainer.log_every == 0:
+            images.extend()
     report_reconstruction(options, trainer.averages["vae"], trainer.log)
 
 
@@ -117,6 +119,7 @@ def encode_images(options: TrainingOptions) -> None:
     if path.exists():
         return
     log, clock = Log(options, "latents"), Clock(options, "latents")
+    finish_drawing(options)
     vae = channels_last(AutoencoderKL(options.recipe.variant.vae).to(options.device))
     load_averages(vae, options.run / "autoencoder.pt")
     images = ImageSet(options)

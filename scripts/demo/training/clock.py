@@ -56,12 +56,13 @@ def stage_seconds(
 ) -> float | None:
     """Seconds that a stage has as a whole; None without a limit.
 
-    ``used`` are the seconds of the stages, of which only those before this one count.
+    ``used`` are the seconds that the stages have taken so far, this one's own included.
     """
     shares = options.recipe.shares
     if options.minutes is None or stage not in shares:
         return None
     names = list(shares)
-    before, rest = names[: names.index(stage)], names[names.index(stage) :]
-    left = 60 * options.minutes - sum((used or {}).get(name, 0.0) for name in before)
+    others = sum(seconds for name, seconds in (used or {}).items() if name != stage)
+    rest = names[names.index(stage) :]
+    left = 60 * options.minutes - others
     return max(left, 0.0) * shares[stage] / sum(shares[name] for name in rest)

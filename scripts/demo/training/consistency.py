@@ -19,18 +19,18 @@ from scripts.demo.training.data import (
 )
 from scripts.demo.training.diffusion import add_noise, predicted_clean, predicted_noise
 from scripts.demo.training.log import worker, workers
-from scripts.demo.training.models import load_denoiser
+from scripts.demo.training.models import (
+    CONSISTENCY_FILE,
+    GUIDANCE_CHANNELS,
+    load_denoiser,
+    student_config,
+)
 from scripts.demo.training.options import TrainingOptions
 from scripts.demo.training.trainer import Trainer, autocast, full_precision, prepare
 from sdpy.checkpoints import write_checkpoint
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
 from sdpy.schedulers.consistency import DISTILLED_STEPS
 from sdpy.schedulers.noise import make_alphas_cumprod
-
-CONSISTENCY_FILE = "unet_lcm.safetensors"
-
-GUIDANCE_CHANNELS = 64
-"""Width of the guidance scale's embedding."""
 
 GUIDANCE_SCALES = (2.0, 6.0)
 """Range of guidance scales whose effect the student learns."""
@@ -154,7 +154,7 @@ def embed_scales(scales: Tensor) -> Tensor:
 
 def make_student(teacher: nn.Module, config: UNet2DConditionConfig) -> UNet2DConditionModel:
     """A copy of the UNet that takes the guidance scale as input, and does not yet heed it."""
-    student = UNet2DConditionModel(replace(config, time_cond_proj_dim=GUIDANCE_CHANNELS))
+    student = UNet2DConditionModel(student_config(config))
     student.load_state_dict(teacher.state_dict(), strict=False)
     projection = student.time_embedding.cond_proj
     assert projection is not None

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import collections
 import itertools
-import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scripts.demo.scene_sets import draw_numbered
+from scripts.demo.recipes import Recipe
 from scripts.demo.scenes import Pixels
 from scripts.demo.training.clock import Clock
 from scripts.demo.training.log import Log
 from scripts.demo.training.options import TrainingOptions
-from sdpy.models import CLIPTextConfig
+from scripts.demo.training.renderer import Renderer, RenderError, RenderJob
 from sdpy.text.tokenizer import WORD_END, CLIPTokenizer
 from sdpy.zoo.variants import DEMO
 
 (MERGES_FILE,) = DEMO.files.vocabulary
-IMAGES_FILE, CAPTIONS_FILE, LATENTS_FILE = "images.raw", "captions.npy", "latents.pt"
+IMAGES_FILE, CAPTIONS_FILE, LATENTS_FILE = "images.raw", "captions.raw", "latents.pt"
+
+FIRST_IMAGES = 4000
+"""Images that the autoencoder begins with where more are drawn beside its training."""
 
 MERGE_CAPTIONS = 20_000
 """Captions from which the byte-pair merges are learned."""
@@ -35,41 +36,66 @@ EMPTY_CAPTIONS = 0.1
 # --- images ---------------------------------------------------------------------------------------
 
 
-def render(options: TrainingOptions) -> None:
-    """Draw ``options.images`` scenes, or as many as time allows, into ``images.raw``.
+def render_job(options: TrainingOptions) -> RenderJob:
+    """What is drawn in a run, and where to."""
+    encoder = options.recipe.variant.text_encoder
+    return RenderJob(
+        scenes=options.recipe.scenes,
+        seed=options.seed,
+        size=options.recipe.size,
+        count=options.images,
+        versions=options.versions,
+        length=encoder.max_position_embeddings,
+        merges=options.run / MERGES_FILE,
+        vocab_size=encoder.vocab_size,
+        images=options.run / IMAGES_FILE,
+        captions=options.run / CAPTIONS_FILE,
+    )
 
-    The file is nothing but pixels: (N, size, size, 3) uint8.
+
+def render(options: TrainingOptions) -> None:
+    """Draw ``options.images`` scenes, or as many as time allows, and tokenise their captions.
+
+    On a GPU and in a given time, only the first scenes are waited for. The others are drawn while
+    the autoencoder is trained, until `finish_drawing`.
     """
-    path = options.run / IMAGES_FILE
-    if path.exists():
+    job = render_job(options)
+    if (options.run / LATENTS_FILE).exists() or job.drawn >= options.images:
         return
+    if not job.merges.exists():
+        raise RenderError("the captions need the merges: run the stage vocabulary first")
     log, clock = Log(options, "render"), Clock(options, "render")
-    partial = path.with_suffix(".part")
-    size, count = options.recipe.size, 0
-    jobs = ((options.recipe.scenes, i, options.seed, size) for i in range(options.images))
-    with (
-        multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool,
-        partial.open("wb") as file,
-    ):
-        for image in pool.imap(draw_numbered, jobs, chunksize=16):
-            file.write(image.tobytes())
-            count += 1
-            if count % 5000 == 0:
-                log(f"{count} of {options.images} images")
-            if clock.limit is not None and clock.elapsed > clock.limit:
-                break
-        pool.terminate()
-    log(f"{count} images of {size}x{size} in {clock.elapsed:.0f} s")
-    partial.rename(path)
+    left = None if clock.limit is None else max(clock.limit - clock.elapsed, 0.0)
+    renderer = Renderer(job)
+    torch.empty(1, device=options.device)  # a GPU takes seconds for its first tensor
+    beside = options.draws_beside_training
+    drawn = renderer.wait(min(FIRST_IMAGES, job.count) if beside else job.count, left)
+    if beside:
+        _DRAWING[options.run] = renderer
+    else:
+        drawn = renderer.stop()
+    size, what = options.recipe.size, ", and more beside the training" if beside else ""
+    log(f"{drawn} images of {size}x{size} in {clock.elapsed:.0f} s{what}")
     clock.save()
 
 
+_DRAWING: dict[Path, Renderer] = {}
+"""What is drawn beside training, by the folder of the run."""
+
+
+def finish_drawing(options: TrainingOptions) -> None:
+    """Stop drawing beside the training; what has been drawn by now are the training images."""
+    renderer = _DRAWING.pop(options.run, None)
+    if renderer is not None:
+        Log(options, "render")(f"{renderer.stop()} images in the end")
+
+
 def load_images(options: TrainingOptions) -> Pixels:
-    """The drawn images (N, size, size, 3), memory-mapped."""
-    size = options.recipe.size
+    """The images drawn so far (N, size, size, 3), memory-mapped."""
+    job = render_job(options)
     # Mode "c", changes stay in memory: torch warns of arrays that nobody may write to.
-    pixels: Pixels = np.memmap(options.run / IMAGES_FILE, dtype=np.uint8, mode="c")
-    return pixels.reshape(-1, size, size, 3)
+    pixels: Pixels = np.memmap(job.images, np.uint8, "c", shape=(job.drawn, job.size, job.size, 3))
+    return pixels
 
 
 class ImageSet:
@@ -81,11 +107,24 @@ class ImageSet:
 
     def __init__(self, options: TrainingOptions) -> None:
         self.options = options
-        pixels = load_images(options)
+        self.count = 0
+        self._on_device: Tensor | None = None
+        job = render_job(options)
+        room = job.image_bytes * max(job.drawn, job.count if options.draws_beside_training else 0)
+        if options.device_type == "cuda" and room < torch.cuda.mem_get_info()[0] / 2:
+            shape = (room // job.image_bytes, job.size, job.size, 3)
+            self._on_device = torch.empty(shape, dtype=torch.uint8, device=options.device)
+        self.extend()
+
+    def extend(self) -> None:
+        """Take in what has been drawn since."""
+        pixels = torch.from_numpy(load_images(self.options))
+        if self._on_device is None:
+            self._pixels = pixels
+        else:
+            self._on_device[self.count : len(pixels)] = pixels[self.count :].to(self.options.device)
+            self._pixels = self._on_device[: len(pixels)]
         self.count = len(pixels)
-        self.pixels = torch.from_numpy(pixels)
-        if options.device_type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info()[0] / 2:
-            self.pixels = self.pixels.to(options.device)
 
     def batch(self, index: Tensor, crop: int | None = None, at: tuple[int, int] = (0, 0)) -> Tensor:
         """Images (B, 3, crop, crop) float32 in [-1, 1], channels-last in memory.
@@ -96,9 +135,9 @@ class ImageSet:
             at: row and column of the window's corner.
         """
         size = self.options.recipe.size if crop is None else crop
-        window = self.pixels[:, at[0] : at[0] + size, at[1] : at[1] + size]
-        if self.pixels.is_cuda:
-            index = index.pin_memory().to(self.pixels.device, non_blocking=True)
+        window = self._pixels[:, at[0] : at[0] + size, at[1] : at[1] + size]
+        if window.is_cuda:
+            index = index.pin_memory().to(window.device, non_blocking=True)
         return to_tensor(window[index], self.options.device)
 
 
@@ -134,13 +173,19 @@ def vocabulary(options: TrainingOptions) -> None:
     if path.exists():
         return
     clock = Clock(options, "vocabulary")
-    captions = [options.recipe.scenes.caption_at(i, options.seed) for i in range(MERGE_CAPTIONS)]
-    vocab_size = options.recipe.variant.text_encoder.vocab_size
+    merges = merges_of(options.recipe, options.seed)
+    path.write_text(merges, encoding="utf-8")
+    Log(options, "vocabulary")(f"{merges.count(chr(10)) - 1} merges")
+    clock.save()
+
+
+def merges_of(recipe: Recipe, seed: int = 0) -> str:
+    """The merges of a recipe's captions, as CLIP's file has them."""
+    captions = [recipe.scenes.caption_at(i, seed) for i in range(MERGE_CAPTIONS)]
+    vocab_size = recipe.variant.text_encoder.vocab_size
     merges = learn_merges(captions, vocab_size - CLIPTokenizer(()).vocab_size)
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    Log(options, "vocabulary")(f"{len(merges)} merges")
-    clock.save()
+    return "\n".join(lines) + "\n"
 
 
 def learn_merges(captions: Sequence[str], count: int) -> list[tuple[str, str]]:
@@ -198,78 +243,15 @@ def load_tokenizer(options: TrainingOptions) -> CLIPTokenizer:
     )
 
 
-def tokenize(
-    tokenizer: CLIPTokenizer, captions: Sequence[str], config: CLIPTextConfig
-) -> npt.NDArray[np.int64]:
-    """Token ids (B, T): start, the caption's tokens, and the end up to the full length."""
-    length = config.max_position_embeddings
-    ids: npt.NDArray[np.int64] = np.full((len(captions), length), tokenizer.end_id, np.int64)
-    ids[:, 0] = tokenizer.start_id
-    for row, caption in zip(ids, captions, strict=True):
-        tokens = tokenizer.encode(caption)[: length - 2]
-        row[1 : 1 + len(tokens)] = tokens
-    return ids
-
-
-def tokenize_captions(options: TrainingOptions) -> None:
-    """Tokenise ``options.versions`` captions of every image into ``captions.npy``.
-
-    The array is (N, versions, L) int16; L is the length of the longest caption, and what is
-    missing up to the full length is the end token.
-    """
-    path = options.run / CAPTIONS_FILE
-    if path.exists():
-        return
-    log, clock = Log(options, "captions"), Clock(options, "captions")
-    count = len(load_images(options))
-    jobs = [(options, list(part)) for part in _parts(range(count), 512)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        parts = pool.map(_tokenize_part, jobs, chunksize=1)
-    longest = max(part.shape[-1] for part in parts)
-    end = load_tokenizer(options).end_id
-    ids = np.full((count, options.versions, longest), end, np.int16)
-    start = 0
-    for part in parts:
-        ids[start : start + len(part), :, : part.shape[-1]] = part
-        start += len(part)
-    partial = path.with_suffix(".part.npy")
-    np.save(partial, ids)
-    partial.rename(path)
-    log(f"{options.versions} captions of {count} images, at most {longest} tokens")
-    clock.save()
-
-
-def _parts(numbers: range, size: int) -> Iterator[range]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
-
-
-def _tokenize_part(job: tuple[TrainingOptions, list[int]]) -> npt.NDArray[np.int16]:
-    """Token ids (images, versions, L) of the captions of some images, as short as possible."""
-    options, indices = job
-    tokenizer = load_tokenizer(options)
-    config = options.recipe.variant.text_encoder
-    captions = [
-        options.recipe.scenes.caption_at(index, options.seed, version=version)
-        for index in indices
-        for version in range(options.versions)
-    ]
-    ids = tokenize(tokenizer, captions, config).astype(np.int16)
-    longest = int((ids != tokenizer.end_id).sum(axis=1).max()) + 1
-    return ids[:, :longest].reshape(len(indices), options.versions, -1)
-
-
 class CaptionSet:
     """The tokenised captions of all images, on the device."""
 
     def __init__(self, options: TrainingOptions) -> None:
-        self.options = options
-        self.length = options.recipe.variant.text_encoder.max_position_embeddings
-        tokenizer = load_tokenizer(options)
-        self.end_id = tokenizer.end_id
-        ids = torch.from_numpy(np.load(options.run / CAPTIONS_FILE))
+        job, tokenizer = render_job(options), load_tokenizer(options)
+        shape = (job.drawn, job.versions, job.length)
+        ids = torch.from_numpy(np.memmap(job.captions, np.int16, "c", shape=shape))
         self.ids = ids.to(options.device)
-        self.empty = torch.full((self.length,), self.end_id, device=options.device)
+        self.empty = torch.full((job.length,), tokenizer.end_id, device=options.device)
         self.empty[0] = tokenizer.start_id
 
     def draw(self, index: Tensor, generator: torch.Generator, empty: float = 0.0) -> Tensor:
@@ -282,8 +264,5 @@ class CaptionSet:
         """
         device = index.device
         versions = torch.randint(self.ids.shape[1], index.shape, generator=generator, device=device)
-        ids = self.empty.repeat(len(index), 1)
-        ids[:, self.ids.shape[2] :] = self.end_id
-        ids[:, : self.ids.shape[2]] = self.ids[index, versions].long()
         silent = torch.rand(index.shape, generator=generator, device=device) < empty
-        return torch.where(silent[:, None], self.empty, ids)
+        return torch.where(silent[:, None], self.empty, self.ids[index, versions].long())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +16,12 @@ from scripts.demo.training.data import (
     load_latents,
     load_tokenizer,
     step_generator,
-    tokenize,
 )
 from scripts.demo.training.diffusion import add_noise, stratified_timesteps, velocity_of
 from scripts.demo.training.log import worker, workers
 from scripts.demo.training.models import load_autoencoder, load_denoiser
 from scripts.demo.training.options import TrainingOptions
+from scripts.demo.training.renderer import tokenize
 from scripts.demo.training.trainer import Trainer, autocast, full_precision
 from sdpy.models import CLIPTextModel, UNet2DConditionModel
 from sdpy.schedulers.ddim import DDIMScheduler
@@ -138,8 +137,8 @@ def report_guidance(
 
 def token_ids(options: TrainingOptions, captions: list[str]) -> Tensor:
     """Token ids (B, T) of captions, on the device."""
-    config = options.recipe.variant.text_encoder
-    ids: np.ndarray = tokenize(load_tokenizer(options), captions, config)
+    length = options.recipe.variant.text_encoder.max_position_embeddings
+    ids = tokenize(load_tokenizer(options), captions, length)
     return torch.from_numpy(ids).to(options.device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.demo.training.autoencoder import CROP, CROPPED_SHARE
 from scripts.demo.training.clock import stage_seconds
 from scripts.demo.training.options import TrainingOptions
+from scripts.demo.training.renderer import drawing_processes
 from sdpy.benchmark.figures import table
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 
@@ -45,8 +45,9 @@ def stage_work(options: TrainingOptions) -> dict[str, Work]:
     total = options.autoencoder_crops + options.autoencoder_images
     cropped = options.autoencoder_crops / max(total, 1)
     if options.minutes is not None:
-        # The steps are shared, and a step on crops computes about as much as one on images.
-        cropped = CROPPED_SHARE * size**2 / (CROPPED_SHARE * size**2 + CROP**2)
+        # The time is shared, and crops take less of it each.
+        crops, images = CROPPED_SHARE / crop, (1 - CROPPED_SHARE) / image
+        cropped = crops / (crops + images)
     return {
         "autoencoder": Work(
             f"crops of {CROP} and whole images", cropped * crop + (1 - cropped) * image, total
@@ -103,7 +104,7 @@ def count_flops(compute: Callable[[], Tensor]) -> float:
 
 
 def seconds_a_scene(options: TrainingOptions) -> float:
-    """Seconds in which one core of this machine draws a scene."""
+    """Seconds in which one core of this machine draws a scene, without its captions."""
     started = time.perf_counter()
     for index in range(TIMED_SCENES):
         options.recipe.scenes.draw(
@@ -112,13 +113,15 @@ def seconds_a_scene(options: TrainingOptions) -> float:
     return (time.perf_counter() - started) / TIMED_SCENES
 
 
-def describe_run(options: TrainingOptions, teraflops: float) -> str:
+def describe_run(options: TrainingOptions, teraflops: float, cores: int | None = None) -> str:
     """A Markdown table of the stages: time, operations a sample, samples.
 
     Args:
         options: of the run.
         teraflops: that the device reaches in these networks, in 10**12 operations a second.
+        cores: that the machine has; None for as many as this one. Each draws as fast as here.
     """
+    cores = drawing_processes(cores)
     work: Mapping[str, Work] = stage_work(options)
     used: dict[str, float] = {}
     drawn = options.images
@@ -128,10 +131,17 @@ def describe_run(options: TrainingOptions, teraflops: float) -> str:
         operations, samples = "", ""
         seconds = 0.0 if limit is None else limit
         if stage == "render":
-            cores = os.cpu_count() or 1
             each = seconds_a_scene(options) / cores
-            drawn = options.images if limit is None else min(options.images, int(limit / each))
-            seconds, samples = drawn * each, f"{drawn:,} images, {cores} cores"
+            time_to_draw = limit
+            if limit is not None and options.draws_beside_training:
+                time_to_draw = limit + (stage_seconds(options, "autoencoder", used) or 0.0)
+            if time_to_draw is not None:
+                drawn = min(options.images, int(time_to_draw / each))
+            if not options.draws_beside_training:
+                seconds = drawn * each
+            samples = f"{drawn:,} images, {cores} cores"
+            if options.draws_beside_training:
+                samples += ", until the autoencoder is trained"
         elif stage in work:
             one = work[stage]
             each = one.flops / (teraflops * 1e12)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from scripts.demo.training.data import MERGES_FILE
+from scripts.demo.recipes import Recipe
+from scripts.demo.training.data import MERGES_FILE, merges_of
 from scripts.demo.training.log import Log
 from scripts.demo.training.options import TrainingOptions
-from sdpy.checkpoints import write_checkpoint
-from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from sdpy.checkpoints import read_checkpoint, write_checkpoint
+from sdpy.models import (
+    AutoencoderKL,
+    CLIPTextModel,
+    UNet2DConditionConfig,
+    UNet2DConditionModel,
+)
+from sdpy.zoo.bundle import TURBO, Bundle, write_bundle
+
+CONSISTENCY_FILE = "unet_lcm.safetensors"
+"""The UNet for few steps."""
+
+GUIDANCE_CHANNELS = 64
+"""Width of its guidance scale's embedding."""
 
 
 def load_denoiser(options: TrainingOptions) -> nn.ModuleDict:
@@ -41,33 +56,76 @@ def load_averages(vae: AutoencoderKL, state_file: Path) -> None:
     vae.load_state_dict({name.removeprefix("vae."): value for name, value in state.items()})
 
 
-def write_models(options: TrainingOptions, folder: Path, dtype: torch.dtype) -> None:
-    """Write the averaged weights and the merges under the names of the bundled model's files."""
-    denoiser = load_denoiser(options)
+def student_config(config: UNet2DConditionConfig) -> UNet2DConditionConfig:
+    """The sizes of the UNet for few steps, which takes the guidance scale as an input."""
+    return replace(config, time_cond_proj_dim=GUIDANCE_CHANNELS)
+
+
+def write_models(
+    folder: Path, recipe: Recipe, networks: Mapping[str, nn.Module], merges: str, dtype: torch.dtype
+) -> None:
+    """Write networks and merges as the files of a bundled model.
+
+    Args:
+        folder: to write to.
+        recipe: by which they are made.
+        networks: by component, and the UNet for few steps as `TURBO` if there is one.
+        merges: of the tokenizer, as the text of their file.
+        dtype: of the weights.
+    """
+    variant = recipe.variant
+    configs = {**variant.configs, "tiny_vae": variant.tiny_vae}
+    if TURBO in networks:
+        configs[TURBO] = student_config(variant.unet)
     folder.mkdir(parents=True, exist_ok=True)
-    models = {
-        "unet": denoiser["unet"],
+    for name, network in networks.items():
+        write_checkpoint(folder / f"{name}.ot", network.to(dtype).state_dict())
+    (folder / MERGES_FILE).write_text(merges, encoding="utf-8")
+    write_bundle(folder, Bundle(recipe.name, variant.summary, variant.sample_size, configs))
+
+
+def write_averages(options: TrainingOptions, folder: Path, dtype: torch.dtype) -> None:
+    """Write the averaged weights of a run's stages so far as a bundled model."""
+    denoiser = load_denoiser(options)
+    networks = {
         "text_encoder": denoiser["text"],
+        "unet": denoiser["unet"],
         "vae": load_autoencoder(options),
     }
-    for component, model in models.items():
-        (name,) = options.recipe.variant.files.of(component)
-        write_checkpoint(folder / name, model.to(dtype).state_dict())
+    student = options.run / CONSISTENCY_FILE
+    if student.exists():
+        networks[TURBO] = UNet2DConditionModel(student_config(options.recipe.variant.unet))
+        networks[TURBO].load_state_dict(dict(read_checkpoint(student).tensors))
     merges = (options.run / MERGES_FILE).read_text(encoding="utf-8")
-    (folder / MERGES_FILE).write_text(merges, encoding="utf-8")
+    write_models(folder, options.recipe, networks, merges, dtype)
+
+
+def write_untrained(recipe: Recipe, folder: Path) -> None:
+    """Write a bundled model of a recipe's sizes that has learned nothing, to measure its speed."""
+    torch.manual_seed(0)
+    variant = recipe.variant
+    networks = {
+        "text_encoder": CLIPTextModel(variant.text_encoder),
+        "unet": UNet2DConditionModel(variant.unet),
+        "vae": AutoencoderKL(variant.vae),
+        TURBO: UNet2DConditionModel(student_config(variant.unet)),
+    }
+    write_models(folder, recipe, networks, merges_of(recipe), torch.float16)
 
 
 def export(options: TrainingOptions) -> None:
-    """Write the averaged weights as float16, and the merges, into the bundle's folder."""
-    assert options.bundle is not None
-    write_models(options, options.bundle, torch.float16)
-    size = sum(file.stat().st_size for file in options.bundle.iterdir() if file.is_file())
-    Log(options, "export")(f"{size / 1e6:.1f} MB in {options.bundle.name}/")
+    """Write everything that is bundled so far, in float16."""
+    folder = options.bundle_folder
+    write_averages(options, folder, torch.float16)
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    Log(options, "export")(f"{size / 1e6:.1f} MB in {folder.name}/")
 
 
 def results(options: TrainingOptions) -> list[Path]:
     """The files of a run that are worth keeping: exported weights, sheets, log and options."""
-    folders = [options.run] if options.bundle is None else [options.run, options.bundle]
     suffixes = {".ot", ".safetensors", ".png", ".txt", ".json"}
+    folders = (options.run, options.bundle_folder)
     files = (file for folder in folders for file in sorted(folder.iterdir()))
-    return list({file.name: file for file in files if file.suffix in suffixes}.values())
+    kept = {file.name: file for file in files if file.suffix in suffixes}
+    kept.pop(CONSISTENCY_FILE, None)  # it has been exported
+    return list(kept.values())

@@ -12,7 +12,6 @@ from typing import Any
 from torch import distributed
 
 from scripts.demo.recipes import RECIPES, Recipe
-from sdpy.zoo.variants import DEMO
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class TrainingOptions:
         learning_rate: greatest learning rate of the optimiser.
         tiny_vae_learning_rate: the same for the tiny autoencoder.
         consistency_learning_rate: the same for the UNet for few steps.
-        bundle: folder that ``export`` writes the finished weights to.
+        bundle: folder that ``export`` writes the finished weights to; None for ``files`` in the
+            run's.
     """
 
     run: Path
@@ -65,12 +65,22 @@ class TrainingOptions:
     learning_rate: float = 1e-3
     tiny_vae_learning_rate: float = 1e-3
     consistency_learning_rate: float = 2e-4
-    bundle: Path | None = DEMO.bundled
+    bundle: Path | None = None
 
     @property
     def device_type(self) -> str:
         """``cpu`` or ``cuda``."""
         return self.device.split(":")[0]
+
+    @property
+    def draws_beside_training(self) -> bool:
+        """Whether drawing goes on while the GPU already trains: where time is short."""
+        return self.minutes is not None and self.device_type != "cpu"
+
+    @property
+    def bundle_folder(self) -> Path:
+        """Where ``export`` writes to."""
+        return self.run / "files" if self.bundle is None else self.bundle
 
     @property
     def images_a_step(self) -> int:

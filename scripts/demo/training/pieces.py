@@ -11,7 +11,7 @@ from pathlib import Path
 PIECE_BYTES = 16 * 1000 * 1000
 """Greatest size of a piece."""
 
-SUMS_FILE = "SHA256SUMS"
+PIECE_NAME, SUMS_FILE = "results.zip.{}", "SHA256SUMS"
 
 
 def split(files: Sequence[Path], folder: Path, size: int = PIECE_BYTES) -> list[Path]:
@@ -25,9 +25,11 @@ def split(files: Sequence[Path], folder: Path, size: int = PIECE_BYTES) -> list[
             archive.write(file, file.name)
     packed = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(PIECE_NAME.format("*")):
+        old.unlink()
     pieces, sums = [], []
     for number, start in enumerate(range(0, len(packed), size)):
-        piece = folder / f"results.zip.{number:03d}"
+        piece = folder / PIECE_NAME.format(f"{number:03d}")
         piece.write_bytes(packed[start : start + size])
         pieces.append(piece)
         sums.append(f"{hashlib.sha256(packed[start : start + size]).hexdigest()}  {piece.name}")

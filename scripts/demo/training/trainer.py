@@ -7,6 +7,7 @@ finite keeps the optimiser from changing the weights from that step on. The host
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -65,7 +66,7 @@ class Trainer:
         self.clock = Clock(options, stage)
         self.saved = self.clock.elapsed
         self._first_step = 0
-        self._began = self.clock.elapsed
+        self._measured = self.step, self.clock.elapsed
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         # 1 from the first step on whose loss or gradient is not finite, and the number of that
@@ -153,10 +154,13 @@ class Trainer:
             self.steps = max(self.steps, self.step + 2 * MEASURED_STEPS)
         elif done == MEASURED_STEPS:
             self._synchronize()
-            self._began = self.clock.elapsed
-        elif done == 2 * MEASURED_STEPS or done % self.log_every == 0:
+            self._measured = self.step, self.clock.elapsed
+        elif done == 2 * MEASURED_STEPS or (done > MEASURED_STEPS and done % self.log_every == 0):
             self._synchronize()
-            speed = (done - MEASURED_STEPS) / max(self.clock.elapsed - self._began, 1e-9)
+            # The speed since the last plan: a stage may go on with other images.
+            step, then = self._measured
+            self._measured = self.step, self.clock.elapsed
+            speed = (self.step - step) / max(self.clock.elapsed - then, 1e-9)
             left = int(max(limit - self.clock.elapsed, 0.0) * speed)
             if done == 2 * MEASURED_STEPS:
                 self.log(f"{speed:.2f} steps a second, so {left} more in {limit:.0f} s")
@@ -214,6 +218,36 @@ class Trainer:
         torch.save(state, partial)
         partial.rename(self.path)
         self.clock.save()
+
+
+class DeviceError(Exception):
+    """The device cannot be used."""
+
+
+def prepare_device(options: TrainingOptions) -> None:
+    """Choose how a GPU computes, for the whole process.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    if options.device_type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise DeviceError(f"--device {options.device}: torch finds no GPU here")
+    # The networks attend without torch's fused kernels (`prepare`), the text encoder in fp32. None
+    # of the others may be chosen: gradients of some were not finite in bf16.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    # All steps of a stage have the same few shapes.
+    torch.backends.cudnn.benchmark = True
+
+
+def free_memory(options: TrainingOptions) -> None:
+    """Give the memory of a stage that is over back to the device."""
+    gc.collect()
+    if options.device_type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def prepare(model: ModuleType) -> ModuleType:

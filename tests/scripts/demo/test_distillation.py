@@ -11,7 +11,7 @@ import torch
 from scripts.demo import train
 from scripts.demo.recipes import RECIPES
 from scripts.demo.scene_sets import SCENES
-from scripts.demo.training import consistency
+from scripts.demo.training import consistency, models
 from scripts.demo.training.data import CaptionSet, load_latents
 from scripts.demo.training.diffusion import add_noise, predicted_clean
 from scripts.demo.training.options import TrainingOptions
@@ -43,8 +43,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainingOptions:
         consistency_samples=4,
         consistency_learning_rate=0.5,  # a step is to be seen in float16
     )
-    before = list(train.STAGES)[: list(train.STAGES).index("decoder")]
-    for stage in [*before, "export"]:
+    for stage in train.ALL[: train.ALL.index("export") + 1]:
         train.STAGES[stage](options)
     return options
 
@@ -68,7 +67,7 @@ def test_the_distilled_unet_heeds_the_scale(
 ) -> None:
     consistency.distil_consistency(options)
     few = {"steps": 4, "scheduler": "lcm"}
-    files = {"unet": consistency.CONSISTENCY_FILE}
+    files = {"unet": models.CONSISTENCY_FILE}
     images = [generate(options, files, guidance_scale=scale, **few) for scale in (2.0, 6.0)]
     assert all(image.isfinite().all() for image in images)
     assert not torch.equal(*images)
@@ -114,7 +113,7 @@ def test_the_student_begins_as_its_teacher_whatever_the_scale() -> None:
     teacher = UNet2DConditionModel(DEMO.unet)
     student = consistency.make_student(teacher, DEMO.unet)
     inputs = normal(2, 4, 8, 8), torch.tensor([900, 20]), normal(2, 77, 128)
-    scale = normal(2, consistency.GUIDANCE_CHANNELS, seed=4)
+    scale = normal(2, models.GUIDANCE_CHANNELS, seed=4)
     with torch.no_grad():
         assert torch.equal(student(*inputs, timestep_cond=scale), teacher(*inputs))
 
@@ -141,6 +140,6 @@ def test_embedded_scales_are_those_of_the_pipeline() -> None:
     scales = torch.tensor([2.0, 3.7, 6.0])
     embedded = consistency.embed_scales(scales)
     for row, scale in zip(embedded, scales.tolist(), strict=True):
-        expected = guidance_scale_embedding(scale, consistency.GUIDANCE_CHANNELS)[0]
+        expected = guidance_scale_embedding(scale, models.GUIDANCE_CHANNELS)[0]
         # Angles in the thousands are exact to 1e-4 in float32.
         torch.testing.assert_close(row, expected, atol=1e-3, rtol=0)

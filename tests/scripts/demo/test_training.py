@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.demo import scenes, train
+from scripts.demo import scenes, ship, train
 from scripts.demo.recipes import RECIPES, Recipe
 from scripts.demo.scene_sets import SCENES, WORLD
-from scripts.demo.training import autoencoder, data, denoiser, diffusion, models
+from scripts.demo.training import autoencoder, data, denoiser, diffusion
 from scripts.demo.training.clock import stage_seconds
 from scripts.demo.training.finite import NotFiniteError, first_not_finite
 from scripts.demo.training.flops import describe_run
 from scripts.demo.training.options import TrainingOptions
 from scripts.demo.training.pieces import SUMS_FILE, join, split
+from scripts.demo.training.renderer import Renderer, RenderError, tokenize
 from scripts.demo.training.trainer import Trainer
 from scripts.engine import DemoModel
 from sdpy.models import (
@@ -29,7 +31,8 @@ from sdpy.models import (
 )
 from sdpy.schedulers.ddim import DDIMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
-from sdpy.zoo.variants import DEMO
+from sdpy.zoo.bundle import BUNDLE, read_bundle
+from sdpy.zoo.variants import DEMO, bundled_variants
 from support.compare import normal, relative_error
 
 LENGTH = DEMO.text_encoder.max_position_embeddings
@@ -40,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose autoencoder has seen eight images, which leaves everything to be desired."""
     folder = tmp_path_factory.mktemp("run")
     options = tiny_options(folder)
-    for stage in ("render", "vocabulary", "captions", "autoencoder", "latents"):
+    for stage in ("vocabulary", "render", "autoencoder", "latents"):
         train.STAGES[stage](options)
     return folder
 
@@ -99,6 +102,12 @@ def tiny_options(folder: Path, **changes: Any) -> TrainingOptions:
     return TrainingOptions(run=folder, **(sizes | changes))
 
 
+def test_the_bundled_model_is_of_its_recipe() -> None:
+    variant = RECIPES[read_bundle(BUNDLE).recipe].variant
+    assert (DEMO.configs, DEMO.tiny_vae) == (variant.configs, variant.tiny_vae)
+    assert (DEMO.summary, DEMO.sample_size) == (variant.summary, variant.sample_size)
+
+
 def test_merges_join_the_most_frequent_pairs_first() -> None:
     # "a" and "b</w>" stand beside each other three times; then "c" and "ab</w>" twice.
     merges = data.learn_merges(["ab cab", "Cab, 7"], 9)
@@ -125,7 +134,7 @@ def test_the_captions_have_merges_enough_for_the_vocabulary(
 def test_captions_become_rows_of_tokens(run: Path) -> None:
     tokenizer = data.load_tokenizer(tiny_options(run))
     captions = ["a red house", "", "red " * 100]
-    rows = data.tokenize(tokenizer, captions, DEMO.text_encoder)
+    rows = tokenize(tokenizer, captions, LENGTH)
     assert rows.shape == (3, LENGTH)
     start, end = tokenizer.start_id, tokenizer.end_id
     house = tokenizer.encode("a red house")
@@ -143,12 +152,12 @@ def test_drawn_captions_are_those_of_their_images(run: Path) -> None:
     seen = set()
     for image, row in zip(index.tolist(), drawn, strict=True):
         texts = [scenes.caption_at(image, options.seed, version=v) for v in range(3)]
-        expected = data.tokenize(tokenizer, texts, DEMO.text_encoder).tolist()
+        expected = tokenize(tokenizer, texts, LENGTH).tolist()
         assert row.tolist() in expected
         seen.add((image, expected.index(row.tolist())))
     assert len(seen) == 9
     silent = captions.draw(index, torch.Generator().manual_seed(0), empty=1.0)
-    empty = torch.from_numpy(data.tokenize(tokenizer, [""], DEMO.text_encoder))
+    empty = torch.from_numpy(tokenize(tokenizer, [""], LENGTH))
     assert torch.equal(silent, empty.expand(64, -1))
 
 
@@ -213,6 +222,8 @@ def test_every_option_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(
             train.STAGES, stage, lambda options, stage=stage: seen.append((stage, options))
         )
+    monkeypatch.setattr(train, "prepare_device", lambda options: None)
+    monkeypatch.setattr(train, "free_memory", lambda options: None)
     words = [str(tmp_path), "denoiser", "decoder", "--batch", "8", "--device", "cuda"]
     words += ["--bundle", "b", "--minutes", "9", "--compile", "--recipe", "demo-256"]
     train.main(words)
@@ -290,23 +301,96 @@ def test_export_writes_files_that_sdpy_loads(run: Path, tmp_path: Path) -> None:
     assert torch.isfinite(image).all()
 
 
-def test_everything_is_trained_in_a_given_time_and_carried_away(tmp_path: Path) -> None:
+def test_everything_is_trained_in_a_given_time_and_carried_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All stages of a recipe with other scenes and six channels a latent, to the last piece."""
-    files = tmp_path / "files"
-    options = tiny_options(tmp_path / "run", recipe=TINY_WORLD, minutes=0.2, bundle=files)
-    options.run.mkdir()
-    for stage in train.ALL:
-        train.STAGES[stage](options)
-    log = (options.run / "log.txt").read_text()
+    monkeypatch.setitem(RECIPES, "tiny", TINY_WORLD)
+    monkeypatch.setattr(data, "MERGE_CAPTIONS", 500)
+    run, sizes = tmp_path / "run", tiny_options(tmp_path)
+    words = [str(run), "all", "--recipe", "tiny", "--minutes", "0.2"]
+    for name in ("images", "versions", "batch"):
+        words += [f"--{name}", str(getattr(sizes, name))]
+    train.main([*words, "--pieces", str(tmp_path / "pieces")])
+    log = (run / "log.txt").read_text()
     assert all(f"{stage}: " in log for stage in train.ALL)
+    assert log.count("export: ") == 3
     assert "steps a second" in log
-    model = DemoModel.open(files, variant=TINY_WORLD.variant)
-    image = model.generate("a cat beside a red house", seed=0, steps=2)
-    assert image.shape == (1, 3, 64, 64) and torch.isfinite(image).all()
-    pieces = split(models.results(options), tmp_path / "pieces")
-    names = {file.name for file in join(tmp_path / "pieces", tmp_path / "back")}
-    assert {"unet.ot", "vae.ot", "text_encoder.ot", "merges.txt", "sheet.png"} <= names
-    assert all(piece.stat().st_size <= 16e6 for piece in pieces)
+    used = json.loads((run / "clock.json").read_text())
+    assert set(used) == set(TINY_WORLD.shares)
+    ship.join(tmp_path / "pieces", tmp_path / "back")
+    assert (tmp_path / "back" / "sheet.png").exists()
+    files = tmp_path / "back" / "files"
+    assert read_bundle(files).recipe == "tiny"
+    demo, turbo = bundled_variants(files)
+    for variant, steps in ((demo, 2), (turbo, 1)):
+        model = DemoModel.open(files, variant=variant)
+        image = model.generate("a cat beside a red house", 0, steps=steps)
+        assert image.shape == (1, 3, 64, 64) and torch.isfinite(image).all()
+    assert all(piece.stat().st_size <= 16e6 for piece in (tmp_path / "pieces").iterdir())
+
+
+# -- drawing beside the training -----------------------------------------------------------------
+
+
+def test_images_are_drawn_beside_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingOptions, "draws_beside_training", True)
+    monkeypatch.setattr(data, "FIRST_IMAGES", 3)
+    monkeypatch.setattr(data, "MERGE_CAPTIONS", 500)
+    options = tiny_options(tmp_path, recipe=TINY_WORLD, images=10**6, minutes=60.0)
+    data.vocabulary(options)
+    data.render(options)
+    images = data.ImageSet(options)
+    first = images.count
+    assert first >= 3
+    deadline = time.monotonic() + 30
+    while images.count == first and time.monotonic() < deadline:
+        images.extend()
+    assert images.count > first
+    data.finish_drawing(options)
+    drawn = len(data.load_images(options))
+    time.sleep(0.2)
+    assert len(data.load_images(options)) == drawn >= images.count
+    for index in (0, drawn - 1):
+        scene = options.recipe.scenes.scene_at(index, 0)
+        assert (data.load_images(options)[index] == options.recipe.scenes.draw(scene, 64)).all()
+    assert data.CaptionSet(options).ids.shape == (drawn, 3, LENGTH)
+    data.finish_drawing(options)  # there is nothing to stop any more
+
+
+def test_drawing_goes_on_after_the_last_whole_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MERGE_CAPTIONS", 500)
+    options = tiny_options(tmp_path, recipe=TINY_WORLD, images=5)
+    data.vocabulary(options)
+    job = data.render_job(options)
+    parts = [job.draw(index) for index in range(3)]
+    job.images.write_bytes(b"".join(pixels for pixels, _ in parts[:2]) + b"half an image")
+    job.captions.write_bytes(b"".join(ids for _, ids in parts))
+    assert job.drawn == 2
+    data.render(options)
+    assert job.images.read_bytes() == b"".join(job.draw(i)[0] for i in range(5))
+    assert job.captions.read_bytes() == b"".join(job.draw(i)[1] for i in range(5))
+
+
+def test_drawing_that_fails_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = tiny_options(tmp_path, recipe=TINY_WORLD)
+    with pytest.raises(RenderError, match="run the stage vocabulary first"):
+        data.render(options)
+    with pytest.raises(RenderError, match="ended with code 1"):
+        Renderer(data.render_job(options)).wait(8)
+    assert "merges.txt" in capfd.readouterr().err
+
+
+def test_a_missing_gpu_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="error: --device cuda: torch finds no GPU here"):
+        train.main([str(tmp_path / "run"), "vocabulary", "--device", "cuda"])
 
 
 # -- time ----------------------------------------------------------------------------------------
@@ -320,9 +404,13 @@ def test_stages_share_the_time_that_is_left() -> None:
         assert stage_seconds(options, stage) == pytest.approx(
             600 * share / sum(list(shares.values())[list(shares).index(stage) :])
         )
-    on_time = {"render": 600 * shares["render"]}
-    assert stage_seconds(options, "vocabulary", on_time) == pytest.approx(
-        600 * shares["vocabulary"]
+    on_time = {"vocabulary": 600 * shares["vocabulary"]}
+    assert stage_seconds(options, "render", on_time) == pytest.approx(600 * shares["render"])
+    # An early export takes from all that follow; what a stage has used itself is its own.
+    early = {**on_time, "render": 600 * shares["render"], "export": 60.0}
+    rest = 1 - shares["vocabulary"] - shares["render"]
+    assert stage_seconds(options, "autoencoder", {**early, "autoencoder": 5.0}) == pytest.approx(
+        (600 * rest - 60) * shares["autoencoder"] / rest
     )
     assert stage_seconds(options, "export", {"render": 700.0}) == 0
     assert stage_seconds(options, "tiny-vae") is None
@@ -362,7 +450,9 @@ def test_a_dry_run_tells_what_each_stage_would_do(run: Path) -> None:
     }
     assert list(rows) == list(options.recipe.shares)
     used = {stage: float(cells[0].split()[0]) for stage, cells in rows.items() if cells[0]}
-    seconds = stage_seconds(options, "denoiser", used)
+    names = list(options.recipe.shares)
+    before = {name: used[name] for name in names[: names.index("denoiser")]}
+    seconds = stage_seconds(options, "denoiser", before)
     assert seconds == pytest.approx(used["denoiser"], rel=0.02)
     count = int(rows["denoiser"][2].split()[0].replace(",", ""))
     assert count == pytest.approx(used["denoiser"] * 1e3 / float(rows["denoiser"][1]), rel=0.02)
