@@ -87,8 +87,7 @@ class Contest:
         options: the options of the command line.
         folder: folder of the weights.
         scratch: folder for jobs and results.
-        formats: memory formats of diffusers' UNet and autoencoder, in the number format of the
-            command line.
+        formats: memory formats of diffusers' UNet and autoencoder.
     """
 
     options: argparse.Namespace
@@ -103,7 +102,9 @@ class Contest:
         changes = {"COLUMNS": "200", "PYTHONPATH": os.pathsep.join(paths)}
         if self.options.threads is not None:
             changes["OMP_NUM_THREADS"] = str(self.options.threads)
-        return {**os.environ, **changes}
+        # Installed packages are compiled, and `prepare` has compiled ours.
+        inherited = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
+        return {**inherited, **changes}
 
     def job(self, task: str, **changes: Any) -> Job:
         """Make a job with the options of the command line."""
@@ -135,12 +136,12 @@ class Contest:
         _, peak = run_process(command, self.environment)
         return json.loads(Path(job.result).read_text(encoding="utf-8")), peak
 
-    def find_formats(self, dtype: str) -> dict[str, str]:
-        """The memory formats of diffusers' models in a number format: that which is faster."""
+    def find_formats(self) -> dict[str, str]:
+        """The memory formats of diffusers' models: those that are faster, unless one is named."""
         if self.options.format != "auto":
             return dict.fromkeys(("unet", "vae"), self.options.format)
-        tell(f"diffusers in {dtype}: contiguous or channels_last?")
-        seconds = self.work(self.job("diffusers formats", dtype=dtype))[0]["seconds"]
+        tell("diffusers: contiguous or channels_last?")
+        seconds = self.work(self.job("diffusers formats"))[0]["seconds"]
         return faster_formats(seconds)
 
     def command(self, *arguments: str) -> Outcome:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sdpy
 from scripts.bench.jobs import TINY_VAE_FILE, Job
 
 if TYPE_CHECKING:  # at run time this would import torch
@@ -67,12 +69,16 @@ def sizes() -> dict[str, ModelVariant]:
 
 
 def prepare(job: Job) -> dict[str, Any]:
-    """Write the random weights where there are none yet, and count the arithmetic."""
+    """Write the random weights where there are none yet, and count the arithmetic.
+
+    sdpy's modules are compiled, as they are where it is installed.
+    """
     import torch
 
     from sdpy.benchmark.arithmetic import count_flops
     from sdpy.benchmark.weights import write_random_model
 
+    compileall.compile_dir(str(Path(sdpy.__file__).parent), quiet=1)
     variant = sizes()[job.size]
     write_random_model(Path(job.folder), variant)
     _write_tiny_vae(Path(job.tiny_vae_folder), variant)

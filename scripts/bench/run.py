@@ -219,7 +219,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     flops = prepared["flops"]
     flops["generate"] = flops["text"] + options.steps * flops["unet"] + flops["decode"]
     if any(PHASES[name].needs_formats for name in options.phases):
-        contest.formats = contest.find_formats(options.dtype)
+        contest.formats = contest.find_formats()
 
     phases: PhaseResults = {}
     for name in options.phases:
