@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import sys
 
 
@@ -27,6 +28,8 @@ def main() -> None:
     except KeyboardInterrupt:  # while all this is imported
         tell("sdpy: interrupted")
         code = 130
+    # Python looks for garbage once more at its end, among all objects of PyTorch's: half a second.
+    gc.freeze()
     sys.exit(128 + received[0] if received else code)
 
 
