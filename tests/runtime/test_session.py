@@ -280,9 +280,9 @@ def test_the_least_recently_used_goes_first(
     order: list[str] = []
     release = session_module.LoadedModel.release
 
-    def noting(self: Any) -> None:
+    def noting(self: Any, **options: Any) -> None:
         order.append(self.key.component)
-        release(self)
+        release(self, **options)
 
     monkeypatch.setattr(session_module.LoadedModel, "release", noting)
     with pytest.raises(Exception, match="would take"):

@@ -41,6 +41,8 @@ class PassContext:
         streamed: whether weights are in memory, or on the GPU, only while their layer runs.
         weight_budget: bytes that all larger forms of a network's weights may take together beyond
             what the originals took; None for as many as are worthwhile.
+        evaluations: how often the model is going to compute; None for many times, or unknown.
+            What is made of its weights is to pay off within so many.
         weights: the parameters' origins, through which those that are not needed are released.
         preparations: counts what is prepared.
     """
@@ -53,6 +55,7 @@ class PassContext:
     compiled: bool = False
     streamed: bool = False
     weight_budget: int | None = None
+    evaluations: int | None = None
     weights: ModelWeights = field(default_factory=ModelWeights)
     preparations: Preparations = field(default_factory=Preparations)
 

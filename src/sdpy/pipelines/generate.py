@@ -156,6 +156,8 @@ def _generate_group(
         notices = tuple(dict.fromkeys((*memory.notices, *second.notices)))
         yield from session.refiner.take_notices()
     models = models.changed(execution=memory.execution, keep=memory.keep)
+    if not (session.keep_models or step_interval):
+        models = models.changed(evaluations=_evaluations(plans, memory.batch))
     yield from session.take_notices()
     yield from notices
     yield from describe_compiling(models)
@@ -211,6 +213,14 @@ def _generate_group(
             refiner = None if refiner is None else retreat.of(refiner)
             what, instead = "this on the GPU", retreat.description
         yield Notice(f"not enough memory for {what}: {instead}")
+
+
+def _evaluations(plans: Sequence[PlannedRequest], batch: int) -> dict[str, int]:
+    """How often models compute for images of which so many are computed together."""
+    batches = -(-sum(plan.request.num_samples for plan in plans) // batch)
+    steps = batches * len(plans[0].scheduler.timesteps)
+    encoders = {one.name: len(plans) for one in components_with_role("text_encoder")}
+    return {**encoders, "unet": steps, "controlnet": steps, "vae": batches}
 
 
 def _encode_prompts(

@@ -68,8 +68,14 @@ class LoadedModel:
         for mapping in self.file.mappings:
             mapping.check_unchanged()
 
-    def release(self) -> None:
-        """Give back its memory, even where somebody still holds the model."""
+    def release(self, *, to_system: bool = True) -> None:
+        """Give back its memory, even where somebody still holds the model.
+
+        Args:
+            to_system: or else leave what was not mapped for the next model of this process, for
+                which the system would have to clear every page of new memory.
+        """
         self.model.to("meta")
         self.file.forget()
-        give_back_freed_memory()
+        if to_system:
+            give_back_freed_memory()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +40,7 @@ class RequestModels:
         placement: on which devices.
         loras: merged into text encoder and UNet.
         keep: components that stay loaded after their use.
+        evaluations: how often components are going to compute, where it is known.
     """
 
     session: Session
@@ -47,6 +48,7 @@ class RequestModels:
     placement: Placement
     loras: tuple[Lora, ...] = ()
     keep: frozenset[str] = frozenset()
+    evaluations: Mapping[str, int] = field(default_factory=dict)
 
     def changed(self, **changes: Any) -> RequestModels:
         """The same with some attributes changed."""
@@ -125,5 +127,6 @@ class RequestModels:
             loras=self.loras,
             keep=keep,
             weight_budget=self.execution.weight_budget,
+            evaluations=self.evaluations.get(component),
         ) as model:
             yield model

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 TAKES_LORAS = frozenset(one.name for one in components_with_role("text_encoder", "unet"))
 """Components into which LoRAs are merged."""
 
+HEAVY = TAKES_LORAS | {"controlnet"}
+"""Components whose weights are large beside what is computed with them."""
+
 PROMPTS_CACHED = 256
 """Encoded prompts that a session caches; each takes a quarter of a megabyte a chunk."""
 
@@ -116,6 +119,8 @@ class Session:
         self._configs: dict[Hashable, Any] = {}
         self._sizes: dict[Hashable, FileSize] = {}
         self._checked: set[Hashable] = set()
+        # Models without weights that were checked against files, until they are loaded.
+        self._empty: dict[Hashable, nn.Module] = {}
         self._lora_files: tuple[Checkpoint, ...] = ()
         self._notices = [*source.assumptions, *source.notices]
         if options is not None and options.dtype is None and self.placement.gpus:
@@ -200,6 +205,7 @@ class Session:
         for name in names:
             models[name] = self.source.make(name)
             check_weights(models[name], self.source.checkpoint(name), component=name)
+            self._empty[name, self.source.fingerprint(name)] = models[name]
         self._check_latents()
         self._check_widths()
         check_loras(loras, {name: models[name] for name in names if name in TAKES_LORAS})
@@ -307,6 +313,7 @@ class Session:
         loras: tuple[Lora, ...],
         keep: bool,
         weight_budget: int | None = None,
+        evaluations: int | None = None,
     ) -> Iterator[nn.Module]:
         """A model, loaded if it is not there, for the duration of the block.
 
@@ -316,11 +323,12 @@ class Session:
             loras: merged into it.
             keep: whether it stays after the block.
             weight_budget: bytes that faster forms of its weights may take, if it is loaded now.
+            evaluations: how often it is going to compute, likewise; None for many times.
         """
         self._release_outdated(key)
         loaded = self._loaded.get(key)
         if loaded is None:
-            loaded = self._load(key, path, loras, weight_budget)
+            loaded = self._load(key, path, loras, weight_budget, evaluations)
             self._loaded[key] = loaded
         self._loaded.move_to_end(key)
         loaded.users += 1
@@ -401,25 +409,34 @@ class Session:
                 self._drop(other)
 
     def _drop(self, key: ModelKey) -> None:
-        self._loaded.pop(key).release()
+        # A command for a single request soon needs as much for the decoder, and then ends.
+        soon_over = not self.keep_models and self.execution.memory == "auto"
+        self._loaded.pop(key).release(to_system=not soon_over)
 
     def _load(
-        self, key: ModelKey, path: Path, loras: tuple[Lora, ...], weight_budget: int | None
+        self,
+        key: ModelKey,
+        path: Path,
+        loras: tuple[Lora, ...],
+        weight_budget: int | None,
+        evaluations: int | None,
     ) -> LoadedModel:
         """Give a new model its weights, or the means to get them when it runs."""
         self.counters.loads += 1
         execution, device, component = key.execution, key.device, key.component
-        model = self.source.make(component, path).eval()
+        model = self._take_empty(component, path).eval()
         opened = self.source.checkpoint(component, path)
         dtype = execution.dtype_on(device)
         in_memory = CPU if execution.offloads_on(device) else device
         merged = loras if component in TAKES_LORAS else ()
-        if execution.streamed:
+        once = evaluations == 1 and self._is_faster_streamed(component, opened, device, dtype)
+        streamed = execution.streamed or once
+        if streamed:
             file = load_weights(model, opened, component=component, dtype=None)
         else:
             file = load_weights(model, opened, component=component, dtype=dtype, device=in_memory)
         changes = lora_changes(merged, component, model)
-        if not execution.streamed:
+        if not streamed:
             merge_loras(merged, component, model)
             file.forget()  # what was read of it to merge something
         weights = ModelWeights(model, file, dtype=dtype, device=in_memory, changes=changes)
@@ -432,13 +449,32 @@ class Session:
                 tiled=execution.is_tiled_on(device),
                 sliced_attention_size=execution.sliced_attention_size,
                 compiled=execution.compiles_on(device),
-                streamed=execution.streamed,
+                streamed=streamed,
                 weight_budget=weight_budget,
+                evaluations=evaluations,
                 weights=weights,
                 preparations=self.counters.preparations,
             ),
         )
         return LoadedModel(key, model, file)
+
+    def _take_empty(self, component: str, path: Path) -> nn.Module:
+        """A model without weights: that which they were checked against, unless it is taken."""
+        made = self._empty.pop((component, self.source.fingerprint(component, path)), None)
+        return self.source.make(component, path) if made is None else made
+
+    def _is_faster_streamed(
+        self, component: str, opened: Checkpoint, device: torch.device, dtype: torch.dtype
+    ) -> bool:
+        """Whether weights had better be converted when their layer runs, if it runs only once.
+
+        Then they take the same memory in turn. Memory for all of them would be new, every page of
+        which the system has to clear, and that takes longer than converting.
+        """
+        if device.type != "cpu" or component not in HEAVY or not opened.is_mapped:
+            return False
+        stored = outline_of(opened, component).values()
+        return any(one.is_floating_point() and one.dtype != dtype for one in stored)
 
 
 def _states_of(loras: tuple[Lora, ...]) -> tuple[Any, ...]:

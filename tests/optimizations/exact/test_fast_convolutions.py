@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,39 @@ def test_budget(budget: int) -> None:
     assert extra_bytes(sd15_convolutions(64), chosen) <= budget
     assert sum(o.cost for o in more.values()) <= sum(o.cost for o in chosen.values())
     assert len(chosen) == 98
+
+
+def test_for_a_single_evaluation_less_is_made_of_the_weights() -> None:
+    """And that takes it less time than what is best for many, the making included."""
+    convolutions = sd15_convolutions(64)
+    every = {c.name: find_options(c, few=True) for c in convolutions}
+    once = {
+        name: [replace(o, cost=o.cost + o.preparation) for o in some]
+        for name, some in every.items()
+    }
+    for_many, for_one = choice(10**11), choose(convolutions, once, 10**11)
+
+    def cost(chosen: dict[str, Option]) -> float:
+        return sum(by_key(once[name])[option.key].cost for name, option in chosen.items())
+
+    assert cost(for_one) < 0.8 * cost(for_many)
+    kept = [sum(o.kept_bytes for o in some.values()) for some in (for_one, for_many)]
+    assert kept[0] < kept[1] / 2
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "few"), [(None, False), (1, True), (fast_convolutions.FEW, True), (9, False)]
+)
+@torch.inference_mode()
+def test_unet_for_so_many_evaluations_gives_the_same(evaluations: int | None, few: bool) -> None:
+    """With more than a few, it computes in the forms that are best for many."""
+    plain, fast, usual = (tiny_model("unet") for _ in range(3))
+    make_fast(fast, evaluations=evaluations)
+    make_fast(usual)
+    expected = plain(*UNET_INPUTS)
+    result = fast(*UNET_INPUTS)
+    assert relative_error(result, expected) <= TOLERANCE
+    assert few or torch.equal(result, usual(*UNET_INPUTS))
 
 
 def test_forms_that_are_there_cost_nothing_more() -> None:

@@ -35,6 +35,20 @@ TRANSFORMING_BYTE = 10.0
 ORDERING_BYTE = 100.0
 """The cost of putting one byte of stored weights into the order in which they are transformed."""
 
+# What is made before the first call, new memory for it included; measured on the same AMD EPYC as
+# `ADDED_BYTE`.
+LAYOUT_BYTE = 25.0
+"""The cost of copying one byte of weights into channels-last memory."""
+
+ORDERED_BYTE = 40.0
+"""The cost of keeping one byte of weights in the order in which they are transformed."""
+
+KEPT_BYTE = 90.0
+"""The cost of making one byte of transformed weights to be kept."""
+
+SUMMED_BYTE = 600.0
+"""The cost of summing up one byte of bfloat16 weights, for Winograd or for a doubled map."""
+
 DIRECT_WEIGHT_BYTE = 84.0
 """The cost of one byte of weights in torch's own convolution, which reorders them at each call."""
 
@@ -77,6 +91,11 @@ def direct_cost(convolution: Convolution) -> float:
     return _work(convolution) + DIRECT_WEIGHT_BYTE * convolution.weight_bytes
 
 
+def direct_preparation(convolution: Convolution) -> float:
+    """Weights put into another order, in new memory."""
+    return LAYOUT_BYTE * convolution.weight_bytes
+
+
 def matmul_cost(convolution: Convolution) -> float:
     """One matrix product with the patches that the kernel falls on, or with the pixels."""
     product = _product(convolution.positions, _work(convolution))
@@ -113,9 +132,24 @@ def winograd_cost(convolution: Convolution, transforms: Transforms, keep: Keep) 
     return PIECEWISE_PRODUCT * _product(tiles, work) + parts * each_part + PIECEWISE + moved
 
 
+def winograd_preparation(convolution: Convolution, transforms: Transforms, keep: Keep) -> float:
+    """What is kept of the weights, made once."""
+    weight_bytes = convolution.weight_bytes
+    return {
+        Keep.TRANSFORMED: KEPT_BYTE * (weight_bytes * transforms.points // 9),
+        Keep.ORDERED: ORDERED_BYTE * weight_bytes,
+        Keep.ORIGINAL: 0.0,
+    }[keep]
+
+
 def bfloat16_cost(convolution: Convolution, balance: float = 1.0) -> float:
     """Torch's own convolution in bfloat16."""
     return _work(convolution) + balance * TRANSFORMED_BYTE * convolution.weight_bytes
+
+
+def summing_preparation(convolution: Convolution) -> float:
+    """bfloat16 weights summed up in float32, rounded, and kept."""
+    return SUMMED_BYTE * convolution.weight_bytes
 
 
 def added_winograd_cost(convolution: Convolution, balance: float = 1.0) -> float:

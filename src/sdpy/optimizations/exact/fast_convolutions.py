@@ -8,7 +8,7 @@ for their weights share a budget, the best bargains first.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,10 @@ from sdpy.optimizations.exact.winograd import (
     Transforms,
     WinogradConv2d,
 )
+
+FEW = 8
+"""Up to so many evaluations, what is made of the weights before the first one counts. With more,
+the choice, and with it the rounding, does not depend on their number."""
 
 THIN = 16
 """With fewer channels than this, only torch's own convolution is considered."""
@@ -77,6 +81,7 @@ class Option:
     Attributes:
         key: the form's, among those of the convolution.
         cost: of a call.
+        preparation: the cost of what is made of the weights before the first.
         kept_bytes: of memory for what is made of the weights.
         needs_original: whether it needs the original weights beside that.
         make: makes the form from the convolution.
@@ -84,6 +89,7 @@ class Option:
 
     key: str
     cost: float
+    preparation: float
     kept_bytes: int
     needs_original: bool
     make: Callable[[nn.Conv2d], nn.Module]
@@ -111,6 +117,8 @@ class ConvolutionPlanner:
         self._streamed, self._preparations = context.streamed, context.preparations
         self._pairs = bfloat16_pairs.gain() if uses_pairs(network, context) else 0.0
         self._dtype = context.dtype
+        evaluations = context.evaluations
+        self._few = evaluations if evaluations is not None and evaluations <= FEW else None
         most = BUDGET * context.dtype.itemsize // 4
         self._budget = most if context.weight_budget is None else min(context.weight_budget, most)
         self._trace = ConvolutionTrace(network)
@@ -137,8 +145,9 @@ class ConvolutionPlanner:
         if self._dtype == torch.bfloat16:
             find = partial(find_bfloat16_options, balance=machine.bfloat16_balance())
         else:
-            find = partial(find_options, pairs=self._pairs)
-        options = {c.name: find(c, keep_weights=not self._streamed) for c in convolutions}
+            find = partial(find_options, few=self._few is not None, pairs=self._pairs)
+        keep = not self._streamed
+        options = {c.name: self._weighed(c.name, find(c, keep_weights=keep)) for c in convolutions}
         present = {name: tuple(made.values()) for name, made in self._made.items()}
         chosen = choose(convolutions, options, self._budget, present)
         for name, option in chosen.items():
@@ -147,6 +156,17 @@ class ConvolutionPlanner:
                 layer.add(option.key, option.make(layer.original))
                 self._made[name][option.key] = option
         return {name: option.key for name, option in chosen.items()}
+
+    def _weighed(self, name: str, options: Sequence[Option]) -> Sequence[Option]:
+        """Options whose cost includes their share of what is made before the first evaluation."""
+        if self._few is None:
+            return options
+        return [
+            option
+            if option.key in self._made[name]
+            else replace(option, cost=option.cost + option.preparation / self._few)
+            for option in options
+        ]
 
 
 def _replace_convolutions(network: nn.Module, context: PassContext) -> dict[str, AdaptiveConv2d]:
@@ -229,7 +249,7 @@ def _extra_bytes(options: Collection[Option], weight_bytes: int) -> int:
 
 
 def find_options(
-    convolution: Convolution, *, keep_weights: bool = True, pairs: float = 0.0
+    convolution: Convolution, *, keep_weights: bool = True, few: bool = False, pairs: float = 0.0
 ) -> list[Option]:
     """The forms in which a convolution may be computed, torch's own first.
 
@@ -237,28 +257,32 @@ def find_options(
         convolution: with the shape of its input.
         keep_weights: whether what is made of the weights may be kept. Otherwise they are read anew
             at each call, and are float32 only then.
+        few: whether there are few calls, in which it may not pay off to keep anything.
         pairs: how much faster products of bfloat16 pairs are; 0 for none.
     """
     conv, k = convolution.module, convolution.kernel
     weight_bytes = convolution.weight_bytes
     direct = cost_model.direct_cost(convolution)
     if not keep_weights:
-        options = [Option("stored", direct, 0, True, StoredConv2d)]
+        options = [Option("stored", direct, 0, 0, True, StoredConv2d)]
     elif is_channels_last_already(conv):
-        options = [Option("direct", direct, 0, True, DirectConv2d)]
+        options = [Option("direct", direct, 0, 0, True, DirectConv2d)]
     else:
-        options = [Option("direct", direct, weight_bytes, False, DirectConv2d)]
+        before = cost_model.direct_preparation(convolution)
+        options = [Option("direct", direct, before, weight_bytes, False, DirectConv2d)]
     thin = min(conv.in_channels, conv.out_channels) < THIN
     if thin or conv.groups > 1 or conv.dilation != (1, 1) or conv.kernel_size != (k, k):
         return options
     if k > 1 or conv.stride == (1, 1):
         cost = cost_model.matmul_cost(convolution)
-        options.append(Option("matmul", cost, 0, True, MatmulConv2d))
+        options.append(Option("matmul", cost, 0, 0, True, MatmulConv2d))
         if pairs:
             cost = cost_model.paired_cost(convolution, pairs)
-            options.append(Option("pairs", cost, weight_bytes, False, PairedConv2d))
+            before = cost_model.direct_preparation(convolution)
+            options.append(Option("pairs", cost, before, weight_bytes, False, PairedConv2d))
     if k == 3 and conv.stride == (1, 1) and conv.padding == (1, 1):
-        keeps = (Keep.TRANSFORMED, Keep.ORDERED) if keep_weights else (Keep.ORIGINAL,)
+        keeps = [Keep.TRANSFORMED, Keep.ORDERED] if keep_weights else []
+        keeps += [Keep.ORIGINAL] if few or not keep_weights else []
         for keep in keeps:
             for transforms in TRANSFORMS.values():
                 options.append(_winograd(convolution, transforms, keep))
@@ -280,22 +304,26 @@ def find_bfloat16_options(
     conv, weight_bytes = convolution.module, convolution.weight_bytes
     cost = cost_model.bfloat16_cost(convolution, balance)
     if not keep_weights:
-        return [Option("stored", cost, 0, True, StoredConv2d)]
+        return [Option("stored", cost, 0, 0, True, StoredConv2d)]
+    before = cost_model.direct_preparation(convolution)
     if packed_layers.is_fast():
         packed = partial(PackedConv2d, input_shape=convolution.input_shape)
-        options = [Option("packed", cost, weight_bytes, False, packed)]
+        options = [Option("packed", cost, before, weight_bytes, False, packed)]
     elif is_channels_last_already(conv):
-        options = [Option("direct", cost, 0, True, DirectConv2d)]
+        options = [Option("direct", cost, 0, 0, True, DirectConv2d)]
     else:
-        options = [Option("direct", cost, weight_bytes, False, DirectConv2d)]
+        options = [Option("direct", cost, before, weight_bytes, False, DirectConv2d)]
     thin = min(conv.in_channels, conv.out_channels) < THIN
     plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups, conv.dilation)
     if not thin and plain == ((3, 3), (1, 1), (1, 1), 1, (1, 1)):
         cost, more = cost_model.added_winograd_cost(convolution, balance), weight_bytes * 16 // 9
-        options.append(Option("added-winograd", cost, more, False, AddedWinogradConv2d))
+        before = cost_model.summing_preparation(convolution)
+        form = Option("added-winograd", cost, before, more, False, AddedWinogradConv2d)
+        options.append(form)
         if convolution.doubled:
             cost = cost_model.doubling_cost(convolution, balance)
-            options.append(Option("doubling", cost, weight_bytes, False, DoublingConv2d))
+            form = Option("doubling", cost, before, weight_bytes, False, DoublingConv2d)
+            options.append(form)
     return options
 
 
@@ -310,6 +338,7 @@ def _winograd(convolution: Convolution, transforms: Transforms, keep: Keep) -> O
     return Option(
         f"{kind}-{keep.value}",
         cost_model.winograd_cost(convolution, transforms, keep),
+        cost_model.winograd_preparation(convolution, transforms, keep),
         kept_bytes[keep],
         keep is Keep.ORIGINAL,
         partial(WinogradConv2d, transforms=transforms, keep=keep),
