@@ -9,7 +9,15 @@ import pytest
 import torch
 
 import sdpy.runtime.threads
-from sdpy.runtime.threads import WAITING, limit_threads, usable_cores, wait_passively
+from sdpy.runtime.threads import (
+    WAITING,
+    WORK_PER_THREAD,
+    fitting_threads,
+    limit_threads,
+    threads_for,
+    usable_cores,
+    wait_passively,
+)
 
 # --- how threads wait --------------------------------------------------------------------------
 
@@ -148,3 +156,34 @@ def test_torch_gets_no_more(
         assert torch.get_num_threads() == after
     finally:
         torch.set_num_threads(usual)
+
+
+# --- how many fit a model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("work", "available", "expected"),
+    [
+        (1e3, 1, 1),
+        (1e3, 2, 2),
+        (1e3, 64, 2),
+        (2 * WORK_PER_THREAD, 64, 2),
+        (5.5 * WORK_PER_THREAD, 64, 5),
+        (5.5 * WORK_PER_THREAD, 4, 4),
+    ],
+)
+def test_small_models_take_few_threads(work: float, available: int, expected: int) -> None:
+    assert fitting_threads(work, available) == expected
+
+
+def test_threads_are_set_for_a_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at all where they are as many already."""
+    count = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count[-1])
+    monkeypatch.setattr(torch, "set_num_threads", count.append)
+    with pytest.raises(ValueError, match="within"), threads_for(3 * WORK_PER_THREAD):
+        assert count == [8, 3]
+        raise ValueError("within")
+    assert count == [8, 3, 8]
+    with threads_for(1e12):
+        assert count == [8, 3, 8]

@@ -26,6 +26,7 @@ from sdpy.runtime.devices import Placement, seeded_generator
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.fallbacks import finish
 from sdpy.runtime.session import Session
+from sdpy.runtime.workload import Workload
 from sdpy.text.conditioning import (
     Conditioning,
     ConditioningSchedule,
@@ -83,6 +84,12 @@ class BenchmarkTarget:
             UsageError: the image's sides do not suit the model.
         """
         return shape_of_latents(self.source.variant, self.width, self.height)
+
+    @property
+    def work(self) -> float:
+        """See `sdpy.runtime.workload.Workload.work`, of an image with guidance."""
+        models = self.session().models()
+        return Workload.of(models, self.latent_shape).work
 
     def count_flops(self) -> dict[str, int]:
         """FLOP of each of `PHASES`; see `sdpy.benchmark.arithmetic.count_flops`."""

@@ -16,7 +16,7 @@ from sdpy.checkpoints import DTYPES_BY_NAME
 from sdpy.errors import UsageError
 from sdpy.runtime.devices import CPU, best_device, cpu_has_bfloat16, place
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.threads import usable_cores
+from sdpy.runtime.threads import fitting_threads, is_number_given, usable_cores
 
 SECONDS_A_PHASE = 10.0
 """Once the timed evaluations of a phase took so long, no more are begun; see `measure`."""
@@ -76,9 +76,16 @@ class PhaseMeasurement:
 Event = MeasurementStarted | MatmulRate | PhaseMeasurement
 
 
-def usual_setup() -> Setup:
-    """What a run uses where the user says nothing."""
-    return Setup(str(best_device()), torch.get_num_threads())
+def usual_setup(target: BenchmarkTarget | None = None) -> Setup:
+    """What a run uses where the user says nothing.
+
+    Args:
+        target: the model, of which a small one takes fewer threads; None for any large one.
+    """
+    device, threads = best_device(), torch.get_num_threads()
+    if target is not None and device == CPU and not is_number_given():
+        threads = fitting_threads(target.work, threads)
+    return Setup(str(device), threads)
 
 
 def setups(device: str | None = None, threads: Sequence[int] = ()) -> list[Setup]:

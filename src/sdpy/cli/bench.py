@@ -82,7 +82,7 @@ def bench(
     most memory that is held meanwhile. The machine should be quiet. Nothing is downloaded and
     nothing is left on the disk.
     """
-    from sdpy.benchmark.survey import setups, survey
+    from sdpy.benchmark.survey import setups, survey, usual_setup
     from sdpy.runtime.allocator import keep_freed_memory
     from sdpy.runtime.threads import limit_threads
 
@@ -90,11 +90,14 @@ def bench(
     limit_threads()
     choices = setups(device, _numbers(threads))
     with _target(model, data, width, height, quiet) as target:
+        usual = usual_setup(target)
+        if threads is None and choices[0].device == usual.device:
+            choices = list(dict.fromkeys([usual, *choices]))
         matmul, measured = _follow(survey(target, choices, repeats=repeats), quiet)
     if as_json:
         print(json.dumps(_as_json(target, matmul, measured), indent=2))
     else:
-        print("\n".join(_lines(target, steps, matmul, measured)))
+        print("\n".join(_lines(target, usual, steps, matmul, measured)))
 
 
 def _numbers(text: str | None) -> list[int]:
@@ -158,10 +161,12 @@ def _tell(text: str, quiet: bool) -> None:
 
 
 def _lines(
-    target: BenchmarkTarget, steps: int, matmul: MatmulRate, measured: Sequence[PhaseMeasurement]
+    target: BenchmarkTarget,
+    usual: Setup,
+    steps: int,
+    matmul: MatmulRate,
+    measured: Sequence[PhaseMeasurement],
 ) -> Iterator[str]:
-    from sdpy.benchmark.survey import usual_setup
-
     setup = matmul.setup
     phases = {one.phase: one for one in measured if one.setup == setup}
     load = sum(one.measurement.load for one in phases.values() if one.phase != "encode")
@@ -176,7 +181,7 @@ def _lines(
     if len(step_times) > 1:
         settings = [[str(one), seconds(t.median), low_to_high(t)] for one, t in step_times.items()]
         yield "\n" + table(["settings", TITLES["unet"], "range"], settings)
-    yield "\n" + _advice(usual_setup(), step_times)
+    yield "\n" + _advice(usual, step_times)
     yield from _shorter_dtypes(step_times)
     begun = sum(phases[phase].measurement.first for phase in ("text", "unet", "decode"))
     whole = load + begun + (steps - 1) * step_times[setup].median

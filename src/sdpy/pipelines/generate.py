@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -37,6 +38,7 @@ from sdpy.runtime.planner import plan_memory, plan_two_stages
 from sdpy.runtime.request_models import RequestModels
 from sdpy.runtime.retreats import retreats
 from sdpy.runtime.session import Session
+from sdpy.runtime.threads import threads_for
 from sdpy.runtime.workload import AUTOMATIC_SLICES, Workload
 from sdpy.text.conditioning import ConditioningSchedule
 
@@ -188,7 +190,8 @@ def _generate_group(
         # Of a session for this request alone, nothing is needed after its last batch.
         here = models.releasing("unet", "vae", *COMPANIONS) if last else models
         try:
-            yield from _generate_batch(here, refiner, batch, images, step_interval)
+            work = workload.work * len(batch)
+            yield from _generate_batch(here, refiner, batch, images, step_interval, work)
         except Exception as error:
             # Smaller batches help with what is computed, not with the loading of weights.
             computed = isinstance(error, ShortageError)
@@ -250,9 +253,14 @@ def _generate_batch(
     batch: Sequence[ImageJob],
     images: int,
     step_interval: int | None,
+    work: float,
 ) -> Iterator[Event]:
-    """Latents, denoising loop and decoder for the images of one batch."""
+    """Latents, denoising loop and decoder for the images of one batch.
+
+    ``work`` is the arithmetic of one of the UNet's largest operations.
+    """
     plan = batch[0].plan
+    chooses_threads = models.session.chooses_threads and models.placement["unet"] == CPU
     generators = [seeded_generator(job.seed) for job in batch]
     scheduler = plan.fresh_scheduler()
     start = InitialLatents.cat(
@@ -266,6 +274,7 @@ def _generate_batch(
             loaded_controls(stage.models, stage.controls) as controls,
             stage.models.unet() as unet,
             approximate(unet, plan.approximations, [job.seed for job in batch]) as approximated,
+            threads_for(work) if chooses_threads else nullcontext(),
         ):
             for step in denoise(
                 approximated,

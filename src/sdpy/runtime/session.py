@@ -39,6 +39,7 @@ from sdpy.runtime.fallbacks import Notice
 from sdpy.runtime.loaded_model import FileSize, LoadedModel, ModelKey
 from sdpy.runtime.offloading import moved
 from sdpy.runtime.request_models import RequestModels
+from sdpy.runtime.threads import is_number_given
 from sdpy.text.conditioning import PromptConditioning
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.schemas import told_beside
@@ -146,6 +147,12 @@ class Session:
         """What the model is called: the name of its variant, or of the file or folder it is in."""
         model = None if self.options is None else self.options.model
         return self.variant.name if model is None else Path(model).stem
+
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether models on the CPU take as many threads as fit them; not where users say it."""
+        told = self.options is None or self.options.threads is not None
+        return not (told or is_number_given())
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:

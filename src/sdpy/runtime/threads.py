@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdpy.runtime.linux import ROOT, control_groups, read_lines, read_number
@@ -16,6 +17,11 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 ADDRESSES_FOR_THREADS = 4 * 2**30
 """Bytes of address space from which on there may be several threads."""
+
+WORK_PER_THREAD = 40e6
+"""Multiplications and additions of an operation from which on another thread pays off. With the
+demo model's 85 million, images took as long with one thread as with two. With four threads on two
+cores they took a fifth longer, with eight a quarter (AMD EPYC)."""
 
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which users say how many threads there are."""
@@ -49,8 +55,44 @@ def limit_threads(root: Path = ROOT) -> None:
     """
     import torch
 
-    if not any(os.environ.get(name) for name in NUMBERS):
+    if not is_number_given():
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores(root)))
+
+
+def is_number_given() -> bool:
+    """Whether the user says by one of `NUMBERS` how many threads there are."""
+    return any(os.environ.get(name) for name in NUMBERS)
+
+
+def fitting_threads(work: float, available: int) -> int:
+    """How many threads a network is computed with; two of them in any case if there are so many.
+
+    At the end of each operation threads wait for one another, and with passive waiting have to be
+    woken for the next one. Where that takes as long as their share of the operation, further
+    threads make it slower and keep cores from others.
+
+    Args:
+        work: multiplications and additions of a large operation of the network.
+        available: threads that there are.
+    """
+    return min(available, max(2, int(work / WORK_PER_THREAD)))
+
+
+@contextmanager
+def threads_for(work: float) -> Iterator[None]:
+    """Let torch use `fitting_threads` during the block, of those that it has."""
+    import torch
+
+    before = torch.get_num_threads()
+    fitting = fitting_threads(work, before)
+    if fitting == before:  # setting it empties caches of the kernels
+        yield
+        return
+    torch.set_num_threads(fitting)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def usable_cores(root: Path = ROOT) -> int:

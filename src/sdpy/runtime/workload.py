@@ -243,6 +243,14 @@ class Workload:
         return f"{self.width}x{self.height} pixels"
 
     @property
+    def work(self) -> float:
+        """The arithmetic of one of the UNet's largest operations, for an image.
+
+        These are the multiplications and additions of a 3x3 convolution of its first level.
+        """
+        return 18.0 * self.unet_width**2 * self.positions * self.contexts
+
+    @property
     def models(self) -> tuple[WeightsSize, ...]:
         """All models that are to run."""
         return (*self.text_encoders, self.unet, self.vae, *self.controlnets, *self.adapters)
