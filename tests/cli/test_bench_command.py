@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 
 import sdpy.benchmark.survey as survey_module
 from sdpy.benchmark.figures import Spread
-from sdpy.benchmark.survey import Setup, setups
+from sdpy.benchmark.phases import BenchmarkTarget
+from sdpy.benchmark.survey import Setup, setups, usual_setup
 from sdpy.benchmark.weights import write_random_model
 from sdpy.cli.bench import _advice, _shorter_dtypes
 from sdpy.errors import UsageError
+from sdpy.runtime.threads import NUMBERS
+from sdpy.zoo.recognise import find_source
 from support.tiny_xl import TINY_REFINER
 
 PHASES = ["text encoding", "UNet step", "VAE decode", "VAE encode"]
@@ -132,6 +136,20 @@ def test_settings_begin_with_those_that_a_run_has_by_itself() -> None:
     assert found[0] == Setup("cpu", torch.get_num_threads())
     assert Setup("cpu", 1) in found
     assert len(found) == len(set(found))
+
+
+def test_a_run_by_itself_computes_a_small_model_with_few_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(survey_module, "best_device", lambda: torch.device("cpu"))
+    for name in NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    target = BenchmarkTarget(find_source("demo", Path("data")), 128, 128)
+    assert (usual_setup().threads, usual_setup(target).threads) == (8, 2)
+    assert usual_setup(replace(target, width=512, height=512)).threads == 8
+    monkeypatch.setenv(NUMBERS[0], "8")
+    assert usual_setup(target).threads == 8
 
 
 @pytest.mark.parametrize("has", [True, False])
