@@ -40,7 +40,7 @@ ORDERING_BYTE = 100.0
 LAYOUT_BYTE = 25.0
 """The cost of copying one byte of weights into channels-last memory."""
 
-ORDERED_BYTE = 40.0
+ORDERED_BYTE = 80.0
 """The cost of keeping one byte of weights in the order in which they are transformed."""
 
 KEPT_BYTE = 90.0
