@@ -46,6 +46,8 @@ def family_of(
     checkpoint: Checkpoint,
     scheduler: Mapping[str, Any],
     prediction: str | None = None,
+    *,
+    is_own: bool = True,
 ) -> tuple[ModelVariant, tuple[str, ...]]:
     """The variant that a UNet is of, and what had to be assumed.
 
@@ -54,6 +56,7 @@ def family_of(
         checkpoint: the file that it is in.
         scheduler: what a ``scheduler_config.json`` says; empty if there is none.
         prediction: what the user says that it predicts.
+        is_own: whether that file belongs to this UNet, and not to one in whose place it was given.
     """
     for variant in VARIANTS.values():
         if variant.bundled is not None and variant.unet == unet:
@@ -61,12 +64,13 @@ def family_of(
     inpaints = unet.in_channels > unet.out_channels
     if unet.addition_embed_type == "text_time":
         family, assumed = _xl_family(unet, scheduler), tuple[str, ...]()
-        if family is SDXL and not scheduler:
+        if family is SDXL and not (scheduler and is_own):
             family, assumed = distilled(family, checkpoint)
         told = told_prediction(checkpoint, is_xl=True)
         if told is not None:
             return replace(family, noise=told), assumed
-        return family, assumed if scheduler else (*assumed, *doubtful_prediction(checkpoint))
+        doubts = () if scheduler and is_own else doubtful_prediction(checkpoint)
+        return family, (*assumed, *doubts)
     if not unet.use_linear_projection and unet.cross_attention_dim != WIDTH_OF_2X:
         family = SD15_INPAINT if inpaints else SD15
         told = told_prediction(checkpoint)

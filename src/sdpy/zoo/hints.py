@@ -118,3 +118,22 @@ def doubtful_tiny_autoencoder(path: Path, variant: ModelVariant) -> tuple[str, .
         f"{path}: this model needs {wanted}; if this is {other}, colours will be wrong, "
         "which weights do not tell",
     )
+
+
+def repaired_autoencoder(path: Path) -> tuple[bool, tuple[str, ...]]:
+    """Whether an autoencoder of Stable Diffusion XL is called one that computes in float16.
+
+    Repaired ones have other weights of the same shapes, by which one could not tell them.
+
+    Returns:
+        Whether it is, and what has been assumed.
+    """
+    name = "/".join(path.parts[-2:]).lower()
+    if not re.search(
+        r"(fp|float)16[ _.-]?fix|fix[ _.-]?(fp|float)16|sdxl[ _.-]vae[ _.-]fp16", name
+    ):
+        return False, ()
+    return True, (
+        f"{path} is called as if it were repaired to compute in fp16, which weights do not tell: "
+        "with --dtype fp16 it does; a config.json beside it can say force_upcast",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ from sdpy.zoo.families import (
 )
 from sdpy.zoo.files import ModelFiles, find_files
 from sdpy.zoo.hints import (
+    distilled,
     doubtful_tiny_autoencoder,
     refuse_other_model,
+    repaired_autoencoder,
+    told_prediction,
 )
 from sdpy.zoo.schemas import check_folder, told_beside
 from sdpy.zoo.source import ModelSource
@@ -78,9 +81,8 @@ def find_source(
     given = {} if given is None else given
     found = _find_source(name, data, given, prediction, variant)
     vae = given.get("vae")
-    if vae is not None and is_tiny_vae(part_outline(read_checkpoint(vae), "vae")):
-        doubts = doubtful_tiny_autoencoder(vae, found.variant)
-        found = replace(found, notices=(*found.notices, *doubts))
+    if vae is not None:
+        found = _with_vae(found, vae)
     return _with_averages(found, ema)
 
 
@@ -95,15 +97,46 @@ def _find_source(
         path = find_path(name, data)
         return recognise(path, data, given, prediction, weights_variant)
     variant = VARIANTS[name]
-    if variant.bundled is None:
-        candidates = [data / name, *(data / (name + suffix) for suffix in SINGLE_FILES)]
-        for path in candidates:
-            if is_model_folder(path) or os.path.isfile(path):
-                found = recognise(path, data, given, variant=weights_variant)
-                return replace(found, variant=_named(found.variant, variant), assumptions=())
+    if variant.bundled is not None:
+        if weights_variant is not None:
+            raise UsageError(_NO_VARIANTS.format(path=name))
+        return ModelSource(variant, find_files(variant, data, given))
+    place = _place_of(name, data)
+    if place is None and variant.base is not None:
+        place = _place_of(variant.base, data)
+        if place is not None:
+            given = {**given, "unet": given.get("unet") or _own_unet(variant, data)}
+    if place is not None:
+        found = recognise(place, data, given, variant=weights_variant)
+        return replace(found, variant=_named(found.variant, variant), assumptions=())
     if weights_variant is not None:
-        raise UsageError(_NO_VARIANTS.format(path=data if variant.bundled is None else name))
-    return ModelSource(variant, find_files(variant, data, given))
+        raise UsageError(_NO_VARIANTS.format(path=data))
+    source = ModelSource(variant, find_files(variant, data, given))
+    if variant.base is None:
+        return source
+    told, _ = distilled(VARIANTS[variant.base], source.checkpoint("unet"))
+    return replace(source, variant=told if told.name == variant.name else variant)
+
+
+def _place_of(name: str, data: Path) -> Path | None:
+    """The folder or single file of a data folder that is called like a variant."""
+    folder = data / name
+    if is_model_folder(folder):
+        return folder
+    files = (data / (name + suffix) for suffix in SINGLE_FILES)
+    return next((file for file in files if os.path.isfile(file)), None)
+
+
+def _own_unet(variant: ModelVariant, data: Path) -> Path:
+    """The UNet of a variant whose other components are its base's."""
+    files = [data / name for name in variant.files.of("unet")]
+    found = next((file for file in files if os.path.isfile(file)), None)
+    if found is None:
+        raise WeightsError(
+            f"no UNet for {variant.name}: looked for {', '.join(map(str, files))}; "
+            f"`sdpy download {variant.name}` downloads it, --unet-weights names another"
+        )
+    return found
 
 
 def find_path(name: str, data: Path) -> Path:
@@ -128,6 +161,31 @@ def find_path(name: str, data: Path) -> Path:
 
 
 _NO_VARIANTS = "{path} is no diffusers folder, and has no variants of weights; leave --variant out"
+
+
+def _with_vae(found: ModelSource, path: Path) -> ModelSource:
+    """The source with what is known of an autoencoder that the user has given, but its shapes.
+
+    Raises:
+        WeightsError: it is none, or the ``config.json`` beside it says what cannot be.
+    """
+    checkpoint, variant = read_checkpoint(path), found.variant
+    if is_tiny_vae(part_outline(checkpoint, "vae")):
+        doubts = doubtful_tiny_autoencoder(path, variant)
+        return replace(found, notices=(*found.notices, *doubts))
+    own, beside = variant.vae, told_beside("vae", checkpoint.path)
+    told = beside.values
+    repaired, notices = repaired_autoencoder(checkpoint.path) if own.force_upcast else (False, ())
+    if "force_upcast" in told:
+        repaired, notices = not told["force_upcast"], ()
+    vae = replace(
+        own,
+        scaling_factor=told.get("scaling_factor", own.scaling_factor),
+        norm_num_groups=told.get("norm_num_groups", own.norm_num_groups),
+        force_upcast=own.force_upcast and not repaired,
+    )
+    notices = tuple(dict.fromkeys((*found.notices, *beside.notices, *notices)))
+    return replace(found, variant=variant.with_configs(vae=vae), notices=notices)
 
 
 def _with_averages(found: ModelSource, ema: bool) -> ModelSource:
@@ -190,10 +248,11 @@ def recognise(
         if folder is not None and name not in chosen:
             jsons[name] = folder.configs[name]
         else:
-            beside = told_beside(name, file) if name in chosen else Validated({})
+            beside = told_beside(name, opened[file].path) if name in chosen else Validated({})
             jsons[name], notices = beside.values, (*notices, *beside.notices)
     scheduler = folder.configs["scheduler"] if folder is not None else {}
-    kind, assumptions = _variant_of(files, opened, jsons, scheduler, folder, prediction)
+    is_own = "unet" not in chosen
+    kind, assumptions = _variant_of(files, opened, jsons, scheduler, folder, prediction, is_own)
     return ModelSource(kind, files, assumptions, notices, checkpoints=opened)
 
 
@@ -204,14 +263,22 @@ def _variant_of(
     scheduler: Mapping[str, Any],
     folder: ModelFolder | None,
     prediction: str | None,
+    is_own: bool,
 ) -> tuple[ModelVariant, tuple[str, ...]]:
-    """What these files are, and what was assumed; the JSON files are those beside them."""
+    """What these files are, and what was assumed; the JSON files are those beside them.
+
+    ``is_own`` is whether the scheduler's file belongs to the UNet.
+    """
     checkpoints = {name: opened[file] for name, file in files.weights.items()}
     outlines = {name: part_outline(one, name) for name, one in checkpoints.items()}
     try:
         found = {name: read_config(name, outlines[name], jsons[name]) for name in outlines}
-        family, assumptions = family_of(found["unet"], checkpoints["unet"], scheduler, prediction)
+        family, assumptions = family_of(
+            found["unet"], checkpoints["unet"], scheduler, prediction, is_own=is_own
+        )
         noise = noise_config(scheduler, family.noise)
+        if not is_own and told_prediction(checkpoints["unet"]) is not None:
+            noise = family.noise
     except (SdpyError, ValueError) as error:
         raise WeightsError(
             f"the model of {files.weights['unet']} is of an unknown kind: {error}"
@@ -319,13 +386,21 @@ def _files(
             (file for file in candidates if os.path.exists(file)), candidates[0]
         )
     found |= chosen
-    told = folder.configs["unet"] if folder is not None and "unet" not in chosen else {}
-    needed = _needed(found, opened, told)
-    missing = [COMPONENTS[name] for name in needed if name not in found]
+    told: Mapping[str, Any] = {}
+    if folder is not None and "unet" not in chosen:
+        told = folder.configs.get("unet", {})
+    family = _family_in(found, opened, told)
+    missing = [COMPONENTS[name] for name in family.configs if name not in found]
     if missing:
         labels = " and no ".join(component.label for component in missing)
         options = " and ".join(str(component.option) for component in missing)
-        raise WeightsError(f"{path} holds no {labels}; name the missing files with {options}")
+        advice = f"name the missing files with {options}"
+        if path.parent == data and path.name in VARIANTS:
+            advice += f", or fetch them with `sdpy download {path.name}`"
+        elif found.keys() == {"unet", VOCABULARY}:
+            base = family.name if family.base is None else family.base
+            advice += f", or give this UNet to its model: --model {base} --unet-weights {path}"
+        raise WeightsError(f"{path} holds no {labels}; {advice}")
     vocabulary = found.pop(VOCABULARY)
     if not os.path.exists(vocabulary):
         raise WeightsError(
@@ -336,23 +411,23 @@ def _files(
     return ModelFiles({name: found[name] for name in parts if name in found}, vocabulary, own)
 
 
-def _needed(
+def _family_in(
     found: Mapping[str, Path], opened: dict[Path, Checkpoint], told: Mapping[str, Any]
-) -> Iterable[str]:
-    """The components that a model with these files has to have; without a UNet, those of most.
+) -> ModelVariant:
+    """The variant that a model with these files is of; 1.5 if none tells.
 
     ``told`` is what the UNet's ``config.json`` says.
     """
     if "unet" not in found:
-        return SD15.configs
+        return SD15
     path = found["unet"]
     opened[path] = checkpoint = read_checkpoint(path)
     try:
         unet = read_config("unet", part_outline(checkpoint, "unet"), told)
         family, _ = family_of(unet, checkpoint, {})
     except (WeightsError, ValueError, TypeError):
-        return SD15.configs  # what is wrong with it is told later
-    return family.configs
+        return SD15  # what is wrong with it is told later
+    return family
 
 
 def component_files(folder: Path) -> dict[str, Path]:

@@ -74,6 +74,8 @@ class ModelVariant:
         bucket_step: the model was trained on images of other proportions, too, which had as many
             pixels and sides that are multiples of this; None for a model trained on squares alone.
         max_pixels: a larger input image is scaled down to this many.
+        base: variant that it was made from, where its own files are a UNet alone: the other
+            components are the base's.
         bundled: folder of the files inside the package; None: they are in the user's data folder.
     """
 
@@ -103,6 +105,7 @@ class ModelVariant:
     bucket_step: int | None = None
     max_pixels: int = 1024 * 1024
     files: FileNames = field(default_factory=FileNames)
+    base: str | None = None
     bundled: Path | None = None
 
     @property
@@ -285,7 +288,18 @@ SDXL_LIGHTNING = replace(
     steps=4,
     timestep_spacing="trailing",
     guidance_scale=1.0,
-    follows_scheduler_file=False,  # its files are the UNet alone, for a folder of SDXL's
+    follows_scheduler_file=False,  # which is the base's
+    base="sdxl",
+    files=FileNames(
+        {
+            **SDXL.files.weights,
+            "unet": (
+                *("unet-lightning_xl.ot", "unet-lightning_xl.safetensors"),
+                # As its makers call them.
+                *(f"sdxl_lightning_{steps}step_unet.safetensors" for steps in (4, 8, 2)),
+            ),
+        }
+    ),
 )
 
 SDXL_LCM = replace(
@@ -295,7 +309,17 @@ SDXL_LCM = replace(
     scheduler="lcm",
     steps=4,
     guidance_scale=8.0,
-    follows_scheduler_file=False,  # likewise
+    follows_scheduler_file=False,
+    base="sdxl",
+    files=FileNames(
+        {
+            **SDXL.files.weights,
+            "unet": (
+                *("unet-lcm_xl.ot", "unet-lcm_xl.safetensors"),
+                "sdxl-lcm/diffusion_pytorch_model.safetensors",
+            ),
+        }
+    ),
 ).with_configs(unet=replace(SDXL.unet, time_cond_proj_dim=256))
 
 SSD_1B = replace(

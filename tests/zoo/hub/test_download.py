@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,15 @@ from sdpy.checkpoints import write_checkpoint
 from sdpy.cli import display
 from sdpy.cli.app import run
 from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.config_files import unet_json
 from sdpy.zoo.hub import fetch
 from sdpy.zoo.hub.catalog import MODELS
 from sdpy.zoo.variants import VARIANTS
-from support.hub_contents import INPAINTING, MERGES, SD15, SD21, pipeline
+from support.hub_contents import INPAINTING, LIGHTNING, MERGES, SD15, SD21, SDXL, pipeline
 from support.loopback import Break, LoopbackHub
 from support.tiny import MERGES as TINY_MERGES
 from support.tiny import TINY, tiny_weights
+from support.tiny_xl import TINY_XL, tiny_xl_model, write_tiny_xl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -115,6 +119,83 @@ def test_what_was_fetched_generates_images(
     assert download(hub, "sd15") == 0
     assert run(command) == 0
     assert (tmp_path / "sd_final.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """diffusers' folder of a tiny Stable Diffusion XL, as a repository."""
+    folder = write_tiny_xl(tmp_path_factory.mktemp("tiny") / "base")
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("is_one_file", [False, True])
+@pytest.mark.parametrize(
+    ("name", "repository", "file", "defaults"),
+    [
+        (
+            "sdxl-lightning",
+            LIGHTNING,
+            "sdxl_lightning_4step_unet.safetensors",
+            (4, 1.0, "euler", "trailing"),
+        ),
+        (
+            "sdxl-lcm",
+            "latent-consistency/lcm-sdxl",
+            "diffusion_pytorch_model.safetensors",
+            (4, 8.0, "lcm", None),  # whose steps are its own
+        ),
+    ],
+)
+def test_a_unet_that_was_fetched_generates_images_with_its_base(
+    hub: LoopbackHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_base: dict[str, bytes],
+    name: str,
+    repository: str,
+    file: str,
+    defaults: tuple[object, ...],
+    is_one_file: bool,
+) -> None:
+    unet = replace(TINY_XL.unet, time_cond_proj_dim=VARIANTS[name].unet.time_cond_proj_dim)
+    own = replace(VARIANTS[name], sample_size=64, configs={**TINY_XL.configs, "unet": unet})
+    monkeypatch.setitem(VARIANTS, "sdxl", TINY_XL)
+    monkeypatch.setitem(VARIANTS, name, own)
+    command = ["generate", "lighthouse at dark", "--model", name, "--cpu", "all", "-o", "x.png"]
+    command += ["--width", "32", "--height", "32"]
+    assert run(command) == 3
+    assert f"`sdpy download {name}` downloads them" in capsys.readouterr().err
+
+    hub.repositories[SDXL] = tiny_base
+    write_checkpoint(tmp_path / "made.safetensors", tiny_xl_model(own, "unet").state_dict())
+    config = unet_json(unet, 32) | {"_class_name": "UNet2DConditionModel"}
+    hub.repositories[repository] = {
+        file: (tmp_path / "made.safetensors").read_bytes(),
+        "config.json": json.dumps(config).encode(),
+    }
+    if is_one_file:
+        assert download(hub, "sdxl") == 0
+        assert run(["convert", "data/sdxl", "data/sdxl.safetensors"]) == 0
+        vocabulary = tmp_path / "data/sdxl/tokenizer/merges.txt"
+        vocabulary.rename(tmp_path / "data/bpe_simple_vocab_16e6.txt")
+        shutil.rmtree(tmp_path / "data/sdxl")
+        capsys.readouterr()
+        assert run(command) == 3
+        assert f"no UNet for {name}: looked for data/unet-" in capsys.readouterr().err
+    assert download(hub, name) == 0
+    usage = capsys.readouterr().out
+    assert usage == f'sdpy generate "lighthouse at dark" --model {name}\n'
+    if not is_one_file:
+        assert not (tmp_path / "data/sdxl/unet").exists()
+        assert run([*command[:2], "--model", "sdxl"]) == 3
+        assert "or fetch them with `sdpy download sdxl`" in capsys.readouterr().err
+    assert run(command) == 0
+    assert run(["info", "x.png", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["record"]["options"]
+    keys = ("steps", "guidance-scale", "scheduler", "timestep-spacing")
+    assert tuple(told[key] for key in keys) == defaults
 
 
 def test_a_folder_and_another_data_folder(

@@ -351,14 +351,75 @@ def test_the_refiner_has_the_second_text_encoder_only(hub: LoopbackHub) -> None:
     assert "--refiner {path}" in planned.usage
 
 
-def test_a_unet_for_xl_goes_beside_it(hub: LoopbackHub) -> None:
+def lightning() -> dict[str, bytes]:
     name = "sdxl_lightning_4step_unet.safetensors"
-    hub.repositories[LIGHTNING] = {
+    return {
         name: weights("unet"),
         name.replace("4", "8"): weights("8"),
         name.replace("unet", "lora"): weights("lora"),
     }
+
+
+LIGHTNING_UNET = "sdxl_lightning_4step_unet.safetensors"
+
+
+def test_a_unet_for_xl_comes_with_the_rest_of_its_base(hub: LoopbackHub) -> None:
+    hub.repositories[LIGHTNING] = lightning()
+    hub.repositories[SDXL] = xl_pipeline("sd_xl_base")
     planned = plan(hub, "sdxl-lightning")
-    assert targets(planned) == {name: f"{LIGHTNING}/{name}"}
-    assert f"--unet-weights {{path}}/{name}" in planned.usage
-    assert "--timestep-spacing trailing" in planned.usage
+    found, base = targets(planned), targets(plan(hub, "sdxl"))
+    assert found.pop(LIGHTNING_UNET) == f"{LIGHTNING}/{LIGHTNING_UNET}"
+    assert found == {name: path for name, path in base.items() if "/unet/" not in name}
+    assert planned.notes == ("its other components are those of sdxl: fetching them, too",)
+    assert planned.usage.endswith("--model sdxl-lightning{data}")
+
+
+def test_what_is_there_of_the_base_is_not_fetched(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Whatever its precision; also where the whole base is in one file."""
+    hub.repositories[LIGHTNING] = lightning()
+    hub.repositories[SDXL] = xl_pipeline("sd_xl_base")
+    model = find_hub_model("sdxl-lightning")
+    for file in plan_download(Hub(hub.address), model, tmp_path).files:
+        file.target.parent.mkdir(parents=True, exist_ok=True)
+        file.target.write_bytes(b"mine")
+    (tmp_path / "sdxl/vae/config.json").unlink()
+    planned = plan_download(Hub(hub.address), model, tmp_path)
+    names = [file.target.relative_to(tmp_path).as_posix() for file in planned.files]
+    assert names == [LIGHTNING_UNET, "sdxl/vae/config.json"]
+    (tmp_path / "sdxl.safetensors").write_bytes(b"mine")
+    planned = plan_download(Hub(hub.address), model, tmp_path)
+    assert [file.target.name for file in planned.files] == [LIGHTNING_UNET]
+    assert planned.notes == ()
+
+
+@pytest.mark.parametrize("name", ["sdxl-lightning", "sdxl-lcm"])
+def test_a_unet_for_xl_lands_where_its_variant_looks(hub: LoopbackHub, name: str) -> None:
+    from sdpy.zoo.variants import VARIANTS
+
+    hub.repositories[LIGHTNING] = lightning()
+    hub.repositories[SDXL] = xl_pipeline("sd_xl_base")
+    hub.repositories["latent-consistency/lcm-sdxl"] = {
+        "config.json": b'{"_class_name": "UNet2DConditionModel"}',
+        "diffusion_pytorch_model.safetensors": weights("lcm"),
+    }
+    assert set(targets(plan(hub, name))) & set(VARIANTS[name].files.of("unet"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("UNet2DConditionModel", {"cross_attention_dim": 2048}),
+        ("ControlNetModel", {"cross_attention_dim": 2048}),
+        ("AutoencoderKL", {"scaling_factor": 0.13025}),
+    ],
+)
+def test_a_single_component_of_xl_is_used_with_xl(
+    hub: LoopbackHub, kind: str, told: dict[str, object]
+) -> None:
+    hub.repositories["owner/name"] = {
+        "config.json": json.dumps({"_class_name": kind, **told}).encode(),
+        "diffusion_pytorch_model.safetensors": weights(kind),
+    }
+    usage = plan(hub, "owner/name").usage
+    assert usage.startswith('sdpy generate "lighthouse at dark" --model sdxl --')
+    assert "{path}" in usage and usage.endswith("{data}")

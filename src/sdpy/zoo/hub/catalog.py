@@ -41,6 +41,8 @@ class HubModel:
         files: what goes into the data folder itself. Empty: all that is needed of the repository
             goes into a folder of its own, laid out as in the repository.
         single: path of the only file wanted, which goes into the data folder.
+        base: name of a model whose other components go with this UNet; those of them that the data
+            folder lacks are downloaded, too.
     """
 
     name: str
@@ -49,6 +51,7 @@ class HubModel:
     usage: str = ""
     files: tuple[HubFile, ...] = ()
     single: str | None = None
+    base: str | None = None
 
 
 _GENERATE = 'sdpy generate "lighthouse at dark"'
@@ -179,10 +182,10 @@ _ALL = (
     HubModel(
         "sdxl-lightning",
         "ByteDance/SDXL-Lightning",
-        "UNet for sdxl, distilled to 4 steps",
-        _ON_SDXL
-        + f" --unet-weights {{path}}/{_LIGHTNING_UNET}{_FEW_STEPS} --timestep-spacing trailing",
+        "SDXL-Lightning: SDXL's UNet, distilled to 4 steps, 1024x1024",
+        _GENERATE + " --model sdxl-lightning{data}",
         files=(HubFile(_LIGHTNING_UNET, _LIGHTNING_UNET),),
+        base="sdxl",
     ),
     HubModel(
         "sdxl-lightning-lora",
@@ -194,8 +197,9 @@ _ALL = (
     HubModel(
         "sdxl-lcm",
         "latent-consistency/lcm-sdxl",
-        "UNet for sdxl, a latent consistency model: 2 to 8 steps",
-        _ON_SDXL + " --unet-weights {path} --scheduler lcm --steps 4",
+        "SDXL's UNet as a latent consistency model: 2 to 8 steps, 1024x1024",
+        _GENERATE + " --model sdxl-lcm{data}",
+        base="sdxl",
     ),
     HubModel(
         "sdxl-lcm-lora",
@@ -285,6 +289,11 @@ MODELS: dict[str, HubModel] = {model.name: model for model in _ALL}
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _REPOSITORY = re.compile(rf"({_PART})/({_PART})")
 _SINGLE_FILE = re.compile(rf"({_PART}/{_PART})/((?:{_PART}/)*{_PART})")
+
+
+def on_sdxl(usage: str) -> str:
+    """The same command with Stable Diffusion XL as the model."""
+    return usage.replace(_GENERATE, f"{_GENERATE} --model sdxl", 1)
 
 
 def find_hub_model(name: str) -> HubModel:

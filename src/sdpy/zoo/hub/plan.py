@@ -19,12 +19,14 @@ from sdpy.components import (
 from sdpy.errors import HubError, UsageError
 from sdpy.zoo.hub.catalog import (
     INSPECT,
+    MODELS,
     USE_CONTROLNET,
     USE_LORA,
     USE_PIPELINE,
     USE_UNET,
     USE_VAE,
     HubModel,
+    on_sdxl,
 )
 from sdpy.zoo.hub.client import Hub, Listing, RemoteFile
 
@@ -43,6 +45,7 @@ _TOKENIZER_CONFIGS = (
 # Of the merges, in the form of old and of new releases of transformers, one is needed.
 _MERGES = ("merges.txt", "tokenizer.json")
 _INDEX = "model_index.json"
+_SINGLE_FILES = (".safetensors", ".ckpt")
 _LORA = "pytorch_lora_weights.safetensors"
 
 # A shard of weights lies beside the index that names it.
@@ -54,6 +57,8 @@ _USAGES = {
     "UNet2DConditionModel": USE_UNET,
     "AutoencoderKL": USE_VAE,
 }
+# Of components of Stable Diffusion XL, in their config.json.
+_OF_XL = {"cross_attention_dim": 2048, "scaling_factor": 0.13025}
 
 _SHOWN = 5
 
@@ -128,8 +133,11 @@ def plan_download(
         folder = data / model.name
         chosen, found_usage, inner = choice.folder(listing)
         usage, path = usage or found_usage, folder / inner
+    targets = [(folder / name, file) for name, file in chosen]
+    if model.base is not None:
+        targets += choice.lacking(MODELS[model.base], data)
     return DownloadPlan(
-        files=tuple(PlannedFile(hub.complete(file), folder / name) for name, file in chosen),
+        files=tuple(PlannedFile(hub.complete(file), target) for target, file in targets),
         usage=usage,
         path=path,
         notes=tuple(choice.notes),
@@ -169,15 +177,28 @@ class _Choice:
         if any(path.startswith(stem) for path in listing.files):
             config = _need(listing, "config.json")
             weights = self.weights(listing, stem, stem)
-            kind = str(self.hub.read_json(config).get("_class_name"))
-            chosen = [("config.json", config), *weights]
-            return chosen, _USAGES.get(kind, INSPECT), weights[0][0]
+            told = self.hub.read_json(config)
+            usage = _USAGES.get(str(told.get("_class_name")), INSPECT)
+            if any(told.get(key) == value for key, value in _OF_XL.items()):
+                usage = on_sdxl(usage)
+            return [("config.json", config), *weights], usage, weights[0][0]
         if _LORA in listing.files:
             return [(_LORA, listing.files[_LORA])], USE_LORA, _LORA
         raise UsageError(_not_a_model(listing))
 
-    def pipeline(self, listing: Listing) -> Iterator[Chosen]:
-        """The files of a Stable Diffusion pipeline."""
+    def lacking(self, base: HubModel, data: Path) -> list[tuple[Path, RemoteFile]]:
+        """What the data folder lacks of a model but for its UNet, and where it goes."""
+        if any((data / (base.name + suffix)).is_file() for suffix in _SINGLE_FILES):
+            return []
+        listing = self.hub.list_files(base.repository)
+        wanted = ((data / base.name / name, file) for name, file in self.pipeline(listing, "unet"))
+        lacking = [(target, file) for target, file in wanted if not target.exists()]
+        if lacking:
+            self.notes.append(f"its other components are those of {base.name}: fetching them, too")
+        return lacking
+
+    def pipeline(self, listing: Listing, without: str | None = None) -> Iterator[Chosen]:
+        """The files of a Stable Diffusion pipeline, but for those of one component."""
         index = self.hub.read_json(listing.files[_INDEX])
         parts = {name for name, made in index.items() if isinstance(made, list) and any(made)}
         encoders = components_with_role("text_encoder")
@@ -198,7 +219,8 @@ class _Choice:
         yield _INDEX, listing.files[_INDEX]
         for component in own:
             yield from self.tokenizer(listing, str(component.tokenizer))
-        chosen = [component for component in model_components() if component.name in parts]
+        wanted = parts - {without}
+        chosen = [component for component in model_components() if component.name in wanted]
         for path in (_SCHEDULER, *(f"{component.name}/config.json" for component in chosen)):
             if path in listing.files:
                 yield path, listing.files[path]
