@@ -30,9 +30,10 @@ from sdpy.runtime.execution import Execution
 from sdpy.runtime.planner import find_room, plan_memory
 from sdpy.runtime.session import Session
 from sdpy.runtime.workload import Memory, Workload
+from sdpy.zoo.classes import make_model
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.source import ModelSource
-from sdpy.zoo.variants import SD15
+from sdpy.zoo.variants import SD15, SDXL
 from support.tiny import placed, tiny_session, tiny_source
 
 MIB, GIB = 2**20, 2**30
@@ -121,7 +122,16 @@ def need(
     return workload.need(Execution(**execution), keep, batch)
 
 
-UNET, VAE = 859_520_964 * 4, 83_653_863 * 4
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
+    """What there is, for the tests to change."""
+    sizes = {"main": float("inf"), "gpu": float("inf")}
+    monkeypatch.setattr(planner_module, "find_room", lambda *_: Memory(**sizes))
+    yield sizes
+
+
+UNET, VAE, TEXT_ENCODER = 859_520_964 * 4, 83_653_863 * 4, 123_060_480 * 4
+EVERYTHING = frozenset({"text_encoder", "unet", "vae", *COMPANIONS})
 
 
 def test_the_weights_of_the_largest_model_count(sd15: ModelFiles) -> None:
@@ -176,9 +186,22 @@ def test_shorter_numbers_take_half(sd15: ModelFiles) -> None:
 
 
 def test_offloaded_models_stay_in_main_memory(sd15: ModelFiles) -> None:
+    """All of them, as they are not released after their use; on the GPU only one at a time."""
     on_gpu = placed(CUDA, CUDA, CUDA)
-    assert need(sd15, placement=on_gpu, offload=True).main >= UNET
-    assert need(sd15, placement=on_gpu, offload=True).gpu == need(sd15, placement=on_gpu).gpu
+    offloaded = need(sd15, placement=on_gpu, offload=True)
+    assert offloaded.main == UNET + VAE + TEXT_ENCODER
+    assert offloaded.gpu == need(sd15, placement=on_gpu).gpu
+    assert need(sd15, placement=on_gpu, offload=True, keep=EVERYTHING) == offloaded
+    assert need(sd15, placement=placed(unet=CUDA), offload=True).main > UNET + VAE
+
+
+def test_an_offloaded_model_that_is_loaded_takes_the_gpu_again(tiny_data: Path) -> None:
+    session = tiny_session(tiny_data, placement=placed(unet=CUDA))
+    execution = Execution(offload=True)
+    first = Workload.of(session.models(execution), (1, 4, 16, 16))
+    later = replace(first, unet=replace(first.unet, is_loaded=True))
+    assert later.need(execution).gpu == first.need(execution).gpu > 0
+    assert later.need(execution).main < first.need(execution).main
 
 
 def test_each_device_has_its_own_models(sd15: ModelFiles) -> None:
@@ -236,15 +259,56 @@ def test_what_cannot_be_mapped_stays(tmp_path: Path, sd15: ModelFiles, tiny_data
     assert found == {"unet": size, "plain": 0}
 
 
+# --- the sizes of Stable Diffusion XL -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """In half precision, as they are downloaded for GPUs."""
+    folder, files = tmp_path_factory.mktemp("sdxl"), {}
+    for name, config in SDXL.configs.items():
+        path = folder / f"{name}.safetensors"
+        files[name] = sparse_weights(path, make_model(name, config), torch.float16)
+    return ModelSource(SDXL, ModelFiles(files, vocabulary=folder / "none"))
+
+
+def planned_on_gpu(
+    sdxl: ModelSource, size: int = 1024, **execution: Any
+) -> tuple[Execution, list[str], Memory]:
+    """What is chosen for an image in fp16 with everything on the GPU, and what it needs."""
+    chosen = Execution(dtype=torch.float16, **execution)
+    session = Session(sdxl, placed(CUDA, CUDA, CUDA), chosen, keep_models=False)
+    workload = workload_of(session, (1, 4, size // 8, size // 8))
+    plan = plan_memory(session.models(), workload, None)
+    told = [notice.text for notice in plan.notices]
+    return plan.execution, told, workload.need(plan.execution, plan.keep, plan.batch)
+
+
+def test_xl_on_a_gpu_of_8_gb_with_offload(sdxl: ModelSource, room: dict[str, float]) -> None:
+    """Of whose memory half a GB is taken by others, beside 8 GB of main memory."""
+    room["gpu"], room["main"] = 7.5 * GIB, 8 * GIB
+    execution, told, needed = planned_on_gpu(sdxl, offload=True)
+    assert (execution.tiled, execution.streamed, told) == (False, False, [])
+    assert needed.gpu < 6.2e9 and 6.9e9 < needed.main < 7.3e9
+
+
+def test_xl_on_a_gpu_of_4_gb_is_streamed(sdxl: ModelSource, room: dict[str, float]) -> None:
+    room["gpu"], room["main"] = 3.5 * GIB, 8 * GIB
+    for options in ({}, {"offload": True}, {"memory": "low"}):
+        execution, told, needed = planned_on_gpu(sdxl, **options)
+        assert execution.streamed and execution.tiled
+        assert needed.gpu < 2.7e9 and needed.main < 1e9
+        assert len(told) == (options != {"memory": "low"})
+
+
+def test_xl_on_a_gpu_of_6_gb(sdxl: ModelSource, room: dict[str, float]) -> None:
+    """The weights fit, and what 512x512 pixels take, but not what 1024x1024 pixels do."""
+    room["gpu"], room["main"] = 5.5 * GIB, 8 * GIB
+    assert not planned_on_gpu(sdxl, size=512)[0].streamed
+    assert planned_on_gpu(sdxl)[0].streamed
+
+
 # --- choosing ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
-    """What there is, for the tests to change."""
-    sizes = {"main": float("inf"), "gpu": float("inf")}
-    monkeypatch.setattr(planner_module, "find_room", lambda *_: Memory(**sizes))
-    yield sizes
 
 
 def fitted(
@@ -381,9 +445,6 @@ def plan(
 ) -> tuple[int, frozenset[str], list[str]]:
     made = plan_memory(session.models(), workload_of(session, shape, images=images), batch_size)
     return made.batch, made.keep, [notice.text for notice in made.notices]
-
-
-EVERYTHING = frozenset({"text_encoder", "unet", "vae", *COMPANIONS})
 
 
 def test_a_batch_takes_more(sd15: ModelFiles) -> None:

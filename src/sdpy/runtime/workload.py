@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from operator import add, or_
+from operator import or_
 from pathlib import Path
 
 import torch
@@ -98,16 +98,22 @@ class WeightsSize:
 
     def while_running(self, execution: Execution) -> Memory:
         """What the weights take while the model runs, or stays loaded."""
+        bytes_ = self.numbers * self._itemsize(execution)
+        if execution.offloads_on(self.device):
+            return self.while_offloaded(execution) + Memory(gpu=bytes_)
         if self.is_loaded:
             return Memory()
-        bytes_ = self.numbers * self._itemsize(execution)
         piece = min(bytes_, 2 * PIECE_BYTES)
         on_cpu = self.device.type == "cpu"
         if execution.streamed:
             return Memory(self.unmapped + piece, 0 if on_cpu else piece)
-        if on_cpu:
-            return Memory(bytes_)
-        return Memory(bytes_ if execution.offload else piece, bytes_)
+        return Memory(bytes_) if on_cpu else Memory(piece, bytes_)
+
+    def while_offloaded(self, execution: Execution) -> Memory:
+        """What the weights of an offloaded model take, whether it runs or not."""
+        if self.is_loaded:
+            return Memory()
+        return Memory(self.numbers * self._itemsize(execution))
 
     def computing(self, execution: Execution, values: float) -> Memory:
         """What the model computes with, if that is so many numbers."""
@@ -284,9 +290,13 @@ class Workload:
         files = Memory(main=self.lora_bytes)
 
         def phase(runs: tuple[WeightsSize, ...], values: float) -> Memory:
-            there = [model for model in self.models if model.component in keep or model in runs]
-            weights = [model.while_running(execution) for model in there]
-            return reduce(add, weights, runs[0].computing(execution, values))
+            total = runs[0].computing(execution, values)
+            for model in self.models:
+                if model not in runs and execution.offloads_on(model.device):
+                    total += model.while_offloaded(execution)
+                elif model in runs or model.component in keep:
+                    total += model.while_running(execution)
+            return total
 
         for text_encoder in self.text_encoders:
             yield phase((text_encoder,), 0) + files
