@@ -14,6 +14,7 @@ from sdpy.optimizations.exact.fast_convolutions import FastConvolutions
 from sdpy.optimizations.exact.feed_forward import FeedForwardChunking
 from sdpy.optimizations.exact.folded_attention import PromptCaching
 from sdpy.optimizations.exact.gpu_layers import ChannelsLast, JoinedProjections
+from sdpy.optimizations.exact.onednn_products import OneDNNProducts
 from sdpy.optimizations.exact.packed_layers import PackedWeights
 from sdpy.optimizations.exact.product_attention import AttentionByProducts
 from sdpy.optimizations.exact.sliced_attention import AttentionSlicing
@@ -28,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     JoinedProjections(),
     PairedProducts(),
     PackedWeights(),
+    OneDNNProducts(),
     FeedForwardChunking(),
     FastConvolutions(),
     ChannelsLast(),
