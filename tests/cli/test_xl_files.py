@@ -65,3 +65,11 @@ def test_a_second_text_encoder_of_another_model_is_refused(sdpy: Any, folder: Pa
     assert done.code == 3
     assert done.err.count("\n") <= 2
     assert "does not go with one.safetensors" in done.err
+
+
+@pytest.mark.parametrize("name", ["folder/unet", "folder/unet/diffusion_pytorch_model.safetensors"])
+def test_a_unet_alone_is_said_to_be_one(sdpy: Any, folder: Path, name: str) -> None:
+    done = sdpy("generate", "x", "--model", name)
+    assert done.code == 3
+    assert f"{name} holds no text encoder and no second text encoder and no VAE" in done.err
+    assert f"or give this UNet to its model: --model sdxl --unet-weights {name}\n" in done.err

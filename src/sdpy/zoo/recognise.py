@@ -373,9 +373,9 @@ def _files(
         found = {name: folder.weights[name] for name in parts if name in folder.weights}
         if folder.vocabulary is not None:
             found[VOCABULARY] = folder.vocabulary
-    elif os.path.isdir(path):
+    elif os.path.isdir(path) and component_files(path):
         found = component_files(path)
-    else:
+    else:  # a file, or the folder of one component
         opened[path] = read_checkpoint(path)
         refuse_other_model(opened[path])
         held = find_parts(opened[path].outline).by_component
