@@ -31,7 +31,7 @@ from sdpy.zoo.variants import (
     ModelVariant,
 )
 from support.tiny import MERGES, TINY
-from support.tiny_xl import TINY_XL, tiny_xl_model
+from support.tiny_xl import TINY_XL, tiny_xl_model, write_tiny_xl
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,41 @@ def test_distilled_models_by_their_names(
         (line,) = told
         assert f"is called like {variant.name}, as shapes do not tell" in line
         assert f"assuming {steps} steps" in line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """diffusers' folder of a tiny model, whose scheduler says epsilon and leading spacing."""
+    return write_tiny_xl(tmp_path_factory.mktemp("xl") / "folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "steps"),
+    [
+        ("sdxl_lightning_2step_unet", SDXL_LIGHTNING, 2),
+        ("sd_xl_turbo_unet", SDXL_TURBO, 4),
+        ("some_unet", SDXL, 30),
+    ],
+)
+def test_a_given_unet_is_not_what_the_folder_s_scheduler_says(
+    tmp_path: Path, folder: Path, name: str, variant: ModelVariant, steps: int
+) -> None:
+    unet = tmp_path / f"{name}.safetensors"
+    write_checkpoint(unet, tiny_xl_model(TINY_XL, "unet").state_dict())
+    source = find_source(str(folder), tmp_path, {"unet": unet})
+    kind = source.variant
+    assert (kind.name, kind.steps, kind.scheduler) == (variant.name, steps, variant.scheduler)
+    assert kind.timestep_spacing == variant.timestep_spacing
+    assert any("is called like" in line for line in source.assumptions) == (variant is not SDXL)
+    assert find_source(str(folder), tmp_path).variant.name == "sdxl"
+
+
+def test_a_given_unet_says_what_it_predicts(tmp_path: Path, folder: Path) -> None:
+    state = tiny_xl_model(TINY_XL, "unet").state_dict()
+    write_checkpoint(tmp_path / "unet.safetensors", {**state, "v_pred": torch.empty(0)})
+    given = {"unet": tmp_path / "unet.safetensors"}
+    assert find_source(str(folder), tmp_path, given).variant.noise.prediction_type == "v_prediction"
+    assert find_source(str(folder), tmp_path).variant.noise.prediction_type == "epsilon"
 
 
 def test_other_turbo_models_are_hinted_at(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def distilled(family: ModelVariant, checkpoint: Checkpoint) -> tuple[ModelVarian
         )
     else:
         return family, ()
+    family = replace(family, follows_scheduler_file=False)  # as there is none of its own
     return family, (
         f"{checkpoint.path} is called like {family.name}, as shapes do not tell: assuming "
         f"{family.steps} steps, guidance scale {family.guidance_scale:g} and "

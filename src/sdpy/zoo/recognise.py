@@ -286,7 +286,7 @@ def _variant_of(
     for name, config in found.items():
         if not jsons[name] and not is_known(config):
             assumptions += (f"{files.weights[name]}: {GUESSED}",)
-    spacing = scheduler.get("timestep_spacing")
+    spacing = scheduler.get("timestep_spacing") if is_own else None
     variant = replace(
         family,
         configs={
