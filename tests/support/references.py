@@ -11,6 +11,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    ControlNetUnionConfig,
     T2IAdapterConfig,
     UNet2DConditionConfig,
 )
@@ -96,6 +97,30 @@ def reference_controlnet(config: ControlNetConfig, **changes: object) -> nn.Modu
         **_added_conditions(unet),
     }
     return diffusers.ControlNetModel(**{**options, **changes}).eval()
+
+
+def reference_controlnet_union(config: ControlNetUnionConfig) -> nn.Module:
+    unet = config.unet
+    return diffusers.ControlNetUnionModel(
+        in_channels=unet.in_channels,
+        conditioning_channels=config.conditioning_channels,
+        conditioning_embedding_out_channels=config.conditioning_embedding_out_channels,
+        block_out_channels=unet.block_out_channels,
+        down_block_types=[_block("Down", a) for a in unet.cross_attention],
+        # the number of heads, in spite of its name
+        attention_head_dim=unet.attention_heads,
+        layers_per_block=unet.layers_per_block,
+        transformer_layers_per_block=unet.transformer_layers_per_block,
+        cross_attention_dim=unet.cross_attention_dim,
+        use_linear_projection=unet.use_linear_projection,
+        norm_num_groups=unet.norm_num_groups,
+        num_control_type=config.num_control_type,
+        num_trans_channel=config.num_trans_channel,
+        num_trans_head=config.num_trans_head,
+        num_trans_layer=config.num_trans_layer,
+        num_proj_channel=config.num_proj_channel,
+        **_added_conditions(unet),
+    ).eval()
 
 
 def reference_t2i_adapter(config: T2IAdapterConfig) -> nn.Module:

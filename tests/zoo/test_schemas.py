@@ -41,6 +41,7 @@ def defaults(cls: Any) -> dict[str, Any]:
         ("AutoencoderKL", "vae"),
         ("AutoencoderTiny", "vae"),
         ("ControlNetModel", "controlnet"),
+        ("ControlNetUnionModel", "controlnet"),
         ("T2IAdapter", "t2i_adapter"),
     ],
 )

@@ -49,12 +49,12 @@ def guess_kind(shapes: Mapping[str, Sequence[int]]) -> str | None:
 def _guess_controlnet(shapes: Mapping[str, Sequence[int]]) -> str | None:
     if not any("controlnet_cond_embedding." in name for name in shapes):
         return None
-    if any(name.startswith(("task_embedding", "control_add_embedding.")) for name in shapes):
-        return "a ControlNet-Union, which sdpy does not run"
+    types = shapes.get("task_embedding", ())
+    kind = f"a ControlNet-Union of {types[0]} control types" if types else "a ControlNet"
     for name, shape in shapes.items():
         if name.endswith("attn2.to_k.weight") and len(shape) == 2 and shape[1] in _CONTEXT_WIDTHS:
-            return f"a ControlNet for {_CONTEXT_WIDTHS[shape[1]]}"
-    return "a ControlNet"
+            return f"{kind} for {_CONTEXT_WIDTHS[shape[1]]}"
+    return kind
 
 
 # Channels of the image with all pixels of a position side by side, 8 or 16 along each side, in

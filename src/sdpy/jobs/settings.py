@@ -256,7 +256,7 @@ class SettingsFinder:
         said["prediction_type"] = session.variant.noise.prediction_type
         controls = [
             [control.preprocessor, control.scale, control.start, control.end]
-            + [control.canny_low, control.canny_high]
+            + [control.canny_low, control.canny_high, control.known_type]
             for control in request.controls
         ]
         # The weights, and the images that ControlNets are shown; the images are stand-ins.

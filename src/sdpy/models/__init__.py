@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sdpy.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sdpy.models.controlnet import ControlNetConfig, ControlNetModel
+from sdpy.models.controlnet_union import ControlNetUnionConfig, ControlNetUnionModel
 from sdpy.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from sdpy.models.taesd import AutoencoderTiny, AutoencoderTinyConfig
 from sdpy.models.unet import UNet2DConditionConfig, UNet2DConditionModel
@@ -19,6 +20,8 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "ControlNetConfig",
     "ControlNetModel",
+    "ControlNetUnionConfig",
+    "ControlNetUnionModel",
     "DiagonalGaussian",
     "T2IAdapter",
     "T2IAdapterConfig",

@@ -62,16 +62,17 @@ class ControlNetConditioningEmbedding(nn.Module):
         return self.conv_out(x)
 
 
-class ControlNetModel(UNetBase):
-    """The steering network.
+class ControlNetBase(UNetBase):
+    """What all ControlNets have in common: the UNet's way down, and what is made of its skips.
 
-    Raises:
-        ValueError: a level's channels do not divide into its heads or norm groups.
+    Args:
+        config: sizes.
     """
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__(config.unet)
-        self.config = config
+        self._flips_colours = config.controlnet_conditioning_channel_order == "bgr"
+        self._pools = config.global_pool_conditions
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(config)
         self.down_blocks = make_down_blocks(config.unet)
         self.mid_block = make_mid_block(config.unet)
@@ -81,6 +82,43 @@ class ControlNetModel(UNetBase):
         )
         lowest = config.unet.block_out_channels[-1]
         self.controlnet_mid_block = nn.Conv2d(lowest, lowest, 1)
+
+    def embed_image(self, controlnet_cond: Tensor) -> Tensor:
+        """(B, conditioning_channels, f H, f W) in [0, 1] -> (B, C, H, W)."""
+        image = controlnet_cond.flip(1) if self._flips_colours else controlnet_cond
+        return self.controlnet_cond_embedding(image)
+
+    def residuals(self, x: Tensor, emb: Tensor, context: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What is to be added to the UNet's skips and to its middle, of what the way begins with.
+
+        Args:
+            x: (B, C, H, W), latents and image.
+            emb: (1, B or k B, time_embed_dim).
+            context: (k B, S, cross_attention_dim).
+        """
+        skips = self.down_blocks(x, emb, context)
+        x = self.go_through_middle(skips[-1], emb, context)
+        down_residuals = [
+            convolution(skip)
+            for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
+        ]
+        mid_residual = self.controlnet_mid_block(x)
+        if self._pools:
+            down_residuals = [one.mean(dim=(2, 3), keepdim=True) for one in down_residuals]
+            mid_residual = mid_residual.mean(dim=(2, 3), keepdim=True)
+        return down_residuals, mid_residual
+
+
+class ControlNetModel(ControlNetBase):
+    """The steering network.
+
+    Raises:
+        ValueError: a level's channels do not divide into its heads or norm groups.
+    """
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        super().__init__(config)
+        self.config = config
 
     def forward(
         self,
@@ -116,18 +154,5 @@ class ControlNetModel(UNetBase):
         check_rows(sample, context)
         if emb is None:
             emb = self.embed(timestep, None, text_embeds, time_ids)
-        if self.config.controlnet_conditioning_channel_order == "bgr":
-            controlnet_cond = controlnet_cond.flip(1)
-
-        x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
-        skips = self.down_blocks(x, emb, context)
-        x = self.go_through_middle(skips[-1], emb, context)
-        down_residuals = [
-            convolution(skip)
-            for convolution, skip in zip(self.controlnet_down_blocks, skips, strict=True)
-        ]
-        mid_residual = self.controlnet_mid_block(x)
-        if self.config.global_pool_conditions:
-            down_residuals = [one.mean(dim=(2, 3), keepdim=True) for one in down_residuals]
-            mid_residual = mid_residual.mean(dim=(2, 3), keepdim=True)
-        return down_residuals, mid_residual
+        x = self.conv_in(sample) + self.embed_image(controlnet_cond)
+        return self.residuals(x, emb, context)

@@ -74,6 +74,15 @@ class ControlOptions:
         "(pip install 'sdpy\\[canny]').",
         panel=_CONTROL,
     )
+    control_type: list[str] | None = option(
+        None,
+        "--control-type",
+        cli_type=list[str],
+        metavar="openpose|depth|hed|canny|normal|segment|tile|repaint",
+        shown_default="what the preprocessor makes",
+        help="Of what kind the control image is, which ControlNet-Union has to be told.",
+        panel=_CONTROL,
+    )
     canny_low: float = option(
         100.0, "--canny-low", minimum=0.0, help="Weaker gradients are no edges.", panel=_CONTROL
     )
@@ -90,16 +99,20 @@ def control_images(options: ControlOptions) -> tuple[ControlImage, ...]:
     """
     weights = options.controlnet or []
     images = options.control_image or []
+    if len(weights) == 1 and len(images) > 1:
+        weights = weights * len(images)
     if len(weights) != len(images):
         raise UsageError(
             f"--controlnet is given {len(weights)} times and --control-image {len(images)} times: "
-            "give one image for each ControlNet"
+            "give one image for each ControlNet, or several images for one"
         )
     count = len(weights)
     names = _spread("--control-preprocessor", options.control_preprocessor, "none", count)
     scales = _spread("--control-scale", options.control_scale, 1.0, count)
     starts = _spread("--control-start", options.control_start, 0.0, count)
     ends = _spread("--control-end", options.control_end, 1.0, count)
+    types = _spread("--control-type", options.control_type, "none", count)
+    given = options.control_type is not None
     return tuple(
         ControlImage(
             weights[k],
@@ -110,6 +123,7 @@ def control_images(options: ControlOptions) -> tuple[ControlImage, ...]:
             ends[k],
             options.canny_low,
             options.canny_high,
+            types[k] if given else None,
         )
         for k in range(count)
     )

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sdpy.errors import UsageError
-from sdpy.models import ControlNetModel
+from sdpy.models import ControlNetModel, ControlNetUnionModel
 from sdpy.models.rows import add_rows, repeat_rows
+from sdpy.pipelines.control_types import known_types, number_of
 from sdpy.runtime.fallbacks import attempt, finish
 from sdpy.runtime.request_models import RequestModels
 from sdpy.runtime.session import Session
@@ -38,6 +39,8 @@ class Control:
         scale: factor of its influence; 0 is none.
         start: share of the steps that is done when it begins to count, in [0, 1].
         end: share of the steps that is done when it ceases to count, in [0, 1].
+        control_type: of what kind the image is, a name of `CONTROL_TYPES`, for a ControlNet-Union.
+        is_type_guessed: whether that was not given, so that it says nothing to other networks.
     """
 
     weights: Path
@@ -45,11 +48,13 @@ class Control:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    control_type: str | None = None
+    is_type_guessed: bool = False
 
     @property
-    def network(self) -> tuple[Path, float, float, float]:
+    def network(self) -> tuple[Path, float, float, float, str | None]:
         """All but the image: what the controls of a batch have to have in common."""
-        return (self.weights, self.scale, self.start, self.end)
+        return (self.weights, self.scale, self.start, self.end, self.control_type)
 
     def counts(self, step: int, steps: int) -> bool:
         """Whether it counts in step ``step`` (from 0) of ``steps``."""
@@ -78,23 +83,74 @@ class LoadedControlNet:
     model: ControlNetModel
     images: Tensor
 
-    def residuals(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Residuals:
+    def residuals(
+        self, step: int, steps: int, sample: Tensor, timestep: Tensor, conditioning: Conditioning
+    ) -> Residuals:
         """What it adds to the UNet's skips and middle; see `ControlNetModel.forward`."""
+        if not self.control.counts(step, steps):
+            return {}
         down, mid = self.model(
             sample, timestep, controlnet_cond=self.images, **conditioning.inputs()
         )
-        scale: float | Tensor = self.control.scale
-        rows, images = len(conditioning), len(sample)
-        if self.model.config.global_pool_conditions and rows > images:
-            # Such a network was trained to steer the prompts alone, not the negative ones, which
-            # come first.
-            steered = torch.ones(rows, 1, 1, 1, device=sample.device, dtype=mid.dtype)
-            steered[:images] = 0
-            scale = scale * steered
-        return {
-            DOWN: [scale * repeat_rows(one, rows) for one in down],
-            MIDDLE: [scale * repeat_rows(mid, rows)],
-        }
+        pools = self.model.config.global_pool_conditions
+        return _of_all_rows(down, mid, self.control.scale, len(sample), len(conditioning), pools)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedUnion:
+    """The controls of a batch that are shown to the same ControlNet-Union, with that network.
+
+    Attributes:
+        controls: scales, spans and types; of their images, `images` has those of the whole batch.
+        model: the network.
+        images: of each control, as those of a `LoadedControlNet`.
+    """
+
+    controls: tuple[Control, ...]
+    model: ControlNetUnionModel
+    images: tuple[Tensor, ...]
+
+    def residuals(
+        self, step: int, steps: int, sample: Tensor, timestep: Tensor, conditioning: Conditioning
+    ) -> Residuals:
+        """What it adds to the UNet's skips and middle; see `ControlNetUnionModel.forward`.
+
+        As in diffusers, it is shown an image that does not count at present with a scale of 0.
+        """
+        counts = [control.counts(step, steps) for control in self.controls]
+        if not any(counts):
+            return {}
+        down, mid = self.model(
+            sample,
+            timestep,
+            images=self.images,
+            control_types=[number_of(str(control.control_type)) for control in self.controls],
+            scales=[
+                control.scale if counts_now else 0.0
+                for control, counts_now in zip(self.controls, counts, strict=True)
+            ],
+            **conditioning.inputs(),
+        )
+        pools = self.model.config.global_pool_conditions
+        return _of_all_rows(down, mid, 1.0, len(sample), len(conditioning), pools)
+
+
+def _of_all_rows(
+    down: Sequence[Tensor], mid: Tensor, scale: float, images: int, rows: int, pools: bool
+) -> Residuals:
+    """What a ControlNet gave for some images, for all rows of the UNet, by a scale.
+
+    One that pools was trained to steer the prompts alone, not the negative ones, which come first.
+    """
+    by: float | Tensor = scale
+    if pools and rows > images:
+        steered = torch.ones(rows, 1, 1, 1, device=mid.device, dtype=mid.dtype)
+        steered[:images] = 0
+        by = scale * steered
+    return {
+        DOWN: [by * repeat_rows(one, rows) for one in down],
+        MIDDLE: [by * repeat_rows(mid, rows)],
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +165,15 @@ class LoadedAdapter:
     control: Control
     features: list[Tensor]
 
-    def residuals(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Residuals:
-        """The features, whatever the step."""
+    def residuals(
+        self, step: int, steps: int, sample: Tensor, timestep: Tensor, conditioning: Conditioning
+    ) -> Residuals:
+        """The features, whatever the UNet sees."""
         del sample, timestep, conditioning
-        return {INTRABLOCK: self.features}
+        return {INTRABLOCK: self.features} if self.control.counts(step, steps) else {}
 
 
-LoadedControl = LoadedControlNet | LoadedAdapter
+LoadedControl = LoadedControlNet | LoadedUnion | LoadedAdapter
 
 
 def check_controls(
@@ -142,11 +200,42 @@ def check_controls(
         if not math.isfinite(control.scale):
             raise UsageError(f"{control.weights}: the scale {control.scale} is no finite number")
         session.check_companion(control.weights)
+        _check_type(session, control)
+
+
+def control_type_count(session: Session, weights: Path) -> int:
+    """How many control types a network knows: none but a ControlNet-Union knows any."""
+    config = session.config(session.source.companion(weights), weights)
+    return getattr(config, "num_control_type", 0)
+
+
+def _check_type(session: Session, control: Control) -> None:
+    count, given = control_type_count(session, control.weights), control.control_type
+    if not count:
+        if given is not None and not control.is_type_guessed:
+            raise UsageError(
+                f"{control.weights} is no ControlNet-Union, and knows no control types: leave "
+                "--control-type out, or give none for it"
+            )
+    elif given is None:
+        raise UsageError(
+            f"{control.weights} is a ControlNet-Union: say by --control-type of what kind its "
+            f"control image is, {known_types(count)}"
+        )
+    elif number_of(given) >= count:
+        raise UsageError(
+            f"{control.weights} does not know the control type {given}: use {known_types(count)}"
+        )
 
 
 def describe_controls(session: Session, controls: Iterable[Control]) -> Iterator[str]:
     """What is to be said of what the controls are shown."""
     for control in controls:
+        if control.is_type_guessed and control_type_count(session, control.weights):
+            yield (
+                f"{control.weights} is told of the control type {control.control_type}, as the "
+                "preprocessor makes it; --control-type says otherwise"
+            )
         component = session.source.companion(control.weights)
         channels = getattr(session.config(component, control.weights), "in_channels", 3)
         if channels == 1 and _has_colours(control.image):
@@ -186,6 +275,7 @@ def loaded_controls(
     dtype = models.execution_of("unet").dtype_on(device)
     with ExitStack() as stack:
         loaded: list[LoadedControl] = []
+        unions: dict[Path, list[tuple[Control, Tensor]]] = {}
         for same in zip(*batch, strict=True):
             weights, shown = same[0].weights, [same[0].image]
             if any(control.image is not same[0].image for control in same):
@@ -194,9 +284,17 @@ def loaded_controls(
             if models.session.source.companion(weights) == "t2i_adapter":
                 features = _adapter_features(models, same[0], images)
                 loaded.append(LoadedAdapter(same[0], features))
+            elif control_type_count(models.session, weights):
+                unions.setdefault(weights, []).append((same[0], images))
             else:
                 model = stack.enter_context(models.controlnet(weights))
+                assert isinstance(model, ControlNetModel)
                 loaded.append(LoadedControlNet(same[0], model, images))
+        for weights, together in unions.items():
+            union = stack.enter_context(models.controlnet(weights))
+            assert isinstance(union, ControlNetUnionModel)
+            controls, shown_together = zip(*together, strict=True)
+            loaded.append(LoadedUnion(controls, union, shown_together))
         yield loaded
 
 
@@ -231,9 +329,8 @@ def control_residuals(
     """
     total: Residuals = {}
     for loaded in controls:
-        if not loaded.control.counts(step, steps):
-            continue
-        for name, added in loaded.residuals(sample, timestep, conditioning).items():
+        residuals = loaded.residuals(step, steps, sample, timestep, conditioning)
+        for name, added in residuals.items():
             before = total.get(name)
             if before is not None:
                 added = [add_rows(a, b) for a, b in zip(before, added, strict=True)]

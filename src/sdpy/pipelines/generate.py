@@ -17,8 +17,8 @@ from sdpy.optimizations.approximate import approximate
 from sdpy.optimizations.exact.sliced_attention import slice_attention
 from sdpy.pipelines.controlnet import (
     Control,
+    LoadedAdapter,
     LoadedControl,
-    LoadedControlNet,
     loaded_controls,
 )
 from sdpy.pipelines.denoise import denoise
@@ -345,7 +345,7 @@ def _fallbacks(
     """What can be done when memory runs out during the denoising loop."""
 
     def slice_all() -> None:
-        steering = [one.model for one in controls if isinstance(one, LoadedControlNet)]
+        steering = [one.model for one in controls if not isinstance(one, LoadedAdapter)]
         for model in (unet, *steering):
             slice_attention(model, AUTOMATIC_SLICES)
 

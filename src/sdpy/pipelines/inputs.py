@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpy.errors import UsageError
 from sdpy.options import check_ranges, path_of
+from sdpy.pipelines.control_types import OF_PREPROCESSORS, read_control_type
 from sdpy.pipelines.request import (
     STRENGTH,
     GenerationOptions,
@@ -40,6 +41,8 @@ class ControlImage:
         scale: factor of its influence; 0 is none.
         start, end: shares of the steps between which it counts, in [0, 1].
         canny_low, canny_high: thresholds of Canny's edges; see `sdpy.images.preprocess.canny`.
+        control_type: of what kind the image is, for a ControlNet-Union: a name of `CONTROL_TYPES`,
+            or another that they have there, or "none"; None for what the preprocessor makes.
     """
 
     weights: str | os.PathLike[str]
@@ -50,6 +53,18 @@ class ControlImage:
     end: float = 1.0
     canny_low: float = 100.0
     canny_high: float = 200.0
+    control_type: str | None = None
+
+    @property
+    def known_type(self) -> str | None:
+        """The control type, by its name in `CONTROL_TYPES`; None where nothing tells it.
+
+        Raises:
+            UsageError: there is no such.
+        """
+        if self.control_type is None:
+            return OF_PREPROCESSORS.get(self.preprocessor)
+        return read_control_type(self.control_type)
 
 
 @dataclass(frozen=True)
@@ -288,4 +303,12 @@ def _fit_control(
     if image.size != size:
         image = replace(cover, source=image.size).apply(image)
     shown: Tensor = preprocess(image_to_tensor(cut(image)))
-    return Control(path_of(control.weights), shown, control.scale, control.start, control.end)
+    return Control(
+        path_of(control.weights),
+        shown,
+        control.scale,
+        control.start,
+        control.end,
+        control_type=control.known_type,
+        is_type_guessed=control.control_type is None,
+    )

@@ -19,6 +19,7 @@ from sdpy.images.metadata import ImageTexts
 from sdpy.metadata.parameters import Parameters, parameters_text
 from sdpy.metadata.record import ImageRecord, RecordedFile
 from sdpy.options import facts_of, given, number_text
+from sdpy.pipelines.controlnet import control_type_count
 from sdpy.pipelines.inputs import ControlImage, ImageRequest, mask_options
 from sdpy.pipelines.plan import find_task_name
 from sdpy.pipelines.request import MaskOptions, Request
@@ -125,7 +126,9 @@ class Recorder:
             facts[f"LoRA {i}"] = f"{lora.path.name}:{number_text(lora.weight)}"
         for i, control in enumerate(resolved.controls):
             span = f"{number_text(control.start)}-{number_text(control.end)}"
-            facts[f"ControlNet {i}"] = f"{control.weights.name}:{number_text(control.scale)} {span}"
+            told = f"{control.weights.name}:{number_text(control.scale)} {span}"
+            takes_type = control_type_count(session, control.weights) > 0
+            facts[f"ControlNet {i}"] = f"{told} {control.control_type}" if takes_type else told
         for approximation in resolved.approximations:
             facts |= approximation.facts()
         facts["Version"] = f"sdpy {__version__}"
@@ -216,9 +219,17 @@ def _control_options(controls: tuple[ControlImage, ...]) -> dict[str, Any]:
         "control-start": [control.start for control in controls],
         "control-end": [control.end for control in controls],
         "control-preprocessor": [control.preprocessor for control in controls],
+        **_control_types(controls),
         "canny-low": controls[0].canny_low,
         "canny-high": controls[0].canny_high,
     }
+
+
+def _control_types(controls: tuple[ControlImage, ...]) -> dict[str, Any]:
+    """The option that says of what kind the control images are; nothing where it is not given."""
+    if all(control.control_type is None for control in controls):
+        return {}
+    return {"control-type": [control.known_type or "none" for control in controls]}
 
 
 def environment(session: Session) -> dict[str, str]:

@@ -18,6 +18,7 @@ from sdpy.models import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     ControlNetModel,
+    ControlNetUnionModel,
     T2IAdapter,
     UNet2DConditionModel,
 )
@@ -99,7 +100,7 @@ class RequestModels:
             yield cast(AutoencoderKL, model)
 
     @contextmanager
-    def controlnet(self, path: Path) -> Iterator[ControlNetModel]:
+    def controlnet(self, path: Path) -> Iterator[ControlNetModel | ControlNetUnionModel]:
         """The ControlNet in a file, for the duration of the block."""
         with self._use("controlnet", path) as model:
             yield cast(ControlNetModel, model)

@@ -24,6 +24,8 @@ from sdpy.models import (
     CLIPTextModelWithProjection,
     ControlNetConfig,
     ControlNetModel,
+    ControlNetUnionConfig,
+    ControlNetUnionModel,
     T2IAdapter,
     T2IAdapterConfig,
     UNet2DConditionConfig,
@@ -33,6 +35,7 @@ from sdpy.models.meta import init_empty_weights
 from sdpy.zoo.adapter_configs import adapter_beside, t2i_adapter_config, told_adapter
 from sdpy.zoo.config_files import (
     controlnet_json,
+    controlnet_union_json,
     t2i_adapter_json,
     text_encoder_json,
     tiny_vae_json,
@@ -52,6 +55,7 @@ from sdpy.zoo.configs import (
     unet_inputs,
     vae_config,
 )
+from sdpy.zoo.union_configs import controlnet_union_config, is_union, union_beside
 from sdpy.zoo.variants import Config, ModelVariant
 
 
@@ -129,6 +133,16 @@ MODEL_CLASSES: dict[str, ModelClass] = {
         write=lambda config, variant: controlnet_json(config),
         fit=lambda own, variant, outline: controlnet_beside(variant, outline),
         settle=told_controlnet,
+        matches=lambda outline: not is_union(outline),
+    ),
+    "ControlNetUnionModel": ModelClass(
+        config=ControlNetUnionConfig,
+        model=ControlNetUnionModel,
+        read=controlnet_union_config,
+        write=lambda config, variant: controlnet_union_json(config),
+        fit=lambda own, variant, outline: union_beside(variant, outline),
+        settle=told_controlnet,
+        matches=is_union,
     ),
     "T2IAdapter": ModelClass(
         config=T2IAdapterConfig,

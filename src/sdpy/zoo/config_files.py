@@ -14,6 +14,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    ControlNetUnionConfig,
     T2IAdapterConfig,
     UNet2DConditionConfig,
 )
@@ -70,6 +71,21 @@ def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
         "conditioning_embedding_out_channels": list(config.conditioning_embedding_out_channels),
         "controlnet_conditioning_channel_order": config.controlnet_conditioning_channel_order,
         "global_pool_conditions": config.global_pool_conditions,
+    }
+
+
+def controlnet_union_json(config: ControlNetUnionConfig) -> dict[str, Any]:
+    """``config.json`` of a ControlNet-Union's own folder."""
+    shared = controlnet_json(config)
+    del shared["mid_block_type"]
+    return {
+        **shared,
+        "_class_name": "ControlNetUnionModel",
+        "num_control_type": config.num_control_type,
+        "num_proj_channel": config.num_proj_channel,
+        "num_trans_channel": config.num_trans_channel,
+        "num_trans_head": config.num_trans_head,
+        "num_trans_layer": config.num_trans_layer,
     }
 
 

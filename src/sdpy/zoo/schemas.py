@@ -102,6 +102,16 @@ CONTROLNET: Table = {
     "global_pool_conditions": flag(),
 }
 
+CONTROLNET_UNION: Table = {
+    **CONTROLNET,
+    "controlnet_conditioning_channel_order": only("rgb"),
+    "num_control_type": whole(1, 1000),
+    "num_proj_channel": _CHANNELS,
+    "num_trans_channel": _CHANNELS,
+    "num_trans_head": _CHANNELS,
+    "num_trans_layer": _LAYERS,
+}
+
 T2I_ADAPTER: Table = {
     "adapter_type": one_of(*ADAPTER_TYPES),
     "channels": listed(_CHANNELS),
@@ -190,6 +200,7 @@ TABLES: dict[str, Table] = {
     "AutoencoderKL": AUTOENCODER_KL,
     "AutoencoderTiny": AUTOENCODER_TINY,
     "ControlNetModel": CONTROLNET,
+    "ControlNetUnionModel": CONTROLNET_UNION,
     "T2IAdapter": T2I_ADAPTER,
 }
 """By the classes' names, as ``_class_name`` and the table of components give them. What the file of

@@ -58,6 +58,7 @@ _GENERATE = 'sdpy generate "lighthouse at dark"'
 _INPAINT = "sdpy inpaint IMAGE.jpg MASK.png"
 USE_PIPELINE = _GENERATE + " --model {path}"
 USE_CONTROLNET = _GENERATE + " --controlnet {path} --control-image MAP.png{data}"
+USE_CONTROLNET_UNION = USE_CONTROLNET + " --control-type canny"
 USE_LORA = _GENERATE + " --lora {path}{data}"
 USE_UNET = _GENERATE + " --unet-weights {path}{data}"
 USE_VAE = _GENERATE + " --vae-weights {path}{data}"
@@ -272,6 +273,19 @@ _ALL = (
             _ON_SDXL + " --controlnet {path} --control-image MAP.png",
         )
         for kind, repository in _SDXL_CONTROLNETS.items()
+    ),
+    HubModel(
+        "controlnet-sdxl-union",
+        "xinsir/controlnet-union-sdxl-1.0",
+        "ControlNet-Union for Stable Diffusion XL: six control types",
+        _ON_SDXL + " --controlnet {path} --control-image MAP.png --control-type canny",
+    ),
+    HubModel(
+        "controlnet-sdxl-union-promax",
+        "xinsir/controlnet-union-sdxl-1.0",
+        "ControlNet-Union ProMax for Stable Diffusion XL: tile and repaint, too",
+        _ON_SDXL + " --controlnet {path} --control-image MAP.png --control-type tile",
+        single="diffusion_pytorch_model_promax.safetensors",
     ),
     *(
         HubModel(

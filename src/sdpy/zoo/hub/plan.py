@@ -21,6 +21,7 @@ from sdpy.zoo.hub.catalog import (
     INSPECT,
     MODELS,
     USE_CONTROLNET,
+    USE_CONTROLNET_UNION,
     USE_LORA,
     USE_PIPELINE,
     USE_UNET,
@@ -53,6 +54,7 @@ _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 _USAGES = {
     "ControlNetModel": USE_CONTROLNET,
+    "ControlNetUnionModel": USE_CONTROLNET_UNION,
     "T2IAdapter": USE_CONTROLNET,
     "UNet2DConditionModel": USE_UNET,
     "AutoencoderKL": USE_VAE,
