@@ -29,6 +29,9 @@ from sdpy.text.tokenizer import CLIPTokenizer
 NICENESS = 5
 """How far the drawing stands back behind the training."""
 
+STOP_SECONDS = 10
+"""Time that the program has to end its workers."""
+
 CHUNK = 8
 """Scenes that a worker gets at a time."""
 
@@ -161,7 +164,11 @@ class Renderer:
     def stop(self) -> int:
         """End the program; returns how many scenes there are."""
         self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:  # the training must not wait for what hangs
+            self.process.kill()
+            self.process.wait()
         return self.job.drawn
 
 
