@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from scripts import engine
-from scripts.demo import adherence, classifier, scenes, sheets
+from scripts.demo import adherence, classifier, scenes, sheets, world
 from scripts.demo import evaluate as ev
 from scripts.demo.adherence import score, withheld_tasks
 from scripts.demo.recipes import RECIPES, Recipe
@@ -141,6 +141,28 @@ def test_augmented_images_stay_images_of_the_same_thing() -> None:
         for one in augmented
     ]
     assert 0.005 < min(errors) and max(errors) < 0.2
+
+
+def test_images_keep_their_sides_where_it_matters_what_stands_there() -> None:
+    torch.manual_seed(0)
+    ramp = torch.linspace(-0.9, 0.9, 64).expand(16, 3, 64, 64)
+    for mirror, sides in ((False, {False}), (True, {False, True})):
+        augmented = classifier.augment(ramp, mirror=mirror)
+        left, right = (half.mean(dim=(1, 2, 3)) for half in augmented.chunk(2, dim=-1))
+        assert {bool(swapped) for swapped in left > right} == sides
+
+
+def test_a_classifier_of_places_looks_at_strips() -> None:
+    torch.manual_seed(0)
+    blob = torch.zeros(2, 3, 64, 64)
+    blob[0, :, 24:40, 8:24] = blob[1, :, 24:40, 40:56] = 1  # the same on the left and the right
+    moved = []
+    for values in (scenes.ATTRIBUTES, world.ATTRIBUTES):
+        net = classifier.AttributeClassifier(values).eval()
+        with torch.no_grad():
+            logits = torch.cat(net(blob), dim=1)
+        moved.append(((logits[0] - logits[1]).norm() / logits.std(dim=1).mean()).item())
+    assert 10 * moved[0] < moved[1]
 
 
 def test_readings_name_the_greatest_logits() -> None:
