@@ -65,13 +65,13 @@ def write_tables(path: Path, results: dict[str, Any]) -> None:
     Raises:
         ValueError: the file has no place for one of them.
     """
-    found = results["phases"]
-    names = dict.fromkeys(PHASES[phase].table for phase in found)
-    ran_on = results["machine"]
-    about = f"{ran_on['processor']}, {results['threads']} threads, torch {ran_on['torch']}, "
+    found, options, ran_on = results["phases"], results["options"], results["machine"]
+    tables = {phase: PHASES[phase].table_in(options["dtype"]) for phase in found}
+    about = f"{options['size']}, {options['width']}x{options['height']}, {options['dtype']}; "
+    about += f"{ran_on['processor']}, {results['threads']} threads, torch {ran_on['torch']}, "
     about += f"diffusers {ran_on['diffusers']}"
-    for name in filter(None, names):
-        rows = {phase: result for phase, result in found.items() if PHASES[phase].table == name}
+    for name in filter(None, dict.fromkeys(tables.values())):
+        rows = {phase: result for phase, result in found.items() if tables[phase] == name}
         made = phase_table(rows, with_empty_columns=False)
         write_between(path, name, f"{made}\n\n{about}.")
 

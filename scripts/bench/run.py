@@ -185,7 +185,8 @@ def check(options: argparse.Namespace) -> None:
         raise BenchError(f"--json {options.json}: there is no such folder")
     if options.write is not None:
         page = options.write.read_text(encoding="utf-8")
-        for table in filter(None, (PHASES[name].table for name in options.phases)):
+        tables = (PHASES[name].table_in(options.dtype) for name in options.phases)
+        for table in filter(None, tables):
             if f"<!-- begin: {table} -->" not in page:
                 raise BenchError(
                     f"--write {options.write}: there is no place for the table {table}"

@@ -18,7 +18,8 @@ class BenchPhase:
         contestants: who takes part, by the names in the table, and how each is run.
         base: the contestant that the others are compared with.
         needs_formats: whether it has to be known in which memory format diffusers is faster.
-        table: the generated table of the documentation that it has a row in; None for none.
+        table: the generated table of the documentation that it has a row in, where ``{dtype}``
+            stands for the number format of the models; None for none.
     """
 
     title: str
@@ -26,3 +27,7 @@ class BenchPhase:
     base: str = DIFFUSERS
     needs_formats: bool = False
     table: str | None = None
+
+    def table_in(self, dtype: str) -> str | None:
+        """The name of the table, with models of that number format."""
+        return None if self.table is None else self.table.format(dtype=dtype)

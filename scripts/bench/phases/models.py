@@ -13,7 +13,12 @@ from sdpy.benchmark.figures import TITLES
 
 def phase(name: str) -> BenchPhase:
     """The phase of that name of `sdpy.benchmark.phases`, in both programs."""
-    return BenchPhase(TITLES[name], partial(_contestants, name=name), needs_formats=name != "text")
+    return BenchPhase(
+        TITLES[name],
+        partial(_contestants, name=name),
+        needs_formats=name != "text",
+        table="models-{dtype}",
+    )
 
 
 def _contestants(contest: Contest, name: str) -> dict[str, Run]:

@@ -23,6 +23,7 @@ from sdpy.optimizations.exact.bfloat16_convolutions import AddedWinogradConv2d, 
 from sdpy.optimizations.exact.folded_attention import FoldedAttention
 from sdpy.optimizations.exact.packed_layers import PackedConv2d, PackedFeedForward
 from sdpy.optimizations.exact.product_attention import ProductAttention
+from sdpy.optimizations.exact.winograd import Frame
 from support.compare import normal, relative_error
 from support.tiny import tiny_model
 
@@ -66,6 +67,26 @@ def test_winograd_by_additions(
     result = AddedWinogradConv2d(conv)(x)
     assert result.dtype == torch.bfloat16
     assert relative_error(result, reference(conv, x)) <= LAYER_TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 10, 8), (2, 12, 9, 6), (1, 12, 6, 7)])
+@pytest.mark.parametrize("above", [0, 1])
+@pytest.mark.parametrize("given", [True, False])
+@torch.inference_mode()
+def test_winograd_of_a_frame(shape: tuple[int, ...], above: int, given: bool) -> None:
+    """With a row above or without, into a part of a larger map or into memory of its own."""
+    conv, x = convolution(12, 20), normal(*shape).bfloat16()
+    form = AddedWinogradConv2d(conv)
+    frame = Frame.of(x.shape, above, 0, form.frame_multiple, x.dtype)
+    frame.inside.copy_(x)
+    B, _, H, W = shape
+    whole = torch.zeros(B, H + 2, W, 20, dtype=x.dtype).permute(0, 3, 1, 2)
+    place = whole[:, :, 1 : 1 + H - above] if given else None
+    result = form(frame, place)
+    assert relative_error(result, reference(conv, x)[:, :, above:]) <= LAYER_TOLERANCE
+    if given:
+        assert torch.equal(whole[:, :, 1 : 1 + H - above], result)
+        assert not whole[:, :, 0].any() and not whole[:, :, 1 + H - above :].any()
 
 
 @torch.inference_mode()

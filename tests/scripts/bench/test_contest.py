@@ -265,6 +265,23 @@ def test_one_step_with_a_tiny_decoder_and_a_busy_machine(
     assert f"| {PASSIVE} |" in waiting and "GFLOP/s" not in written
 
 
+def test_tables_of_models_are_written_by_their_dtype(weights: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    names = ("models-bfloat16", "models-float32")
+    page.write_text("\n".join(f"<!-- begin: {n} -->\n<!-- end: {n} -->" for n in names))
+    code = run.main(
+        [
+            *("--size", "tiny", "--repeats", "1", "--evaluations", "1", "--dtype", "bfloat16"),
+            *("--phases", "decode", "--format", "contiguous", "--weights", str(weights)),
+            *("--write", str(page)),
+        ]
+    )
+    assert code == 0
+    bfloat16, float32 = page.read_text(encoding="utf-8").split("<!-- begin: models-float32 -->")
+    assert "| diffusers |" in bfloat16 and "tiny, 64x64, bfloat16; " in bfloat16
+    assert "diffusers" not in float32
+
+
 # -- its parts -----------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpy.optimizations.base import Preparations
-from sdpy.optimizations.exact.winograd import Frame, WinogradConv2d
+from sdpy.optimizations.exact.winograd import Frame
 from sdpy.optimizations.weights import ModelWeights
 
 
@@ -137,10 +137,8 @@ class AdaptiveConv2d(nn.Module):
     @property
     def frame_multiple(self) -> int | None:
         """The rows and columns of a `Frame` are a multiple of this; None if it takes none."""
-        form = self.form
-        if isinstance(form, WinogradConv2d) and form.transforms.scale == 1:
-            return form.transforms.m
-        return None
+        multiple: int | None = getattr(self.form, "frame_multiple", None)
+        return multiple
 
     @property
     def doubles(self) -> bool:

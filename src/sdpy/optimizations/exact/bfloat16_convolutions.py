@@ -11,13 +11,14 @@ Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, 201
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpy.optimizations.exact.packed_layers import linear_layer
+from sdpy.optimizations.exact.winograd import Frame
 
-WORKSPACE = 8 * 2**20
-"""The bytes of transformed tiles and of products that are worked on together."""
+WORKSPACE = 32 * 2**20
+"""The bytes of transformed tiles and of products that are worked on together. With fewer, threads
+wait for one another more often, and weights are read more often."""
 
 DOUBLING_WORKSPACE = 16 * 2**20
 """The bytes of the products of a `DoublingConv2d` that are worked on together."""
@@ -38,6 +39,7 @@ class AddedWinogradConv2d(nn.Module):
     """
 
     needs_original = False
+    frame_multiple = 2
 
     def __init__(self, original: nn.Conv2d) -> None:
         super().__init__()
@@ -52,24 +54,35 @@ class AddedWinogradConv2d(nn.Module):
             made = torch.einsum("io,dcok,jk->ijcd", transform, weight, transform)
             self.kept = made.flatten(0, 1).to(self.original.weight.dtype).contiguous()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, O, H, W), the result in channels-last memory."""
+    def forward(self, x: Tensor | Frame, place: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, O, H, W), the result in channels-last memory.
+
+        Args:
+            x: the input, or a `Frame` that was filled with it.
+            place: for the result; None for new memory.
+        """
         self.prepare()
         assert self.kept is not None
-        B, C, H, W = x.shape
+        if isinstance(x, Tensor):
+            tensor, x = x, Frame.of(x.shape, 0, 0, self.frame_multiple, x.dtype)
+            x.inside.copy_(tensor)
+        B, H, W = x.shape
         outputs = self.kept.shape[-1]
         rows, columns = -(-H // 2), -(-W // 2)  # of tiles
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + W % 2, 1, 1 + H % 2))
-        result = x.new_empty(B, 2 * rows, 2 * columns, outputs)
-        step = self._rows_together(B * columns, x.element_size())
+        if place is None or H % 2 or W % 2:
+            result = x.pixels.new_empty(B, 2 * rows, 2 * columns, outputs)
+        else:
+            result = place.permute(0, 2, 3, 1)
+        step = self._rows_together(B * columns, x.pixels.element_size())
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            tiles = _transform_input(padded[:, 2 * first : 2 * last + 2])
+            tiles = _transform_input(x.pixels[:, 2 * first : 2 * last + 2])
             products = torch.bmm(tiles.flatten(1, 3), self.kept)
             shape = (4, 4, *tiles.shape[1:4], outputs)
-            place = result[:, 2 * first : 2 * last]
-            _transform_output(products.view(shape), self.original.bias, place)
-        return result[:, :H, :W].permute(0, 3, 1, 2)
+            part = result[:, 2 * first : 2 * last]
+            _transform_output(products.view(shape), self.original.bias, part)
+        made = result[:, :H, :W].permute(0, 3, 1, 2)
+        return made if place is None or made.data_ptr() == place.data_ptr() else place.copy_(made)
 
     def _rows_together(self, tiles: int, itemsize: int) -> int:
         """Rows of tiles that are worked on together, where a row has so many tiles."""

@@ -47,7 +47,7 @@ KEPT_BYTE = 90.0
 """The cost of making one byte of transformed weights to be kept."""
 
 SUMMED_BYTE = 600.0
-"""The cost of summing up one byte of bfloat16 weights, for Winograd or for a doubled map."""
+"""The cost of summing up one byte of bfloat16 weights for Winograd."""
 
 DIRECT_WEIGHT_BYTE = 84.0
 """The cost of one byte of weights in torch's own convolution, which reorders them at each call."""

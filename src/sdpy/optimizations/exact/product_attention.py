@@ -21,8 +21,9 @@ from sdpy.optimizations.exact.sliced_attention import SlicedAttention
 WORKSPACE = 16 * 2**20
 """The bytes of scores that exist at a time; they should stay in a cache."""
 
-HEAD_WORKSPACE = 2**20
-"""The bytes of scores of one head that exist at a time in bfloat16, for each thread."""
+HEAD_WORKSPACE = 4 * 2**20
+"""The bytes of scores of one head that exist at a time in bfloat16, for each thread. With fewer,
+threads wait for one another more often."""
 
 SAMPLE = 64
 """The number of keys whose scores tell what to subtract."""
@@ -30,8 +31,8 @@ SAMPLE = 64
 VECTOR = 16
 """The numbers in a vector of the processor; a product computes whole vectors."""
 
-MANY = {torch.float32: 2048, torch.bfloat16: 256}
-"""The number of tokens from which on this is faster than torch's own attention, by dtype."""
+MANY = {torch.float32: 2048, torch.bfloat16: 64}
+"""The number of keys from which on this is faster than torch's own attention, by dtype."""
 
 
 def is_fast() -> bool:
@@ -51,7 +52,7 @@ class ProductAttention(nn.Module):
         attend = _attend if key.dtype == torch.float32 else _attend_by_heads
         for q, k, v, place in zip(query, key, value, result, strict=True):
             attend(q, k, v, place)
-            if not place.isfinite().all():  # the sample missed a key by far
+            if not place.sum().isfinite():  # the sample missed a key by far
                 place.copy_(F.scaled_dot_product_attention(q, k, v))
         return result
 
@@ -112,7 +113,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, result: Tensor) -> None:
 
 
 def _attend_by_heads(query: Tensor, key: Tensor, value: Tensor, result: Tensor) -> None:
-    """The same in bfloat16, one head after the other, so that scores stay in a core's cache.
+    """The same in bfloat16, one head after the other, so that scores stay in the cache.
 
     The processor multiplies pairs of bfloat16 numbers, so keys have an even number of components.
     """

@@ -119,7 +119,7 @@ class TiledUpsample2D(nn.Module):
             doubled = F.interpolate(tile, scale_factor=2.0, mode="nearest")
             doubled = doubled[:, :, above : doubled.shape[-2] - below]  # single rows as borders
             made = partial(_placed, doubled)
-            make = partial(_convolve_within, self.conv, made, doubled.shape, above, below)
+            make = partial(_convolve_within, self.conv, made, doubled, above, below)
             yield slice(2 * rows.start, 2 * rows.stop), make
 
 
@@ -204,7 +204,7 @@ def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Tiles:
     for rows in _cut(x.shape[-2], _row_bytes(x)):
         tile, above, below = _with_border(x, rows)
         normed = partial(_norm_silu, scale, shift, tile)
-        yield rows, partial(_convolve_within, conv, normed, tile.shape, above, below)
+        yield rows, partial(_convolve_within, conv, normed, tile, above, below)
 
 
 def _norm_silu(scale: Tensor, shift: Tensor, tile: Tensor, place: Tensor | None) -> Tensor:
@@ -275,14 +275,14 @@ def _with_border(x: Tensor, rows: slice) -> tuple[Tensor, int, int]:
 def _convolve_within(
     conv: nn.Module,
     make_input: Make,
-    shape: torch.Size,
+    tile: Tensor,
     above: int,
     below: int,
     place: Tensor | None,
 ) -> Tensor:
-    """What ``conv`` makes of a tile of that shape, without what it makes of its border."""
+    """What ``conv`` makes of a tile like that one, without what it makes of its border."""
     if isinstance(conv, AdaptiveConv2d) and conv.frame_multiple is not None:
-        frame = Frame.of(shape, above, below, conv.frame_multiple)
+        frame = Frame.of(tile.shape, above, below, conv.frame_multiple, tile.dtype)
         make_input(frame.inside)
         return conv(frame, place)
     result = conv(make_input(None))

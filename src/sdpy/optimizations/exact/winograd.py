@@ -157,7 +157,9 @@ class Frame:
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, shape: torch.Size, above: int, below: int, m: int) -> Frame:
+    def of(
+        cls, shape: torch.Size, above: int, below: int, m: int, dtype: torch.dtype = torch.float32
+    ) -> Frame:
         """Zeros around an empty place.
 
         Args:
@@ -165,11 +167,12 @@ class Frame:
             above, below: how many of its first and last rows (0 or 1 each) only border those that
                 results are asked for, in place of the zeros there.
             m: of the convolution.
+            dtype: of the input.
         """
         B, C, H, W = shape
         height = H - above - below
         rows, columns = (-(-side // m) * m + 2 for side in (height, W))
-        pixels = torch.empty(B, rows, columns, C)
+        pixels = torch.empty(B, rows, columns, C, dtype=dtype)
         top = 1 - above
         pixels[:, :top] = 0
         pixels[:, top + H :] = 0
@@ -201,6 +204,7 @@ class WinogradConv2d(nn.Module):
         self.in_channels, self.out_channels = original.in_channels, original.out_channels
         self.needs_original = keep is Keep.ORIGINAL
         self.doubles = transforms.scale == 2
+        self.frame_multiple = None if self.doubles else transforms.m
         self.kept: Tensor | None
         self.register_buffer("kept", None, persistent=False)
 
