@@ -66,7 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run: Path = options.run
     files = run / "files"
     if options.join is not None:
-        join(options.join, run)
+        try:
+            join(options.join, run)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from None
+    if not (files / BUNDLE_FILE).exists():
+        raise SystemExit(
+            f"error: {files} holds no exported model: run the stage export of "
+            "scripts.demo.train, or name the folder of the run's pieces with --join"
+        )
     measure(run, files)
     facts = Facts.of(run, files, run / EVALUATION_FILE)
     reached = goals(facts)

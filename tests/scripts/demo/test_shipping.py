@@ -146,6 +146,13 @@ def test_what_misses_a_goal_is_not_shipped(run: Path, tmp_path: Path, capsys) ->
     assert not any(package.iterdir())
 
 
+def test_a_folder_without_a_model_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no exported model"):
+        ship.main([str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="error: .*SHA256SUMS"):
+        ship.main([str(tmp_path / "run"), "--join", str(tmp_path)])
+
+
 def test_a_shipped_model_is_what_the_command_runs(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
