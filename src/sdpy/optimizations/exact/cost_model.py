@@ -58,7 +58,7 @@ PAIRED_BYTE = 30.0
 CALL = 60e6
 """The cost of the dozen torch calls that a convolution outside torch's own consists of."""
 
-ADDED_BYTE = 55.0
+ADDED_BYTE = 80.0
 """The cost of one byte of tiles and products of a Winograd convolution in bfloat16, relative to a
 matrix product in bfloat16; it was measured on an AMD EPYC with AVX-512 BF16, of whose core such a
 product reaches 210e9 operations a second. See `machine.bfloat16_balance` for others."""
