@@ -45,7 +45,8 @@ def test_is_told_before_the_work(tiny_data: Path) -> None:
     assert isinstance(first, Notice) and "nothing is compiled" in str(first)
 
 
-def test_does_not_go_with_approximations(tiny_data: Path) -> None:
+def test_does_not_go_with_token_merging(tiny_data: Path) -> None:
     session = tiny_session(tiny_data, execution=Execution(compile=True))
+    plan_request(session, Request("x", steps=2, deepcache=2))
     with pytest.raises(UsageError, match="--compile"):
-        plan_request(session, Request("x", steps=2, deepcache=2))
+        plan_request(session, Request("x", steps=2, token_merging=0.5))

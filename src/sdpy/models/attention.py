@@ -51,10 +51,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x`` (B, T, D), ``context`` (B, S, context_dim), None for ``x`` itself -> (B, T, D)."""
         context = x if context is None else context
-        query = self._split_heads(self.to_q(x))
-        key = self._split_heads(self.to_k(context))
-        value = self._split_heads(self.to_v(context))
-        x = self.attend(query, key, value)  # (B, heads, T, d)
+        return self.look_up(x, self.to_k(context), self.to_v(context))
+
+    def look_up(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The same where keys and values (B, S, D) of the context are there."""
+        parts = (self._split_heads(part) for part in (self.to_q(x), keys, values))
+        x = self.attend(*parts)  # (B, heads, T, d)
         return self.to_out[0](x.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -166,18 +168,25 @@ class Transformer2DModel(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """``x`` (B or k B, C, H, W), ``context`` (k B, S, context_dim) -> (k B, C, H, W)."""
-        residual = x
+        tokens = self.enter(x)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return self.leave(tokens, x)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, H * W, C), the tokens that the first block is given."""
         x = self.norm(x)
         if self.linear_projection:
-            x = self.proj_in(_to_tokens(x))
-        else:
-            x = _to_tokens(self.proj_in(x))
-        for block in self.transformer_blocks:
-            x = block(x, context)
+            return self.proj_in(_to_tokens(x))
+        return _to_tokens(self.proj_in(x))
+
+    def leave(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        """(k B, H * W, C) of the last block, added to what came in -> (k B, C, H, W)."""
+        size = residual.shape[-2:]
         if self.linear_projection:
-            x = _to_feature_map(self.proj_out(x), *residual.shape[-2:])
+            x = _to_feature_map(self.proj_out(tokens), *size)
         else:
-            x = self.proj_out(_to_feature_map(x, *residual.shape[-2:]))
+            x = self.proj_out(_to_feature_map(tokens, *size))
         return add_rows(x, residual)
 
 

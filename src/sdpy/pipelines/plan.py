@@ -159,10 +159,10 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     approximations = request.approximations
     for approximation in approximations:
         approximation.check(unet)
-    if approximations and session.execution.compile:
+    if request.token_merging is not None and session.execution.compile:
         raise UsageError(
-            "a compiled UNet does all of its work at every step: leave out --compile, or "
-            "--deepcache and --token-merging"
+            "the blocks of a compiled UNet look at all tokens: leave out --compile, or "
+            "--token-merging"
         )
     factor = session.variant.vae.downsample_factor
     width, height = factor * shape[-1], factor * shape[-2]

@@ -1,7 +1,7 @@
-"""Compiled networks against the same ones as they are.
+"""Compiled blocks of networks against the same ones as they are.
 
-What torch makes of the traced operations is torch's: here they are run one by one, which needs no
-C++ compiler. That nothing escapes the trace is what is to be seen.
+What torch makes of the traced operations is torch's: here they are run as they were traced, which
+needs no C++ compiler. That nothing escapes the trace, and how often there is one, is to be seen.
 """
 
 from __future__ import annotations
@@ -10,70 +10,160 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
+from torch import Tensor
 
-from sdpy.models import AutoencoderKL
+from sdpy.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
+    ControlNetConfig,
+    ControlNetModel,
+    UNet2DConditionModel,
+)
+from sdpy.optimizations.approximate import DeepCache, approximate
 from sdpy.optimizations.base import PassContext
-from sdpy.optimizations.exact.compiling import Compilation, compile_network, keep_compiled_code
+from sdpy.optimizations.exact import apply_passes, compiling
+from sdpy.optimizations.exact.cached_linear import CachedLinear
+from sdpy.optimizations.exact.compiling import Compilation, compile_blocks, keep_compiled_code
+from sdpy.optimizations.exact.folded_attention import PromptCaching
+from sdpy.optimizations.exact.gpu_layers import JoinedProjections
 from sdpy.runtime.execution import Execution
-from support.compare import normal, relative_error
+from support.compare import normal, randomise, relative_error
 from support.tiny import TINY, tiny_model
 
-UNET_INPUTS = (normal(2, 4, 12, 10), torch.tensor(981), normal(2, 77, 32, seed=1))
-_CHANNELS = TINY.unet.block_out_channels
-MIDDLE = (_CHANNELS[-1], *(-(-side // 2 ** (len(_CHANNELS) - 1)) for side in (12, 10)))
-"""(C, H, W) in the middle of the UNet."""
 GPU = torch.device("cuda")
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
+TIME = torch.tensor(981)
 
 
-@pytest.fixture(autouse=True)
-def traces(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The options of each compilation."""
-    asked: list[dict[str, Any]] = []
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Whatever is traced; each trace is whole, and is run as it is."""
+    made: list[Any] = []
     original = torch.compile
 
-    def trace(function: Any, **options: Any) -> Any:
-        asked.append(options)
-        return original(function, backend="aot_eager", fullgraph=True)
+    def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    def trace(function: Any, *, fullgraph: bool, dynamic: bool) -> Any:
+        assert fullgraph and dynamic
+        return original(function, fullgraph=True, dynamic=True, backend=count)
 
     monkeypatch.setattr(torch, "compile", trace)
-    return asked
+    compiling._compiled.cache_clear()
+    torch._dynamo.reset()
+    yield made
+    compiling._compiled.cache_clear()
+    torch._dynamo.reset()
 
 
-@torch.inference_mode()
-def test_unet_is_traced_as_a_whole(traces: list[dict[str, Any]]) -> None:
-    plain, compiled = tiny_model("unet"), tiny_model("unet")
-    compile_network(compiled)
-    assert traces == [{"mode": "reduce-overhead"}]
-    expected = plain(*UNET_INPUTS)
-    first = compiled(*UNET_INPUTS)
-    kept = first.clone()
-    other = compiled(UNET_INPUTS[0] + 1, *UNET_INPUTS[1:])
-    assert relative_error(first, expected) <= TOLERANCE
-    assert torch.equal(first, kept) and not torch.equal(other, first)
-    larger = (normal(1, 4, 16, 16), UNET_INPUTS[1], normal(1, 77, 32))
-    assert relative_error(compiled(*larger), plain(*larger)) <= TOLERANCE
-    residual = {"mid_block_additional_residual": normal(2, *MIDDLE, seed=3)}
-    assert relative_error(compiled(*UNET_INPUTS, **residual), plain(*UNET_INPUTS, **residual)) <= (
-        TOLERANCE
+def unet_inputs(
+    size: tuple[int, int], samples: int = 2, prompts: int = 2, tokens: int = 77
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        normal(samples, 4, *size),
+        TIME,
+        normal(samples * prompts, tokens, TINY.unet.cross_attention_dim, seed=1),
     )
 
 
 @torch.inference_mode()
-def test_autoencoder_is_traced_as_a_whole() -> None:
+def test_code_is_shared_by_blocks_networks_and_sizes(traces: list[Any]) -> None:
+    plain, compiled, other = (tiny_model("unet") for _ in range(3))
+    randomise(other, seed=5)
+    for model in (compiled, other):
+        for one in (PromptCaching(), JoinedProjections(), Compilation()):
+            one.apply(model, PassContext(device=GPU))
+    inputs = unet_inputs((12, 10))
+    assert relative_error(compiled(*inputs), plain(*inputs)) <= TOLERANCE
+    made = len(traces)
+    # Eight ResNets have five sizes, three transformers two, of three parts each, in one of which
+    # rows are repeated in one case and not in the other; and the last norm.
+    assert made <= 5 + 2 * 3 + 1 + 1
+    blocks = [module for module in compiled.modules() if isinstance(module, CachedLinear)]
+    assert len(blocks) == 6 and all(block.keeps(inputs[2]) for block in blocks)
+    for changed in (
+        unet_inputs((16, 16)),
+        unet_inputs((8, 14), samples=3),
+        unet_inputs((12, 10), tokens=154),
+    ):
+        assert relative_error(compiled(*changed), plain(*changed)) <= TOLERANCE
+    other(*inputs)
+    assert len(traces) == made
+
+
+@torch.inference_mode()
+def test_parts_of_a_unet_can_be_called_by_themselves(traces: list[Any]) -> None:
+    """As DeepCache does."""
+    plain, compiled = tiny_model("unet"), tiny_model("unet")
+    assert isinstance(plain, UNet2DConditionModel) and isinstance(compiled, UNet2DConditionModel)
+    compile_blocks(compiled)
+    results = []
+    for unet in (plain, compiled):
+        with approximate(unet, [DeepCache(2)], [0]) as approximated:
+            _, _, context = unet_inputs((12, 10), samples=1)
+            samples = [normal(1, 4, 12, 10, seed=seed) for seed in range(3)]
+            results.append([approximated(sample, TIME, context) for sample in samples])
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) <= TOLERANCE
+    assert traces
+
+
+@torch.inference_mode()
+def test_controlnet(traces: list[Any]) -> None:
+    config = ControlNetConfig(unet=TINY.unet, conditioning_embedding_out_channels=(4, 8))
+    plain, compiled = (randomise(ControlNetModel(config), seed=4) for _ in range(2))
+    compile_blocks(compiled)
+    shown = normal(1, 3, 24, 20, seed=2)
+    (down, mid), (plain_down, plain_mid) = (
+        model(*unet_inputs((12, 10)), controlnet_cond=shown) for model in (compiled, plain)
+    )
+    for ours, theirs in zip((*down, mid), (*plain_down, plain_mid), strict=True):
+        assert relative_error(ours, theirs) <= TOLERANCE
+    assert traces
+
+
+@torch.inference_mode()
+def test_autoencoder(traces: list[Any]) -> None:
     plain, compiled = tiny_model("vae"), tiny_model("vae")
     assert isinstance(plain, AutoencoderKL) and isinstance(compiled, AutoencoderKL)
-    for network in (compiled.encoder, compiled.decoder):
-        compile_network(network)
-    image, latents = normal(1, 3, 24, 20), normal(1, 4, 12, 10)
-    assert relative_error(compiled.encode(image).mean, plain.encode(image).mean) <= TOLERANCE
+    compile_blocks(compiled)
+    made = []
+    for size in ((12, 10), (8, 16)):
+        image, latents = normal(2, 3, 2 * size[0], 2 * size[1]), normal(2, 4, *size)
+        assert relative_error(compiled.encode(image).mean, plain.encode(image).mean) <= TOLERANCE
+        assert relative_error(compiled.decode(latents), plain.decode(latents)) <= TOLERANCE
+        made.append(len(traces))
+    assert made[0] == made[1]
+
+
+@torch.inference_mode()
+def test_tiny_autoencoder_is_a_single_block(traces: list[Any]) -> None:
+    config = AutoencoderTinyConfig(channels=8)
+    plain, compiled = (randomise(AutoencoderTiny(config), seed=6) for _ in range(2))
+    assert isinstance(plain, AutoencoderTiny) and isinstance(compiled, AutoencoderTiny)
+    compile_blocks(compiled)
+    latents = normal(2, 4, 4, 6)
     assert relative_error(compiled.decode(latents), plain.decode(latents)) <= TOLERANCE
+    assert len(traces) == 1
+
+
+@torch.inference_mode()
+def test_tiles_are_left_as_they_are(traces: list[Any]) -> None:
+    plain, tiled = tiny_model("vae"), tiny_model("vae")
+    assert isinstance(plain, AutoencoderKL) and isinstance(tiled, AutoencoderKL)
+    apply_passes(tiled, PassContext(tiled=True))
+    compile_blocks(tiled)
+    latents = normal(1, 4, 12, 10)
+    assert relative_error(tiled.decode(latents), plain.decode(latents)) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -94,32 +184,6 @@ def test_what_is_compiled(
     assert Compilation().applies(tiny_model(name), context) == compiled
 
 
-@torch.inference_mode()
-def test_a_third_size_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one is compiled for all sizes."""
-    compilations: list[int] = []
-
-    def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        compilations.append(len(inputs))
-        return graph.forward
-
-    monkeypatch.undo()
-    original = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: original(function, backend=count)
-    )
-    torch._dynamo.reset()
-    plain, compiled = tiny_model("unet"), tiny_model("unet")
-    compile_network(compiled)
-    made = []
-    for height, width in ((12, 10), (16, 20), (24, 28), (12, 10)):
-        inputs = (normal(2, 4, height, width), *UNET_INPUTS[1:])
-        assert relative_error(compiled(*inputs), plain(*inputs)) <= TOLERANCE
-        made.append(len(compilations))
-    assert made[0] == 1  # and no graph breaks
-    assert made[1] == made[2] == made[3] == 2
-
-
 def test_compiled_code_is_kept_in_the_cache_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -134,16 +198,17 @@ def test_compiled_code_is_kept_in_the_cache_folder(
 
 COMPILE_TWICE = """
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
-from sdpy.models import UNet2DConditionModel
-from sdpy.optimizations.exact.compiling import compile_network, keep_compiled_code
-from support.tiny import tiny_model
+from sdpy.models.taesd import AutoencoderTinyBlock
+from sdpy.optimizations.exact.compiling import compile_blocks, keep_compiled_code
 from support.compare import normal
 keep_compiled_code()
-embedding = tiny_model("unet").time_embedding
-compile_network(embedding)
+blocks = nn.Sequential(*(AutoencoderTinyBlock(4) for _ in range(3)))
+compile_blocks(blocks)
 with torch.inference_mode():
-    embedding(normal(2, 16))
+    for height in (8, 9):
+        blocks(normal(2, 4, height, 6))
 found = counters["inductor"]
 print(found["fxgraph_cache_hit"], found["fxgraph_cache_miss"])
 """
