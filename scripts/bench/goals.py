@@ -1,4 +1,7 @@
-"""Goals of the benchmark, for 512x512 pixels, 30 steps, float32 and two cores."""
+"""Goals of the benchmark, for 512x512 pixels and 30 steps.
+
+Those of a CPU are for float32 and two cores, those of a GPU for float16.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.bench.outcomes import COMPILED, DIFFUSERS, LOW, PASSIVE, PLAIN, SDPY, PhaseResults
+from scripts.bench.outcomes import (
+    COMPILED,
+    DIFFUSERS,
+    DIFFUSERS_REDUCED,
+    FIRST,
+    LOW,
+    PASSIVE,
+    PLAIN,
+    SDPY,
+    SDPY_COMPILED,
+    SECOND,
+    PhaseResults,
+)
 from sdpy.benchmark import figures
 from sdpy.benchmark.figures import Spread
 
@@ -70,6 +85,20 @@ def unet_error(phases: PhaseResults) -> Spread | None:
     return None if error is None else Spread.of([error])
 
 
+def seconds_of(phase: str, contestant: str) -> Callable[[PhaseResults], Spread | None]:
+    """A goal's value: the seconds of a contestant in a phase."""
+
+    def value(phases: PhaseResults) -> Spread | None:
+        outcomes = phases[phase].outcomes.get(contestant, []) if phase in phases else []
+        return Spread.of([one.seconds for one in outcomes]) if outcomes else None
+
+    return value
+
+
+def _seconds(value: Spread) -> str:
+    return figures.seconds(value.median)
+
+
 GOALS = (
     Goal("UNet step, of diffusers' time", 0.60, ratio_of("seconds", "unet")),
     Goal(
@@ -109,3 +138,20 @@ GOALS = (
         lambda value: f"{value.median:.1e}",
     ),
 )
+
+GPU_GOALS = (
+    Goal(
+        "image compiled, of compiled diffusers' time",
+        0.80,
+        ratio_of("seconds", "loaded", SDPY_COMPILED, DIFFUSERS_REDUCED),
+    ),
+    Goal("image, of diffusers' time", 0.70, ratio_of("seconds", "loaded")),
+    Goal("batch of 8, of diffusers' time", 0.60, ratio_of("seconds", "batch")),
+    Goal(f"compiling, {FIRST}", 15.0, seconds_of("compiling", f"{SDPY}, {FIRST}"), show=_seconds),
+    Goal(f"compiling, {SECOND}", 5.0, seconds_of("compiling", f"{SDPY}, {SECOND}"), show=_seconds),
+)
+
+
+def goals_for(device: str) -> tuple[Goal, ...]:
+    """The goals of a device."""
+    return GOALS if device == "cpu" else GPU_GOALS

@@ -41,6 +41,9 @@ class Job:
         fast_kernels: whether sdpy uses its fast kernels.
         tiny_vae: whether a tiny autoencoder decodes whole images.
         compiled: whether sdpy compiles its models.
+        way: how whole images are computed on a GPU: "graphs", "compiled", or "" for neither.
+        images: how many are generated together.
+        code_folder: where compiled code is kept; None for where each program keeps it.
         options: further arguments of sdpy's command line.
         started: time by the clock of `now` before the process began.
         output: NumPy file or image to write; None for none.
@@ -63,6 +66,9 @@ class Job:
     fast_kernels: bool = True
     tiny_vae: bool = False
     compiled: bool = False
+    way: str = ""
+    images: int = 1
+    code_folder: str | None = None
     options: list[str] = field(default_factory=list)
     started: float = 0.0
     output: str | None = None

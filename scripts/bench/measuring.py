@@ -71,6 +71,14 @@ def until_first_step(job: Job) -> Iterator[dict[str, Any]]:
     raise RuntimeError("no step of the UNet has begun")
 
 
+def as_tensor(images: Any) -> Any:
+    """PIL images as numbers of 0 to 255, (B, H, W, 3)."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+
+
 def torch_dtype(job: Job) -> Any:
     """The number format of all models."""
     import torch

@@ -12,6 +12,12 @@ SDPY, DIFFUSERS, COMPILED = "sdpy", "diffusers", "diffusers, compiled"
 
 LOW, PLAIN = "sdpy --memory low", "typer and rich alone"
 
+SDPY_GRAPHS, SDPY_COMPILED = "sdpy --cuda-graphs", "sdpy --compile"
+
+DIFFUSERS_REDUCED = "diffusers, reduce-overhead"
+
+FIRST, SECOND = "first process", "second process"
+
 PASSIVE, SPINNING = "sdpy, waiting passively by hand", "sdpy, spinning"
 
 

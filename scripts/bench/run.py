@@ -3,6 +3,7 @@
     python -m scripts.bench --json runs/bench.json
     python -m scripts.bench --steps 4 --repeats 1 --evaluations 1
     python -m scripts.bench --size tiny --repeats 1
+    python -m scripts.bench --device cuda --dtype float16 --compile --phases loaded,batch,compiling
     python -m scripts.bench --size sdxl --phases unet,decode --repeats 1 --evaluations 1
 
 Both use the same random weights, of Stable Diffusion 1.5's sizes unless ``--size`` says
@@ -16,7 +17,10 @@ otherwise. They take turns (A B A B), each phase in a process of its own. Phases
     encode    an image to latents
     memory    peak of a whole image of 2 steps, diffusers in its default memory format
     generate  start of the process to the file; sdpy a second time with ``--memory low``
-    one-step  the same of one step without guidance; ``one-step-cheapest``: in bfloat16, with a
+    loaded    a whole image with the models loaded; sdpy also with ``--cuda-graphs``, and with
+              ``--compile`` both compiled; ``batch``: 8 images in 10 steps; ``compiling``: what
+              the first image takes longer, in a first and a second process
+    one-step  as generate, but one step without guidance; ``one-step-cheapest``: in bfloat16, with a
               tiny decoder (TAESD)
     idle      an image of the demo model in 8 steps, start of the process to the file: sdpy beside
               itself with other ways for threads to wait; ``busy-counting``, ``busy``: while other
@@ -57,7 +61,7 @@ from typing import Any
 
 from scripts.bench.beside import PROGRAMS, running
 from scripts.bench.contest import BenchError, Contest, run_phase
-from scripts.bench.goals import GOALS
+from scripts.bench.goals import goals_for
 from scripts.bench.jobs import DTYPES, FORMATS
 from scripts.bench.outcomes import PhaseResults, product_rate
 from scripts.bench.phases import PHASES
@@ -134,7 +138,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=positive, help="of all processes (as many as torch takes)")
     add("--dtype", choices=DTYPES, default="float32", help="of all models (float32)")
     add("--device", default="cpu", help="of all models (cpu)")
-    add("--phases", type=phases_of, default=list(PHASES), help=f"{','.join(PHASES)} (all)")
+    add(
+        "--phases",
+        type=phases_of,
+        help=f"{','.join(PHASES)} (all; on a CPU without those for GPUs)",
+    )
     add(
         "--repeats",
         type=repeats_of,
@@ -162,6 +170,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--write", type=Path, metavar="FILE", help="put tables of phases into a Markdown file")
     options = parser.parse_args(words)
     options.width = SIDES[options.size] if options.width is None else options.width
+    if options.phases is None:
+        on_gpu = options.device != "cpu"
+        options.phases = [name for name, one in PHASES.items() if on_gpu or not one.for_gpus]
     options.height = SIDES[options.size] if options.height is None else options.height
     if options.weights is None:
         options.weights = Path("runs/bench") / options.size
@@ -249,7 +260,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "matrix_product": asdict(product),
         "phases": summary(phases, product.median),
         "help_imports_torch": imports_torch,
-        "goals": [goal.verdict(phases) for goal in GOALS],
+        "goals": [goal.verdict(phases) for goal in goals_for(options.device)],
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 

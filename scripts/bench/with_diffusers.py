@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.jobs import FORMATS, Job
-from scripts.bench.measuring import latent_shape, measure_phase, torch_dtype, until_first_step
+from scripts.bench.measuring import (
+    as_tensor,
+    latent_shape,
+    measure_phase,
+    torch_dtype,
+    until_first_step,
+)
 from scripts.bench.models import sizes
 from sdpy.benchmark import inputs
 from sdpy.benchmark.timing import Evaluate
@@ -50,18 +56,51 @@ def diffusers_formats(job: Job) -> dict[str, Any]:
 def diffusers_load(job: Job) -> dict[str, Any]:
     """Run the pipeline until the UNet's first step begins."""
     with until_first_step(job) as result:
-        _generate(job)
+        _generate(job, _load_pipeline(job))
     return result
 
 
 def diffusers_generate(job: Job) -> dict[str, Any]:
     """Generate a whole image, from loading the pipeline to writing the file."""
-    _generate(job).save(job.output)
+    _generate(job, _load_pipeline(job))[0].save(job.output)
     return {}
 
 
-def _generate(job: Job) -> Any:
+def diffusers_images(job: Job) -> dict[str, Any]:
+    """Generate the same images several times, with the models loaded."""
+    return measure_phase(job, lambda evaluations: _images(job))
+
+
+@contextmanager
+def _images(job: Job) -> Iterator[Evaluate]:
     import torch
+
+    pipeline = _load_pipeline(job)
+    if job.way == "compiled":
+        options: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True}
+        pipeline.unet = torch.compile(pipeline.unet, **options)
+        pipeline.vae.decode = torch.compile(pipeline.vae.decode, **options)
+    yield lambda: as_tensor(_generate(job, pipeline))
+
+
+def _generate(job: Job, pipeline: Any) -> Any:
+    import torch
+
+    # As in sdpy, each image has a generator of its own.
+    seeds = range(inputs.SEED, inputs.SEED + job.images)
+    return pipeline(
+        inputs.PROMPT,
+        negative_prompt=inputs.NEGATIVE_PROMPT,
+        width=job.width,
+        height=job.height,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance_scale,
+        num_images_per_prompt=job.images,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+
+
+def _load_pipeline(job: Job) -> Any:
     from diffusers import AutoencoderTiny, DiffusionPipeline
 
     parts = {}
@@ -73,15 +112,7 @@ def _generate(job: Job) -> Any:
     pipeline.to(job.device)
     for name, one in job.formats.items():
         _to_format(getattr(pipeline, name), one)
-    return pipeline(
-        inputs.PROMPT,
-        negative_prompt=inputs.NEGATIVE_PROMPT,
-        width=job.width,
-        height=job.height,
-        num_inference_steps=job.steps,
-        guidance_scale=job.guidance_scale,
-        generator=torch.Generator().manual_seed(inputs.SEED),
-    ).images[0]
+    return pipeline
 
 
 @contextmanager

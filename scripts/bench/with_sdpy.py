@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from scripts.bench.jobs import DTYPES, TIMESTEP_SPACING, TINY_VAE_FILE, Job
-from scripts.bench.measuring import measure_phase, torch_dtype, until_first_step
+from scripts.bench.measuring import as_tensor, measure_phase, torch_dtype, until_first_step
 from sdpy.benchmark import inputs
+from sdpy.benchmark.timing import Evaluate
 
 
 def sdpy_phase(job: Job) -> dict[str, Any]:
@@ -32,6 +35,49 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
     if job.fast_kernels:
         keep_freed_memory()  # as the command does
     return measure_phase(job, lambda evaluations: PHASES[job.phase](target, evaluations))
+
+
+def sdpy_images(job: Job) -> dict[str, Any]:
+    """Generate the same images several times, with the models loaded."""
+    return measure_phase(job, lambda evaluations: _images(job))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    "graphs": {"cuda_graphs": True},
+    "compiled": {"compile": True},
+}
+"""Options of a job's way."""
+
+
+@contextmanager
+def _images(job: Job) -> Iterator[Evaluate]:
+    import sdpy
+
+    with sdpy.load(
+        job.model,
+        device=job.device,
+        dtype=DTYPES[job.dtype],
+        fast_kernels=job.fast_kernels,
+        **WAYS[job.way],
+    ) as model:
+
+        def evaluate() -> Any:
+            found = model.generate(
+                inputs.PROMPT,
+                negative_prompt=inputs.NEGATIVE_PROMPT,
+                width=job.width,
+                height=job.height,
+                steps=job.steps,
+                guidance_scale=job.guidance_scale,
+                seed=inputs.SEED,
+                timestep_spacing=TIMESTEP_SPACING,
+                num_samples=job.images,
+                batch_size=job.images,
+            )
+            return as_tensor(found if job.images > 1 else [found])
+
+        yield evaluate
 
 
 def sdpy_load(job: Job) -> dict[str, Any]:

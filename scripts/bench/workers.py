@@ -9,6 +9,7 @@ that it names.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,11 @@ TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "matrix product": matrix_product,
     "sdpy phase": with_sdpy.sdpy_phase,
     "sdpy load": with_sdpy.sdpy_load,
+    "sdpy images": with_sdpy.sdpy_images,
     "diffusers phase": with_diffusers.diffusers_phase,
     "diffusers formats": with_diffusers.diffusers_formats,
     "diffusers load": with_diffusers.diffusers_load,
+    "diffusers images": with_diffusers.diffusers_images,
     "diffusers generate": with_diffusers.diffusers_generate,
     "compiled phase": with_diffusers.compiled_phase,
 }
@@ -38,6 +41,8 @@ def main(path: Path) -> None:
     job = Job(**json.loads(path.read_text(encoding="utf-8")))
     if job.task.startswith("sdpy"):
         wait_passively()  # as the command does, before torch is imported
+    if job.code_folder is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.code_folder
     result = TASKS[job.task](job)
     Path(job.result).write_text(json.dumps(result), encoding="utf-8")
 

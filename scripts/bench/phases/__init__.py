@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scripts.bench.phases import busy, help, load, memory, models, one_step, whole_image
+from scripts.bench.phases import busy, help, load, loaded, memory, models, one_step, whole_image
 from scripts.bench.phases.base import BenchPhase
 
 PHASES: Mapping[str, BenchPhase] = {
@@ -16,6 +16,9 @@ PHASES: Mapping[str, BenchPhase] = {
     "encode": models.phase("encode"),
     "memory": memory.PHASE,
     "generate": whole_image.PHASE,
+    "loaded": loaded.ONE,
+    "batch": loaded.TOGETHER,
+    "compiling": loaded.COMPILING,
     "one-step": one_step.PLAIN,
     "one-step-cheapest": one_step.CHEAPEST,
     "idle": busy.beside("nothing"),

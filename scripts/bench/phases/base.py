@@ -18,6 +18,7 @@ class BenchPhase:
         contestants: who takes part, by the names in the table, and how each is run.
         base: the contestant that the others are compared with.
         needs_formats: whether it has to be known in which memory format diffusers is faster.
+        for_gpus: whether it is for GPUs, and on a CPU only done if it is named.
         table: the generated table of the documentation that it has a row in, where ``{dtype}``
             stands for the number format of the models; None for none.
     """
@@ -26,6 +27,7 @@ class BenchPhase:
     contestants: Callable[[Contest], dict[str, Run]]
     base: str = DIFFUSERS
     needs_formats: bool = False
+    for_gpus: bool = False
     table: str | None = None
 
     def table_in(self, dtype: str) -> str | None:

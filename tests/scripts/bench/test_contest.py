@@ -16,16 +16,21 @@ import torch
 
 from scripts.bench import contest, run
 from scripts.bench.contest import BenchError, Contest
-from scripts.bench.goals import GOALS
+from scripts.bench.goals import GOALS, goals_for
 from scripts.bench.jobs import Job, now
 from scripts.bench.models import sizes
 from scripts.bench.outcomes import (
     COMPILED,
     DIFFUSERS,
+    DIFFUSERS_REDUCED,
+    FIRST,
     LOW,
     PASSIVE,
     PLAIN,
     SDPY,
+    SDPY_COMPILED,
+    SDPY_GRAPHS,
+    SECOND,
     SPINNING,
     Outcome,
     PhaseResult,
@@ -135,6 +140,23 @@ def test_both_programs_generate_the_same_image_with_an_xl_model(
     ours, theirs = (contest.read_output(tmp_path / program) for program in paths)
     assert ours is not None and theirs is not None
     assert ours.std() > 0
+    assert np.abs(ours - theirs).max() <= 1  # of 255
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_both_programs_generate_the_same_images_with_models_loaded(
+    weights: Path, tmp_path: Path, images: int
+) -> None:
+    outputs = {}
+    for program in (SDPY, DIFFUSERS):
+        path = tmp_path / f"{program}.npy"
+        one = job(f"{program} images", weights, images=images, evaluations=2, output=str(path))
+        result = TASKS[one.task](one)
+        assert len(result["times"]) == 2
+        outputs[program] = contest.read_output(path.with_suffix(""))
+    ours, theirs = outputs[SDPY], outputs[DIFFUSERS]
+    assert ours is not None and theirs is not None
+    assert ours.shape == (images, 96, 64, 3) and ours.std() > 0
     assert np.abs(ours - theirs).max() <= 1  # of 255
 
 
@@ -340,6 +362,91 @@ def test_sdpy_is_compiled_where_diffusers_is_if_on_a_gpu(
         contestants[name](None)
     assert ["--compile" in command for command in commands] == compiled
     assert ["low" in command for command in commands] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "ways"),
+    [
+        ([], {SDPY: "", DIFFUSERS: ""}),
+        (["--device", "cuda"], {SDPY: "", SDPY_GRAPHS: "graphs", DIFFUSERS: ""}),
+        (
+            ["--device", "cuda", "--compile"],
+            {
+                SDPY: "",
+                SDPY_GRAPHS: "graphs",
+                DIFFUSERS: "",
+                SDPY_COMPILED: "compiled",
+                DIFFUSERS_REDUCED: "compiled",
+            },
+        ),
+    ],
+)
+def test_who_takes_part_with_models_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], ways: dict[str, str]
+) -> None:
+    jobs: list[Job] = []
+
+    def note(self: Contest, job: Job) -> tuple[dict[str, object], None]:
+        jobs.append(job)
+        return {"times": [1.0], "peak": 1, "load": 1.0, "first": 3.0, "rate": 1.0}, None
+
+    monkeypatch.setattr(Contest, "work", note)
+    about = Contest(run.arguments(words), tmp_path, tmp_path)
+    contestants = PHASES["batch"].contestants(about)
+    for one in contestants.values():
+        one(None)
+    assert {name: job.way for name, job in zip(contestants, jobs, strict=True)} == ways
+    assert {(job.images, job.steps) for job in jobs} == {(8, 10)}
+
+    jobs.clear()
+    compiling = PHASES["compiling"].contestants(about)
+    assert len(compiling) == (4 if "cuda" in words else 2)
+    assert all(one(None).seconds == 2.0 for one in compiling.values())
+    assert {job.way for job in jobs} == {"compiled"}
+    folders = [job.code_folder for job in jobs]
+    assert None not in folders and len(set(folders)) == len(jobs) // 2
+
+
+def test_compiled_code_is_kept_for_the_second_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+
+    def note(self: Contest, job: Job) -> tuple[dict[str, object], None]:
+        folder = Path(str(job.code_folder))
+        kept.append(folder.exists())
+        folder.mkdir(exist_ok=True)
+        return {"times": [1.0], "peak": 1, "load": 1.0, "first": 3.0, "rate": 1.0}, None
+
+    monkeypatch.setattr(Contest, "work", note)
+    about = Contest(run.arguments([]), tmp_path, tmp_path)
+    for _ in range(2):
+        for one in PHASES["compiling"].contestants(about).values():
+            one(None)
+    assert kept == [False, True, False, True]
+
+
+def test_phases_for_gpus_are_left_out_on_a_cpu() -> None:
+    assert set(PHASES) - set(run.arguments([]).phases) == {"loaded", "batch", "compiling"}
+    assert run.arguments(["--device", "cuda"]).phases == list(PHASES)
+    assert run.arguments(["--phases", "batch"]).phases == ["batch"]
+
+
+@pytest.mark.parametrize(("factor", "met"), [(0.99, True), (1.01, False)])
+def test_goals_of_gpus(factor: float, met: bool) -> None:
+    def outcomes(**seconds: float) -> dict[str, list[Outcome]]:
+        return {name: [Outcome([factor * one], None)] for name, one in seconds.items()}
+
+    theirs = {name: [Outcome([1.0], None)] for name in (DIFFUSERS, DIFFUSERS_REDUCED)}
+    phases = {
+        "loaded": PhaseResult({**outcomes(**{SDPY: 0.7, SDPY_COMPILED: 0.8}), **theirs}),
+        "batch": PhaseResult({**outcomes(**{SDPY: 0.6}), **theirs}),
+        "compiling": PhaseResult(outcomes(**{f"{SDPY}, {FIRST}": 15.0, f"{SDPY}, {SECOND}": 5.0})),
+    }
+    goals = goals_for("cuda")
+    assert [goal.verdict(phases)["met"] for goal in goals] == [met] * len(goals)
+    assert all("goal at most" in goal.verdict(phases)["line"] for goal in goals)
+    assert goals_for("cpu") == GOALS
 
 
 def test_every_size_has_the_side_of_its_images() -> None:
