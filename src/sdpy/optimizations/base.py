@@ -38,6 +38,7 @@ class PassContext:
         tiled: whether an autoencoder computes in tiles.
         sliced_attention_size: heads of a batch that are computed together; None for all of them.
         compiled: whether torch compiles the networks; their weights then have to stay in place.
+        captured: whether the steps of a UNet are captured as CUDA graphs; see `GraphCapturing`.
         streamed: whether weights are in memory, or on the GPU, only while their layer runs.
         weight_budget: bytes that all larger forms of a network's weights may take together beyond
             what the originals took; None for as many as are worthwhile.
@@ -53,6 +54,7 @@ class PassContext:
     tiled: bool = False
     sliced_attention_size: int | None = None
     compiled: bool = False
+    captured: bool = False
     streamed: bool = False
     weight_budget: int | None = None
     evaluations: int | None = None

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sdpy.optimizations.approximate import UNet
+from sdpy.optimizations.exact.cuda_graphs import CudaGraphs
+from sdpy.pipelines.captured_steps import CapturedSteps
 from sdpy.pipelines.controlnet import LoadedControl
 from sdpy.pipelines.finite_check import FiniteCheck
 from sdpy.pipelines.guidance import Guidance
@@ -47,6 +49,7 @@ def denoise(
     controls: Sequence[LoadedControl] = (),
     fallbacks: Sequence[Fallback] = (),
     steps: range | None = None,
+    graphs: CudaGraphs | None = None,
 ) -> Iterator[Step]:
     """Go from noise to clean latents, a batch of B images at a time.
 
@@ -65,6 +68,7 @@ def denoise(
         fallbacks: what can be done where memory runs out.
         steps: which of the scheduler's steps to do, the first one being 0; None for all. The next
             ones can be done by another UNet with the same scheduler.
+        graphs: the UNet's, by which steps are done; None to do them as the program says.
 
     Yields:
         Each step, after it is done or, on a GPU, underway.
@@ -84,21 +88,60 @@ def denoise(
         steps=steps,
     )
     finite = FiniteCheck(unet.device, unet.dtype, loop.total, loop.steps.start)
-    left = list(fallbacks)
-    latents = loop.latents
+    with torch.inference_mode():
+        doing = StepByStep(loop, finite) if graphs is None else CapturedSteps(loop, graphs, finite)
+    left = [*doing.fallbacks, *fallbacks]
     for i in loop.steps:
-        with torch.inference_mode():
-            sample = scheduler.scale_model_input(latents, scheduler.timesteps[i]).to(unet.dtype)
         notices: list[Notice] = []
-        work = attempt(partial(_predict, loop, i, sample), left, "the UNet")
-        noise_pred = finish(work, notices.append)
         with torch.inference_mode():
-            latents = loop.step(i, loop.guide(i, noise_pred), latents)
-            finite.look_at(latents)
-        yield Step(i + 1, loop.total, latents, tuple(notices))
+            doing.before(i)
+        finish(attempt(partial(_run, doing, i), left, "the UNet"), notices.append)
+        with torch.inference_mode():
+            latents = doing.after(i)
+        yield Step(i + 1, loop.total, latents, (*notices, *doing.take_notices()))
     finite.finish()
 
 
 @torch.inference_mode()
-def _predict(loop: Loop, i: int, sample: Tensor) -> Tensor:
-    return loop.predict(i, sample)
+def _run(doing: StepByStep | CapturedSteps, i: int) -> None:
+    doing.run(i)
+
+
+class StepByStep:
+    """Does the steps of a loop one after the other, as the program says.
+
+    Args:
+        loop: the loop.
+        finite: looks at its results.
+    """
+
+    fallbacks: Sequence[Fallback] = ()
+
+    def __init__(self, loop: Loop, finite: FiniteCheck) -> None:
+        self.loop, self.finite = loop, finite
+        self.latents = self.sample = self.noise_pred = loop.latents
+
+    def before(self, i: int) -> None:
+        """Prepare step ``i``."""
+        scheduler = self.loop.scheduler
+        sample = scheduler.scale_model_input(self.latents, scheduler.timesteps[i])
+        self.sample = sample.to(self.loop.unet.dtype)
+
+    def run(self, i: int) -> None:
+        """Do what takes memory; it can be done again if that does not suffice."""
+        self.noise_pred = self.loop.predict(i, self.sample)
+
+    def after(self, i: int) -> Tensor:
+        """The latents after step ``i``.
+
+        Raises:
+            GenerationError: they are not finite, and could be looked at at once.
+        """
+        noise_pred = self.loop.guide(i, self.noise_pred)
+        self.latents = self.loop.step(i, noise_pred, self.latents)
+        self.finite.look_at(self.latents)
+        return self.latents
+
+    def take_notices(self) -> Sequence[Notice]:
+        """What the user should know: nothing."""
+        return ()

@@ -56,7 +56,7 @@ class FiniteCheck:
     ) -> None:
         self.at_once = device.type == "cpu"
         self.dtype, self.total, self.first = dtype, total, first
-        self.count = FiniteSteps.on(device)
+        self.steps = FiniteSteps.on(device)
         self._looked_at = 0
 
     def look_at(self, latents: Tensor) -> None:
@@ -65,11 +65,11 @@ class FiniteCheck:
         Raises:
             GenerationError: it is not finite, and could be looked at at once.
         """
-        self.count.count(latents)
+        self.steps.count(latents)
         self.counted()
 
     def counted(self) -> None:
-        """Take note that `count` has counted a step.
+        """Take note that ``steps`` has counted one.
 
         Raises:
             GenerationError: its result is not finite, and could be looked at at once.
@@ -84,7 +84,7 @@ class FiniteCheck:
         Raises:
             GenerationError: a step gave latents that are not finite.
         """
-        done = int(self.count.done)
+        done = int(self.steps.done)
         if done == self._looked_at:
             return
         instead = "--dtype fp32" if self.dtype != torch.float32 else "other weights"

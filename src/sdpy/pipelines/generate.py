@@ -14,6 +14,7 @@ from sdpy.components import COMPANIONS, components_with_role
 from sdpy.errors import ShortageError, is_shortage
 from sdpy.models import UNet2DConditionModel
 from sdpy.optimizations.approximate import approximate
+from sdpy.optimizations.exact.cuda_graphs import graphs_of
 from sdpy.optimizations.exact.sliced_attention import slice_attention
 from sdpy.pipelines.controlnet import (
     Control,
@@ -290,6 +291,8 @@ def _generate_batch(
                 controls=controls,
                 fallbacks=_fallbacks(stage.models, unet, controls),
                 steps=stage.steps,
+                # An approximation does not do the same at each step.
+                graphs=None if plan.approximations else graphs_of(unet),
             ):
                 stage.models.session.check_unchanged()
                 latents = step.latents
@@ -364,8 +367,8 @@ def describe_compiling(models: RequestModels) -> Iterator[Event]:
     execution = models.execution
     if any(execution.compiles_on(device) for device in models.placement.gpus):
         yield Notice(
-            "compiling for the GPU: the first steps and the first decoding of each size take up to "
-            "some minutes"
+            "compiling for the GPU: the first step and the first decoding may take minutes, later "
+            "ones of any size do not"
         )
     elif execution.compile:
         yield Notice("nothing is compiled: that takes a GPU on which the weights stay")

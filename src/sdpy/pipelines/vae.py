@@ -131,6 +131,10 @@ def _with_fallbacks(
 
     fallbacks = []
     device = models.placement["vae"]
+    if models.execution.captures_on(models.placement["unet"]):
+        fallbacks.append(
+            Fallback("dropping the CUDA graphs of the steps", models.session.drop_graphs)
+        )
     tiled = models.computing(tiled=True)
     if not models.execution.is_tiled_on(device):
         fallbacks.append(Fallback("running it in tiles", partial(go_on, tiled)))

@@ -26,6 +26,7 @@ class Execution:
         streamed: have weights in memory, or on the GPU, only while their layer runs.
         offload: keep models that are for a GPU in main memory while they do not run.
         compile: have torch compile the UNet and the autoencoder for a GPU; see `compiles_on`.
+        cuda_graphs: have each step of the denoising loop launched as one; see `captures_on`.
         weight_budget: bytes that may be spent on faster forms of the weights; None for any number.
     """
 
@@ -37,6 +38,7 @@ class Execution:
     streamed: bool = False
     offload: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     weight_budget: int | None = None
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
@@ -64,6 +66,11 @@ class Execution:
     def compiles_on(self, device: torch.device) -> bool:
         """Whether torch compiles models there, whose weights then have to stay where they are."""
         return self.compile and device.type != "cpu" and not (self.streamed or self.offload)
+
+    def captures_on(self, device: torch.device) -> bool:
+        """Whether steps are captured there as CUDA graphs, as they are of compiled models, too."""
+        wanted = self.cuda_graphs or self.compile
+        return wanted and device.type == "cuda" and not (self.streamed or self.offload)
 
     def offloads_on(self, device: torch.device) -> bool:
         """Whether models for this device stay in main memory while they do not run."""

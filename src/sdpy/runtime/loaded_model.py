@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sdpy.checkpoints import FileState, Weights
+from sdpy.optimizations.exact.cuda_graphs import graphs_of
 from sdpy.runtime.allocator import give_back_freed_memory
 from sdpy.runtime.execution import Execution
 
@@ -68,6 +69,12 @@ class LoadedModel:
         for mapping in self.file.mappings:
             mapping.check_unchanged()
 
+    def drop_graphs(self) -> None:
+        """Drop what was captured of its steps."""
+        graphs = graphs_of(self.model)
+        if graphs is not None:
+            graphs.clear()
+
     def release(self, *, to_system: bool = True) -> None:
         """Give back its memory, even where somebody still holds the model.
 
@@ -75,6 +82,7 @@ class LoadedModel:
             to_system: or else leave what was not mapped for the next model of this process, for
                 which the system would have to clear every page of new memory.
         """
+        self.drop_graphs()
         self.model.to("meta")
         self.file.forget()
         if to_system:

@@ -95,8 +95,15 @@ class ComputeOptions:
     compile: bool = option(
         False,
         "--compile",
-        help="Compile UNet and autoencoder for the GPU with torch.compile, which takes minutes "
-        "once: for many images of one size.",
+        help="Compile UNet and autoencoder for the GPU with torch.compile, which may take minutes "
+        "the first time: for many images.",
+        panel=_PLACE,
+    )
+    cuda_graphs: bool = option(
+        False,
+        "--cuda-graphs",
+        help="Launch all that a step does on the GPU as one CUDA graph, which keeps the memory of "
+        "a step; --compile does so, too.",
         panel=_PLACE,
     )
     fast_kernels: bool = option(
@@ -242,6 +249,7 @@ def make_execution(options: ComputeOptions, placement: Placement) -> Execution:
         sliced_attention_size=options.sliced_attention_size,
         offload=options.offload,
         compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
     )
     if options.offload and not placement.gpus:
         raise UsageError("--offload is for GPUs, but all models run on the CPU: leave it out")
@@ -250,9 +258,12 @@ def make_execution(options: ComputeOptions, placement: Placement) -> Execution:
             "--compile is for GPUs, but all models run on the CPU, where --fast-kernels are "
             "faster: leave it out"
         )
-    if options.compile and (options.offload or execution.memory == "low"):
-        raise UsageError(
-            "--compile needs weights that stay on the GPU: leave it out, or --offload and "
-            "--memory low"
-        )
+    if options.cuda_graphs and not any(gpu.type == "cuda" for gpu in placement.gpus):
+        raise UsageError("--cuda-graphs is for GPUs that have CUDA: leave it out")
+    for asked, name in ((options.compile, "--compile"), (options.cuda_graphs, "--cuda-graphs")):
+        if asked and (options.offload or execution.memory == "low"):
+            raise UsageError(
+                f"{name} needs weights that stay on the GPU: leave it out, or --offload and "
+                "--memory low"
+            )
     return execution

@@ -49,11 +49,18 @@ def _thrifty(models: RequestModels, **changes: Any) -> RequestModels:
     return models.changed(keep=frozenset()).computing(
         tiled=True,
         compile=False,
+        cuda_graphs=False,
         sliced_attention_size=AUTOMATIC_SLICES if size is None else size,
         **changes,
     )
 
 
 def _on_cpu(models: RequestModels) -> RequestModels:
-    execution = replace(models.execution, offload=False, compile=False, sliced_attention_size=None)
+    execution = replace(
+        models.execution,
+        offload=False,
+        compile=False,
+        cuda_graphs=False,
+        sliced_attention_size=None,
+    )
     return models.changed(execution=execution, keep=frozenset(), placement=Placement())

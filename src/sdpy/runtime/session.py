@@ -398,6 +398,11 @@ class Session:
                 return True
         return False
 
+    def drop_graphs(self) -> None:
+        """Drop all CUDA graphs, and the memory that they keep."""
+        for loaded in self._loaded.values():
+            loaded.drop_graphs()
+
     def close(self) -> None:
         """Release everything; a closed session serves no further request."""
         self.release()
@@ -456,6 +461,7 @@ class Session:
                 tiled=execution.is_tiled_on(device),
                 sliced_attention_size=execution.sliced_attention_size,
                 compiled=execution.compiles_on(device),
+                captured=execution.captures_on(device),
                 streamed=streamed,
                 weight_budget=weight_budget,
                 evaluations=evaluations,

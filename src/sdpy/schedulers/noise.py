@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -75,16 +76,26 @@ def split_prediction(
     raise AssertionError(prediction_type)  # NoiseConfig lets no other pass
 
 
+class NoiseSource(list[torch.Generator], ABC):
+    """Takes the place of the images' generators, and gives the noise itself."""
+
+    @abstractmethod
+    def draw(self, like: Tensor) -> Tensor:
+        """What stands for the noise, of ``like``'s shape, dtype and device."""
+
+
 def draw_noise(like: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
     """Standard normal noise of ``like``'s shape (B, ...), dtype and device.
 
     Each image's noise is drawn as float32 on the CPU from its own generator. So the same seed gives
     the same noise on every device, alone or in a batch. The copy to the device does not wait for
-    it: CUDA copies asynchronously from pinned memory.
+    it: CUDA copies asynchronously from pinned memory. A `NoiseSource` is asked for its noise.
 
     Raises:
         ValueError: there is not one generator per image.
     """
+    if isinstance(generators, NoiseSource):
+        return generators.draw(like)
     if generators is None or len(generators) != len(like):
         given = 0 if generators is None else len(generators)
         raise ValueError(f"{given} generators for noise of {len(like)} images: give one per image")

@@ -10,6 +10,7 @@ from torch import nn
 from sdpy.optimizations.base import Pass, PassContext
 from sdpy.optimizations.exact.bfloat16_pairs import PairedProducts
 from sdpy.optimizations.exact.compiling import Compilation
+from sdpy.optimizations.exact.cuda_graphs import GraphCapturing
 from sdpy.optimizations.exact.fast_convolutions import FastConvolutions
 from sdpy.optimizations.exact.feed_forward import FeedForwardChunking
 from sdpy.optimizations.exact.folded_attention import PromptCaching
@@ -34,6 +35,7 @@ PASSES: tuple[Pass, ...] = (
     FastConvolutions(),
     ChannelsLast(),
     Compilation(),
+    GraphCapturing(),
     WeightStreaming(),
 )
 """All passes, in the order in which they are applied."""

@@ -51,6 +51,10 @@ class CachedLinear(nn.Module):
             self._key.set(x)
         return cast(Tensor, self.cached)
 
+    def keeps(self, x: Tensor) -> bool:
+        """Whether the last result is that of this very tensor."""
+        return self._key.matches(x)
+
 
 def _version(x: Tensor) -> int:
     """How often a tensor was changed; 0 if torch does not count that."""
