@@ -27,16 +27,25 @@ GPU = placed(unet=torch.device("cuda"))
         (GPU, Execution(compile=True, streamed=True), ["nothing is compiled"]),
         (Placement(), Execution(compile=True), ["nothing is compiled"]),
         (GPU, Execution(), []),
+        (GPU, Execution(cuda_graphs=True), []),
+        (GPU, Execution(cuda_graphs=True, streamed=True), ["without CUDA graphs: they take"]),
+        (Placement(), Execution(cuda_graphs=True), ["without CUDA graphs: they take"]),
     ],
 )
 def test_what_is_told(
     tiny_data: Path, placement: Placement, execution: Execution, told: list[str]
 ) -> None:
     session = tiny_session(tiny_data, placement=placement, execution=execution)
-    events = list(describe_compiling(session.models()))
+    events = list(describe_compiling(session.models(), approximated=False))
     assert all(isinstance(event, Notice) for event in events)
     assert len(events) == len(told)
     assert all(text in str(event) for text, event in zip(told, events, strict=True))
+
+
+def test_it_is_told_that_approximations_are_not_captured(tiny_data: Path) -> None:
+    session = tiny_session(tiny_data, placement=GPU, execution=Execution(cuda_graphs=True))
+    (told,) = describe_compiling(session.models(), approximated=True)
+    assert "without CUDA graphs: with an approximation" in str(told)
 
 
 def test_is_told_before_the_work(tiny_data: Path) -> None:

@@ -163,7 +163,7 @@ def _generate_group(
         models = models.changed(evaluations=_evaluations(plans, memory.batch))
     yield from session.take_notices()
     yield from notices
-    yield from describe_compiling(models)
+    yield from describe_compiling(models, approximated=bool(plans[0].approximations))
     yield Detail(f"images computed together: {memory.batch}")
     kept = sorted(memory.keep & {model.component for model in workload.models})
     yield Detail(f"models that stay in memory: {', '.join(kept) or 'none'}")
@@ -362,8 +362,8 @@ def _is_plain(image: Tensor | None) -> bool:
     return image is not None and bool((image == image[..., :1, :1]).all())
 
 
-def describe_compiling(models: RequestModels) -> Iterator[Event]:
-    """What is to be said where the models are to be compiled."""
+def describe_compiling(models: RequestModels, *, approximated: bool) -> Iterator[Event]:
+    """What is to be said where the models are to be compiled, or their steps captured."""
     execution = models.execution
     if any(execution.compiles_on(device) for device in models.placement.gpus):
         yield Notice(
@@ -372,3 +372,8 @@ def describe_compiling(models: RequestModels) -> Iterator[Event]:
         )
     elif execution.compile:
         yield Notice("nothing is compiled: that takes a GPU on which the weights stay")
+    captures = execution.captures_on(models.placement["unet"])
+    if captures and approximated:
+        yield Notice("without CUDA graphs: with an approximation, steps differ from each other")
+    elif execution.cuda_graphs and not captures:
+        yield Notice("without CUDA graphs: they take a GPU on which the UNet's weights stay")
