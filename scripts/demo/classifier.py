@@ -24,7 +24,7 @@ from sdpy.images.tensors import image_to_tensor, tensor_to_image
 CLASSIFIER_FILE = "classifier.pt"
 
 SIDE = 64
-"""Pixels a side of the images as the classifier sees them."""
+"""Pixels a side of the images as the classifier sees them, unless its scenes need more."""
 
 STRIPS = 4
 """Vertical strips that are looked at one by one where it matters what stands left and right."""
@@ -38,14 +38,15 @@ class AttributeClassifier(nn.Module):
 
     Args:
         values: the attributes of a set of scenes, and the values of each.
+        side: pixels a side of the images as it sees them.
 
     Attributes:
         strips: in which features are pooled: one, or `STRIPS` if things have a place.
     """
 
-    def __init__(self, values: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, values: Mapping[str, Sequence[str]], side: int = SIDE) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.side = values, side
         widths = ((3, 32, 2), (32, 64, 1), (64, 96, 2), (96, 96, 1), (96, 192, 2), (192, 192, 1))
         self.layers = nn.Sequential(
             *(
@@ -68,8 +69,13 @@ class AttributeClassifier(nn.Module):
         return self.head(pooled).split(self.sizes, dim=1)
 
 
+def make_classifier(recipe: Recipe) -> AttributeClassifier:
+    """A classifier that has learned nothing, which sees half of what the recipe's images show."""
+    return channels_last(AttributeClassifier(recipe.scenes.values, max(recipe.size // 2, SIDE)))
+
+
 def train_classifier(
-    file: Path, renders: int, recipe: Recipe, epochs: int = 4, batch: int = 64
+    file: Path, renders: int, recipe: Recipe, epochs: int | None = None, batch: int = 64
 ) -> AttributeClassifier:
     """Train a classifier on scenes of its own, augmented anew each time, and save it.
 
@@ -77,25 +83,28 @@ def train_classifier(
         file: to save it to.
         renders: number of scenes.
         recipe: which scenes they are, and how large.
-        epochs: times that each is seen.
+        epochs: times that each is seen; None for as many as the recipe says.
         batch: images of a training step.
     """
     torch.manual_seed(CLASSIFIER_SET)
     drawn = [recipe.scenes.scene_at(i, CLASSIFIER_SET, None) for i in range(renders)]
-    images = draw_training_images(file.parent, renders, recipe)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier = make_classifier(recipe).to(device)
+    images = draw_training_images(file.parent, renders, recipe, classifier.side)
     values = recipe.scenes.values
     expected = torch.tensor(
         [[v.index(scene.attributes[n]) for n, v in values.items()] for scene in drawn]
     )
-    classifier = channels_last(AttributeClassifier(values))
+    epochs = recipe.reader_epochs if epochs is None else epochs
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
     batches = [part for _ in range(epochs) for part in torch.randperm(renders).split(batch)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=len(batches))
     for step, index in enumerate(batches, start=1):
         augmented = augment(images[index].float(), mirror="place" not in values)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = classifier(augmented.contiguous(memory_format=torch.channels_last))
-        answers = zip(logits, expected[index].unbind(dim=1), strict=True)
+        augmented = augmented.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            logits = classifier(augmented)
+        answers = zip(logits, expected[index].to(device).unbind(dim=1), strict=True)
         loss = torch.stack([F.cross_entropy(got.float(), want) for got, want in answers]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -104,13 +113,14 @@ def train_classifier(
         if step % 50 == 0 or step == len(batches):
             tell(f"classifier: step {step} of {len(batches)}, loss {loss.item():.3f}")
     file.parent.mkdir(parents=True, exist_ok=True)
+    classifier = classifier.cpu().eval()
     with atomic_write(file) as opened:
         torch.save(classifier.state_dict(), opened)
-    return classifier.eval()
+    return classifier
 
 
-def draw_training_images(folder: Path, renders: int, recipe: Recipe) -> Tensor:
-    """The classifier's scenes as it sees them, (renders, 3, SIDE, SIDE) float16.
+def draw_training_images(folder: Path, renders: int, recipe: Recipe, side: int) -> Tensor:
+    """The classifier's scenes as it sees them, (renders, 3, side, side) float16.
 
     They are drawn into a file of the folder, by all cores, and go on from what is there.
     """
@@ -135,15 +145,15 @@ def draw_training_images(folder: Path, renders: int, recipe: Recipe) -> Tensor:
         renderer.stop()
     pixels = np.memmap(job.images, np.uint8, "c", shape=(renders, job.size, job.size, 3))
     parts = torch.from_numpy(pixels).split(512)
-    seen = torch.cat([downsample(to_tensor(part)).half() for part in parts])
+    seen = torch.cat([downsample(to_tensor(part), side).half() for part in parts])
     job.images.unlink()
     job.captions.unlink(missing_ok=True)
     return seen
 
 
-def downsample(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) at the size at which the classifier sees them, if they are larger."""
-    return F.avg_pool2d(images, max(images.shape[-1] // SIDE, 1))
+def downsample(images: Tensor, side: int = SIDE) -> Tensor:
+    """Images (B, 3, H, W) at the size at which a classifier sees them, if they are larger."""
+    return F.avg_pool2d(images, max(images.shape[-1] // side, 1))
 
 
 def augment(images: Tensor, mirror: bool = True) -> Tensor:
@@ -177,9 +187,9 @@ def through_jpeg(image: Tensor) -> Tensor:
 
 def load_classifier(file: Path, recipe: Recipe) -> AttributeClassifier:
     """The trained classifier in a file."""
-    classifier = AttributeClassifier(recipe.scenes.values)
+    classifier = make_classifier(recipe)
     classifier.load_state_dict(torch.load(file, weights_only=True))
-    return channels_last(classifier).eval()
+    return classifier.eval()
 
 
 def find_classifier(file: Path, renders: int, recipe: Recipe) -> AttributeClassifier:
@@ -194,7 +204,8 @@ def classify(classifier: AttributeClassifier, images: Sequence[Tensor]) -> list[
     """What the classifier sees in images, each (1, 3, H, W) in [-1, 1]."""
     seen: list[Attributes] = []
     for start in range(0, len(images), 64):
-        logits = classifier(downsample(torch.cat(list(images[start : start + 64])).clamp(-1, 1)))
+        seen_now = torch.cat(list(images[start : start + 64])).clamp(-1, 1)
+        logits = classifier(downsample(seen_now, classifier.side))
         best = zip(*(answer.argmax(dim=1).tolist() for answer in logits), strict=True)
         for indices in best:
             named = zip(classifier.values.items(), indices, strict=True)

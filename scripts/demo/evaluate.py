@@ -336,7 +336,8 @@ def with_files(options: dict[str, Any]) -> dict[str, Any]:
     elif untrained:
         files = run / "untrained"
         write_untrained(recipe, files)
-    return {**options, "files": files or BUNDLE, "recipe": recipe}
+    renders = recipe.reader_renders if options["renders"] is None else options["renders"]
+    return {**options, "files": files or BUNDLE, "recipe": recipe, "renders": renders}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -351,9 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source.add_argument("--state", action="store_true", help="measure the training state in RUN")
     source.add_argument("--untrained", action="store_true", help="measure the speed of any weights")
     parser.add_argument("--recipe", choices=list(RECIPES), help="that of the weights")
-    parser.add_argument(
-        "--renders", type=int, default=16_000, help="scenes that the classifier is trained on"
-    )
+    parser.add_argument("--renders", type=int, help="scenes that the classifier is trained on")
     parser.add_argument(
         "--prompts", type=int, default=216, help="prompts of the table of adherence"
     )

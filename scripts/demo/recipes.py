@@ -40,12 +40,16 @@ class Recipe:
         variant: sizes of its networks, its noise and the side of its images.
         scenes: what it learns from.
         shares: of the time, by stage; a stage without one is not timed.
+        reader_renders, reader_epochs: scenes that its reader of images is trained on
+            (`scripts.demo.classifier`), and how often it sees each.
     """
 
     name: str
     variant: ModelVariant
     scenes: SceneSet = SCENES
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES, hash=False)
+    reader_renders: int = 16_000
+    reader_epochs: int = 4
 
     @property
     def size(self) -> int:
@@ -145,7 +149,8 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("demo", DEMO_128),
-        Recipe("demo-256", DEMO_256, WORLD),
+        # Twenty subjects at three sizes and two colours are more to tell apart.
+        Recipe("demo-256", DEMO_256, WORLD, reader_renders=32_000, reader_epochs=12),
         # The same networks on images so small that a CPU trains them in an hour or two, badly.
         Recipe("demo-96", DEMO_96, WORLD),
     )

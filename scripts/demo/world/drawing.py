@@ -17,7 +17,8 @@ from scripts.demo.world.subjects import HALF_WIDTHS, WORLD_STAGINGS
 SUPERSAMPLING = 2
 """Pixels drawn a side for each of the image."""
 
-SIZE_FACTORS = {"small": 0.58, "medium": 0.92, "large": 1.22}
+SIZE_FACTORS = {"small": 0.54, "medium": 0.86, "large": 1.26}
+"""They keep the ranges of heights apart, so that it can be seen which size one is."""
 PAIR_FACTOR = 0.70
 """Things are this much smaller where there are two."""
 

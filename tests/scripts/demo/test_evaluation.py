@@ -169,7 +169,7 @@ def test_readings_name_the_greatest_logits() -> None:
     scenes_read = [RED_HOUSE, CAT] * 40  # more than one batch
 
     class Fake:
-        values = scenes.ATTRIBUTES
+        values, side = scenes.ATTRIBUTES, 64
 
         def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
             wanted = [scenes_read[round(p.mean().item() * 100)] for p in images]
