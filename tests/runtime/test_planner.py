@@ -284,6 +284,31 @@ def planned_on_gpu(
     return plan.execution, told, workload.need(plan.execution, plan.keep, plan.batch)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "measured"),
+    [
+        (torch.float32, 256, 0.46),
+        (torch.float32, 512, 0.91),
+        (torch.bfloat16, 512, 0.68),
+        (torch.bfloat16, 768, 1.13),
+    ],
+)
+def test_what_decoding_was_measured_to_take(
+    monkeypatch: pytest.MonkeyPatch,
+    sdxl: ModelSource,
+    dtype: torch.dtype,
+    size: int,
+    measured: float,
+) -> None:
+    """In GB, without larger forms of weights; on an AMD EPYC with AVX-512 BF16."""
+    monkeypatch.setattr("sdpy.runtime.execution.cpu_has_bfloat16", lambda: True)
+    workload = workload_of(Session(sdxl), (1, 4, size // 8, size // 8))
+    streamed = Execution(dtype=dtype, streamed=True)  # so that decoding takes the most
+    weights = workload.vae.numbers * dtype.itemsize - workload.vae.while_running(streamed).main
+    planned = workload.need(streamed).main + weights
+    assert measured <= planned / 1e9 <= measured * 1.15 + 0.15
+
+
 def test_xl_on_a_gpu_of_8_gb_with_offload(sdxl: ModelSource, room: dict[str, float]) -> None:
     """Of whose memory half a GB is taken by others, beside 8 GB of main memory."""
     room["gpu"], room["main"] = 7.5 * GIB, 8 * GIB

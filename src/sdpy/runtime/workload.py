@@ -42,6 +42,8 @@ DECODER_MAPS = 8
 ENCODER_MAPS = 7
 TILED_DECODER_MAPS = 4
 TILED_ENCODER_MAPS = 3
+TILED_BFLOAT16_DECODER_MAPS = 6
+"""On a CPU, whose forms of layers in bfloat16 write each result into memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,12 @@ class Workload:
         """
         return reduce(or_, self._phases(execution, keep, batch))
 
+    def _decoder_maps(self, execution: Execution) -> int:
+        """Of a decoder that runs in tiles."""
+        on_cpu = self.vae.device.type == "cpu"
+        in_bfloat16 = on_cpu and execution.dtype_on(self.vae.device) == torch.bfloat16
+        return TILED_BFLOAT16_DECODER_MAPS if in_bfloat16 else TILED_DECODER_MAPS
+
     def _phases(self, execution: Execution, keep: frozenset[str], batch: int) -> Iterator[Memory]:
         files = Memory(main=self.lora_bytes)
 
@@ -310,7 +318,7 @@ class Workload:
         yield phase((self.unet, *self.controlnets), values) + files
         tiled = execution.is_tiled_on(self.vae.device) and not self.tiny_vae
         pixels = batch * self.width * self.height
-        maps = TILED_DECODER_MAPS if tiled else DECODER_MAPS
+        maps = self._decoder_maps(execution) if tiled else DECODER_MAPS
         yield phase((self.vae,), maps * pixels * self.vae_width)
         if self.encodes:
             maps = TILED_ENCODER_MAPS if tiled else ENCODER_MAPS
