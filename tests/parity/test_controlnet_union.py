@@ -20,6 +20,7 @@ from sdpy.models import (
     ControlNetUnionConfig,
     ControlNetUnionModel,
 )
+from sdpy.optimizations.exact import streaming
 from sdpy.pipelines.control_types import CONTROL_TYPES
 from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.generate import generate
@@ -329,10 +330,21 @@ def test_alone_as_in_a_batch(session: Session, files: Path, task: str) -> None:
 
 
 @pytest.mark.parametrize("fast_kernels", [False, True])
-@pytest.mark.parametrize("how", [{"streamed": True}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "how",
+    [{"streamed": True}, {"dtype": torch.bfloat16}, {"streamed": True, "dtype": torch.bfloat16}],
+    ids=["streamed", "bfloat16", "both"],
+)
 def test_other_ways_to_compute(
-    session: Session, files: Path, how: dict[str, Any], fast_kernels: bool
+    session: Session,
+    files: Path,
+    how: dict[str, Any],
+    fast_kernels: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """All weights but those of the smallest layers come and go where they are streamed."""
+    monkeypatch.setattr(streaming, "RESIDENT_BYTES", 3000)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 20_000)
     control = Control(files / "union.safetensors", image(20), 0.8, control_type="canny")
     expected = our_image(session, seed=5, controls=(control,))
     other = Session(session.source, execution=Execution(fast_kernels=fast_kernels, **how))

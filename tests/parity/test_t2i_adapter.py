@@ -25,6 +25,7 @@ from sdpy.models import (
 )
 from sdpy.models.t2i_adapter import adapter_type_for
 from sdpy.optimizations.approximate import DeepCache, approximate
+from sdpy.optimizations.exact import streaming
 from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
@@ -418,10 +419,21 @@ def test_alone_as_in_a_batch(session: Session, files: Path, tiny_data: Path, tas
 
 
 @pytest.mark.parametrize("fast_kernels", [False, True])
-@pytest.mark.parametrize("how", [{"streamed": True}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "how",
+    [{"streamed": True}, {"dtype": torch.bfloat16}, {"streamed": True, "dtype": torch.bfloat16}],
+    ids=["streamed", "bfloat16", "both"],
+)
 def test_other_ways_to_compute(
-    session: Session, files: Path, how: dict[str, Any], fast_kernels: bool
+    session: Session,
+    files: Path,
+    how: dict[str, Any],
+    fast_kernels: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """All weights but those of the smallest layers come and go where they are streamed."""
+    monkeypatch.setattr(streaming, "RESIDENT_BYTES", 3000)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 20_000)
     control = Control(files / "full0.safetensors", image(20), 0.8)
     execution = Execution(fast_kernels=fast_kernels, **how)
     expected = our_image(session, seed=5, controls=(control,))

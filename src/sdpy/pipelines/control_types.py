@@ -25,10 +25,12 @@ OF_PREPROCESSORS = {"canny": "canny"}
 def read_control_type(text: str) -> str | None:
     """The control type that a name or number means; None for "none".
 
+    Of several names, as ComfyUI's "hed/pidi/scribble/ted", the first counts.
+
     Raises:
         UsageError: there is no such.
     """
-    name = text.strip().lower().replace("-", "_")
+    name = text.partition("/")[0].strip().lower().replace("-", "_")
     if name == "none":
         return None
     for number, (ours, others) in enumerate(CONTROL_TYPES.items()):

@@ -80,7 +80,8 @@ def adapter_beside(variant: ModelVariant, outline: Outline) -> T2IAdapterConfig:
         family = FAMILIES[_published_type(unshuffled)]
         if family == FAMILIES[wanted]:
             raise WeightsError(
-                f"its first layer has {unshuffled} input channels, as none for {family}"
+                f"its first layer has {unshuffled} input channels, and for {variant.name} it needs "
+                f"{3 * factor**2}, or {factor**2} for grey images; take an adapter for this model"
             )
         raise WeightsError(
             f"it is a T2I-Adapter for {family}, and {variant.name} takes those for "

@@ -39,8 +39,7 @@ def union_beside(variant: ModelVariant, outline: Outline) -> ControlNetUnionConf
     """
     if variant.unet.addition_time_embed_dim is None:
         raise WeightsError(
-            "it is a ControlNet-Union, which are for Stable Diffusion XL, and does not go with "
-            f"{variant.name}"
+            f"it is a ControlNet-Union for Stable Diffusion XL, and does not go with {variant.name}"
         )
     return _union(controlnet_beside(variant, outline), outline, {})
 

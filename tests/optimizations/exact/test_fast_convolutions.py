@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.checkpoints import Change, Checkpoint, load_weights, write_checkpoint
-from sdpy.models import AutoencoderKL, UNet2DConditionModel
+from sdpy.models import AutoencoderKL, T2IAdapter, T2IAdapterConfig, UNet2DConditionModel
 from sdpy.models.attention import Transformer2DModel
 from sdpy.models.meta import init_empty_weights
 from sdpy.models.resnet import ResnetBlock2D
@@ -70,6 +70,13 @@ def test_unet_gives_the_same(monkeypatch: pytest.MonkeyPatch, form: str) -> None
     kept = {m.keep.value for m in fast.modules() if isinstance(m, WinogradConv2d)}
     assert kept == ({form} if form in ("transformed", "ordered") else set())
     assert relative_error(fast(*LARGER_INPUTS), plain(*LARGER_INPUTS)) <= TOLERANCE
+
+
+def test_an_adapter_which_computes_once_is_left_alone() -> None:
+    adapter = T2IAdapter(T2IAdapterConfig(channels=(16, 16, 16, 16)))
+    before = [type(module) for module in adapter.modules()]
+    make_fast(adapter)
+    assert [type(module) for module in adapter.modules()] == before
 
 
 @needs_product

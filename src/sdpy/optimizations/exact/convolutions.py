@@ -72,12 +72,6 @@ class _Enlarge:
     factor: int
 
 
-@dataclass(frozen=True)
-class _Shrink:
-    factor: int
-    """Of which there is a part for what does not divide."""
-
-
 class ConvolutionTrace:
     """The convolutions of a network in the order in which they run, as far as it concerns sizes.
 
@@ -88,8 +82,7 @@ class ConvolutionTrace:
     1x1 convolutions, which stand behind the rest, to see the smallest map.
 
     Args:
-        network: a UNet, a ControlNet, a T2I-Adapter, or an encoder or decoder, before its layers
-            are replaced.
+        network: a UNet, a ControlNet, or an encoder or decoder, before its layers are replaced.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -109,9 +102,6 @@ class ConvolutionTrace:
             if isinstance(event, _Enlarge):
                 H, W = event.factor * H, event.factor * W
                 continue
-            if isinstance(event, _Shrink):
-                H, W = -(-H // event.factor), -(-W // event.factor)
-                continue
             module = event.module
             shape = torch.Size((B, module.in_channels, H, W))
             doubled = event.upsamples and not was_odd
@@ -121,7 +111,7 @@ class ConvolutionTrace:
         return found
 
 
-def _events(network: nn.Module) -> Iterator[_Convolve | _Enlarge | _Shrink]:
+def _events(network: nn.Module) -> Iterator[_Convolve | _Enlarge]:
     upsampling: Upsample2D | TiledUpsample2D | None = None
     for name, module in network.named_modules():
         if isinstance(module, Upsample2D | TiledUpsample2D):
@@ -129,10 +119,6 @@ def _events(network: nn.Module) -> Iterator[_Convolve | _Enlarge | _Shrink]:
             yield _Enlarge(2)
         elif isinstance(module, nn.Upsample):
             yield _Enlarge(2)
-        elif isinstance(module, nn.PixelUnshuffle):
-            yield _Shrink(module.downscale_factor)
-        elif isinstance(module, nn.AvgPool2d):
-            yield _Shrink(2)
         elif isinstance(module, ControlNetConditioningEmbedding):
             yield _Enlarge(module.downsample_factor)
         elif isinstance(module, nn.Conv2d):

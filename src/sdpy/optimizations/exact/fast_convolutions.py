@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdpy.models import T2IAdapter
 from sdpy.models.resnet import Upsample2D
 from sdpy.optimizations.base import PassContext, networks_of, replace_module
 from sdpy.optimizations.exact import bfloat16_pairs, cost_model, machine, packed_layers
@@ -62,10 +63,14 @@ class FastConvolutions:
     dtypes = (torch.float32, torch.bfloat16)
 
     def applies(self, model: nn.Module, context: PassContext) -> bool:
-        """To every model that has convolutions."""
-        return context.is_fast_in(self.dtypes) and any(
-            isinstance(module, nn.Conv2d) for module in model.modules()
-        )
+        """To every model that has convolutions, and computes more than once for an image.
+
+        For a T2I-Adapter, which does not, the preparation of weights takes longer than it gains,
+        and would double the memory.
+        """
+        has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        is_used_once = isinstance(model, T2IAdapter)
+        return context.is_fast_in(self.dtypes) and has_convolutions and not is_used_once
 
     def apply(self, model: nn.Module, context: PassContext) -> None:
         """Replace the convolutions of each network, and have plans selected."""
