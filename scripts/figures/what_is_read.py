@@ -29,6 +29,7 @@ from sdpy.models import (
     AutoencoderTinyConfig,
     CLIPTextConfig,
     ControlNetConfig,
+    ControlNetUnionConfig,
     T2IAdapterConfig,
     UNet2DConditionConfig,
 )
@@ -97,6 +98,13 @@ _UNET = UNet2DConditionConfig(
     cross_attention_dim=16,
     norm_num_groups=8,
 )
+_XL_UNET = replace(
+    _UNET,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=64,
+)
+_UNION = ControlNetUnionConfig(_XL_UNET, 3, (4, 8), num_trans_channel=16, num_proj_channel=16)
 COMPONENTS: dict[str, tuple[str, Config]] = {
     "text encoder": ("text_encoder", _TEXT),
     "second text encoder (XL)": ("text_encoder_2", replace(_TEXT, projection_dim=16)),
@@ -104,6 +112,7 @@ COMPONENTS: dict[str, tuple[str, Config]] = {
     "autoencoder": ("vae", AutoencoderKLConfig(block_out_channels=(8, 8), norm_num_groups=8)),
     "TAESD": ("vae", AutoencoderTinyConfig()),
     "ControlNet": ("controlnet", ControlNetConfig(_UNET, 3, (4, 8))),
+    "ControlNet-Union": ("controlnet", _UNION),
     "T2I-Adapter": ("t2i_adapter", T2IAdapterConfig(channels=(8, 16, 16, 16))),
 }
 
