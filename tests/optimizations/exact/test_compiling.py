@@ -78,6 +78,7 @@ def unet_inputs(
 @torch.inference_mode()
 def test_code_is_shared_by_blocks_networks_and_sizes(traces: list[Any]) -> None:
     plain, compiled, other = (tiny_model("unet") for _ in range(3))
+    assert isinstance(plain, UNet2DConditionModel) and isinstance(compiled, UNet2DConditionModel)
     randomise(other, seed=5)
     for model in (compiled, other):
         for one in (PromptCaching(), JoinedProjections(), Compilation()):
@@ -85,11 +86,10 @@ def test_code_is_shared_by_blocks_networks_and_sizes(traces: list[Any]) -> None:
     inputs = unet_inputs((12, 10))
     assert relative_error(compiled(*inputs), plain(*inputs)) <= TOLERANCE
     made = len(traces)
-    # Eight ResNets have five sizes, three transformers two, of three parts each, in one of which
-    # rows are repeated in one case and not in the other; and the last norm.
-    assert made <= 5 + 2 * 3 + 1 + 1
-    blocks = [module for module in compiled.modules() if isinstance(module, CachedLinear)]
-    assert len(blocks) == 6 and all(block.keeps(inputs[2]) for block in blocks)
+    # Eight ResNets, three parts of each of four transformers, and the last norm.
+    assert 0 < made < 8 + 4 * 3 + 1
+    kept = [module for module in compiled.modules() if isinstance(module, CachedLinear)]
+    assert len(kept) == 8 and all(layer.keeps(inputs[2]) for layer in kept)
     for changed in (
         unet_inputs((16, 16)),
         unet_inputs((8, 14), samples=3),
@@ -99,36 +99,27 @@ def test_code_is_shared_by_blocks_networks_and_sizes(traces: list[Any]) -> None:
     other(*inputs)
     assert len(traces) == made
 
-
-@torch.inference_mode()
-def test_parts_of_a_unet_can_be_called_by_themselves(traces: list[Any]) -> None:
-    """As DeepCache does."""
-    plain, compiled = tiny_model("unet"), tiny_model("unet")
-    assert isinstance(plain, UNet2DConditionModel) and isinstance(compiled, UNet2DConditionModel)
-    compile_blocks(compiled)
+    # DeepCache calls the parts of a UNet by themselves.
     results = []
     for unet in (plain, compiled):
-        with approximate(unet, [DeepCache(2)], [0]) as approximated:
-            _, _, context = unet_inputs((12, 10), samples=1)
-            samples = [normal(1, 4, 12, 10, seed=seed) for seed in range(3)]
-            results.append([approximated(sample, TIME, context) for sample in samples])
+        with approximate(unet, [DeepCache(2)], [0, 1]) as approximated:
+            samples = [normal(2, 4, 12, 10, seed=seed) for seed in range(3)]
+            results.append([approximated(sample, TIME, inputs[2]) for sample in samples])
     for ours, theirs in zip(*results, strict=True):
         assert relative_error(ours, theirs) <= TOLERANCE
-    assert traces
+    assert len(traces) == made
 
-
-@torch.inference_mode()
-def test_controlnet(traces: list[Any]) -> None:
+    # A ControlNet begins with the same blocks.
     config = ControlNetConfig(unet=TINY.unet, conditioning_embedding_out_channels=(4, 8))
-    plain, compiled = (randomise(ControlNetModel(config), seed=4) for _ in range(2))
-    compile_blocks(compiled)
+    networks = [randomise(ControlNetModel(config), seed=4) for _ in range(2)]
+    for one in (PromptCaching(), JoinedProjections(), Compilation()):
+        one.apply(networks[1], PassContext(device=GPU))
     shown = normal(1, 3, 24, 20, seed=2)
-    (down, mid), (plain_down, plain_mid) = (
-        model(*unet_inputs((12, 10)), controlnet_cond=shown) for model in (compiled, plain)
+    (plain_down, plain_mid), (down, mid) = (
+        network(*inputs, controlnet_cond=shown) for network in networks
     )
     for ours, theirs in zip((*down, mid), (*plain_down, plain_mid), strict=True):
         assert relative_error(ours, theirs) <= TOLERANCE
-    assert traces
 
 
 @torch.inference_mode()
