@@ -158,8 +158,9 @@ class ControlNetUnionModel(ControlNetBase):
 
     def embed_types(self, control_types: Sequence[int]) -> Tensor:
         """What every ResNet is told of the kinds of images, (1, time_embed_dim)."""
-        is_given = [float(kind in control_types) for kind in range(self.config.num_control_type)]
-        flags = torch.tensor(is_given, device=self.device)
+        flags = torch.zeros(self.config.num_control_type, device=self.device)
+        for kind in control_types:
+            flags[kind] = 1  # a list that is copied to a GPU would have to be waited for
         sinusoids = timestep_embedding(flags, self._type_sinusoids).view(1, -1)
         # On a CPU, products of a single row are rounded otherwise than those of two.
         return self.control_add_embedding(sinusoids.to(self.dtype).expand(2, -1))[:1]
