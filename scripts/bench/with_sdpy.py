@@ -19,7 +19,7 @@ def sdpy_phase(job: Job) -> dict[str, Any]:
     from sdpy.runtime.allocator import keep_freed_memory
     from sdpy.runtime.devices import place
     from sdpy.runtime.execution import Execution
-    from sdpy.zoo.recognise import find_source
+    from sdpy.zoo.find import find_source
 
     target = BenchmarkTarget(
         find_source(job.model, Path(job.folder)),

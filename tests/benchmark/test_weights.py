@@ -16,7 +16,7 @@ from sdpy.checkpoints import read_checkpoint, write_checkpoint
 from sdpy.errors import OutputError, WeightsError
 from sdpy.runtime.session import Session
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.variants import SD15
 from support.tiny import TINY
 

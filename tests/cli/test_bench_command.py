@@ -20,7 +20,7 @@ from sdpy.benchmark.weights import write_random_model
 from sdpy.cli.bench import _advice, _shorter_dtypes
 from sdpy.errors import UsageError
 from sdpy.runtime.threads import NUMBERS
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from support.tiny_xl import TINY_REFINER
 
 PHASES = ["text encoding", "UNet step", "VAE decode", "VAE encode"]

@@ -16,7 +16,7 @@ from PIL import Image
 from sdpy.checkpoints import read_checkpoint
 from sdpy.runtime.session import Session
 from sdpy.text.tokenizer import CLIPTokenizer
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.variants import DEMO
 
 assert DEMO.bundled is not None

@@ -28,8 +28,8 @@ from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.session import Session
 from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import SDXL
 from support.compare import (
     MODEL_TOLERANCE,

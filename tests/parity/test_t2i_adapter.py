@@ -30,7 +30,7 @@ from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.session import Session
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import SD15, SD21, SDXL, SDXL_REFINER, SEGMIND_VEGA, SSD_1B
 from support.compare import (

@@ -18,7 +18,7 @@ from sdpy.models import ControlNetConfig, ControlNetModel
 from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.request import Request
 from sdpy.runtime.session import Session
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from support.compare import RUN_TOLERANCE, normal, randomise, relative_error
 from support.references import reference_controlnet
 from support.tasks import one_image, text2img

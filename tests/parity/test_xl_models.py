@@ -12,7 +12,7 @@ from sdpy.checkpoints import load_weights
 from sdpy.errors import WeightsError
 from sdpy.models import CLIPTextModel, CLIPTextModelWithProjection
 from sdpy.zoo.classes import make_model
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.variants import SDXL, SDXL_INPAINT, SDXL_REFINER, SDXL_TURBO, ModelVariant
 from support.compare import MODEL_TOLERANCE, randomise, relative_error
 from support.references import load_text_encoder, reference_text_encoder, reference_text_encoder_2

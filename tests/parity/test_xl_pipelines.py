@@ -26,7 +26,7 @@ from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.session import Session
 from sdpy.runtime.workload import WeightsSize
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.variants import ModelVariant
 from support.compare import RUN_TOLERANCE, assert_same_images, randomise, relative_error
 from support.references import reference_controlnet

@@ -24,8 +24,8 @@ from sdpy.models import (
 )
 from sdpy.runtime.execution import Execution
 from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import SD15
 from support.compare import randomise
 from support.tiny import TINY, tiny_session

@@ -25,8 +25,8 @@ from sdpy.runtime.devices import CPU, place
 from sdpy.runtime.options import ModelOptions
 from sdpy.zoo.classes import MODEL_CLASSES, ModelClass
 from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.source import ModelSource
 from support.compare import randomise
 from support.tiny import TINY, tiny_files, tiny_weights

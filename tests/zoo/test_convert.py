@@ -18,8 +18,8 @@ from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
 from sdpy.errors import OutputError, UsageError, WeightsError
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import VARIANTS
 from support.tiny import MERGES, TINY, TINY_INPAINT, tiny_model, tiny_weights
 

@@ -11,7 +11,7 @@ import torch
 from sdpy.checkpoints import write_checkpoint
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.session import Session
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import VARIANTS
 from support.tiny import placed, write_tiny

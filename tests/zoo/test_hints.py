@@ -18,8 +18,8 @@ from sdpy.zoo.classes import make_model
 from sdpy.zoo.configs import is_known, unet_config
 from sdpy.zoo.convert import plan_conversion
 from sdpy.zoo.families import family_of
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import (
     SDXL,
     SDXL_LIGHTNING,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sdpy.checkpoints import FORMATS, read_checkpoint, write_checkpoint
 from sdpy.zoo.convert import plan_conversion
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import SDXL, SDXL_REFINER, VARIANTS, ModelVariant
 from support.tiny import MERGES
 from support.tiny_xl import TINY_REFINER, TINY_XL, tiny_xl_model

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
 from sdpy.errors import UsageError, WeightsError
 from sdpy.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
-from sdpy.zoo.recognise import find_source
 from sdpy.zoo.variants import (
     SD2_INPAINT,
     SD15,

@@ -14,7 +14,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from sdpy.errors import WeightsError
 from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.configs import noise_config
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.schemas import SCHEDULER, TABLES, check_config, check_scheduler
 from sdpy.zoo.variants import SD15
 from support.folders import demo_folder

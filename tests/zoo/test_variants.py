@@ -8,7 +8,7 @@ import pytest
 import sdpy
 from sdpy.errors import UsageError
 from sdpy.schedulers import make_scheduler
-from sdpy.zoo.recognise import find_source
+from sdpy.zoo.find import find_source
 from sdpy.zoo.variants import DEMO, SD15, SD15_INPAINT, VARIANTS, ModelVariant
 
 ALL = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -116,7 +116,7 @@ def _target(
 
     from sdpy.benchmark.phases import BenchmarkTarget
     from sdpy.benchmark.weights import model_files, write_random_model
-    from sdpy.zoo.recognise import find_source
+    from sdpy.zoo.find import find_source
     from sdpy.zoo.source import ModelSource
     from sdpy.zoo.variants import VARIANTS
 

@@ -195,7 +195,7 @@ def open_session(
     from sdpy.runtime.devices import place
     from sdpy.runtime.session import Session
     from sdpy.runtime.threads import limit_threads
-    from sdpy.zoo.recognise import find_source
+    from sdpy.zoo.find import find_source
 
     check_ranges(options)
     placement = place(options.cpu, options.device)

@@ -1,4 +1,4 @@
-"""Models that other programs have downloaded: the cache of the hub's own library.
+"""Models on this machine: in the data folder, or in the cache of the hub's own library.
 
 ::
 
@@ -14,8 +14,17 @@ from pathlib import Path
 
 from sdpy.errors import WeightsError
 
+SINGLE_FILES = (".safetensors", ".ckpt")
+"""Suffixes of files that hold a whole model, in the order in which they are looked for."""
+
 _PREFIX = "models--"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def single_file(folder: Path, name: str) -> Path | None:
+    """The file of a folder that is called like a model and holds all of it."""
+    files = (folder / (name + suffix) for suffix in SINGLE_FILES)
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def is_hub_name(name: str) -> bool:

@@ -17,6 +17,7 @@ from sdpy.components import (
     unknown_components,
 )
 from sdpy.errors import HubError, UsageError
+from sdpy.zoo.cache import single_file
 from sdpy.zoo.hub.catalog import (
     INSPECT,
     MODELS,
@@ -46,7 +47,6 @@ _TOKENIZER_CONFIGS = (
 # Of the merges, in the form of old and of new releases of transformers, one is needed.
 _MERGES = ("merges.txt", "tokenizer.json")
 _INDEX = "model_index.json"
-_SINGLE_FILES = (".safetensors", ".ckpt")
 _LORA = "pytorch_lora_weights.safetensors"
 
 # A shard of weights lies beside the index that names it.
@@ -190,7 +190,7 @@ class _Choice:
 
     def lacking(self, base: HubModel, data: Path) -> list[tuple[Path, RemoteFile]]:
         """What the data folder lacks of a model but for its UNet, and where it goes."""
-        if any((data / (base.name + suffix)).is_file() for suffix in _SINGLE_FILES):
+        if single_file(data, base.name) is not None:
             return []
         listing = self.hub.list_files(base.repository)
         wanted = ((data / base.name / name, file) for name, file in self.pipeline(listing, "unet"))
