@@ -59,7 +59,7 @@ def passed(**options: object) -> nn.Module:
     return model
 
 
-def test_only_deep_transformers_take_it() -> None:
+def test_only_large_transformers_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = passed()
     places = {type(module): name for name, module in model.named_modules()}
     assert {OneDNNLinear, OneDNNFeedForward, ChunkedFeedForward} <= places.keys()
@@ -72,6 +72,8 @@ def test_only_deep_transformers_take_it() -> None:
     assert all(name.startswith(("down_blocks.2.", "mid_block.", "up_blocks.0.")) for name in deep)
     for layer in ("proj_in", "transformer_blocks.1.attn1.to_q", "transformer_blocks.0.ff"):
         assert f"mid_block.attentions.0.{layer}" in deep
+    monkeypatch.setattr(onednn_products, "WIDE", 1)
+    assert not any(isinstance(module, ChunkedFeedForward) for module in passed().modules())
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"fast_kernels": False}])
