@@ -9,7 +9,7 @@ import pytest
 from sdpy.errors import UsageError, WeightsError
 from sdpy.options import path_of
 from sdpy.zoo.cache import snapshot_in
-from sdpy.zoo.recognise import find_path, find_source
+from sdpy.zoo.find import find_path, find_source
 from support.folders import demo_folder
 
 
