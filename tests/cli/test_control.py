@@ -113,7 +113,7 @@ def test_canny(sdpy: Any, files: Path, controls: list[Control]) -> None:
         (("--controlnet", "net.safetensors"), 2, "1 times and --control-image 0 times"),
         (("--control-image", "map.png"), 2, "0 times and --control-image 1 times"),
         (("NET", "--control-scale", "1", "--control-scale", "2"), 2, "--control-scale is given 2"),
-        (("--control-scale", "1"), 2, "--control-scale is given 1 times for 0"),
+        (("--control-scale", "1"), 2, "--control-scale is for ControlNets"),
         (("NET", "--control-preprocessor", "depth"), 2, "'depth': use one of none, canny"),
         (("NET", "--control-start", "0.7", "--control-end", "0.7"), 2, "from 0.7 to 0.7"),
         (("NET", "--control-scale", "nan"), 2, "no finite number"),

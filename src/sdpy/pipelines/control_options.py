@@ -133,7 +133,9 @@ def _spread(option: str, given: list[Value] | None, default: Value, count: int) 
     """One value for each ControlNet, from none, one for all, or one for each."""
     if not given:
         return [default] * count
-    if count and len(given) == 1:
+    if not count:
+        raise UsageError(f"{option} is for ControlNets: name one with --controlnet or leave it out")
+    if len(given) == 1:
         return given * count
     if len(given) != count:
         raise UsageError(
