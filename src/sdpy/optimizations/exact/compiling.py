@@ -1,9 +1,8 @@
 """Blocks of networks that torch compiles for the GPU on which they run.
 
 A network is compiled block by block, and blocks of one class and of the same weights' sizes share
-their code: of Stable Diffusion 1.5's sixteen transformers, three are compiled. Height, width and
-the number of rows are left open, so that the code serves all sizes of images. What lies between the
-blocks, and their many launches, is left to CUDA graphs.
+their code. Height, width and the number of rows are left open, so that the code serves all sizes of
+images. What lies between the blocks, and their many launches, is left to CUDA graphs.
 """
 
 from __future__ import annotations
