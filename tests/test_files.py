@@ -1,11 +1,18 @@
 """Files appear whole or not at all."""
 
+import itertools
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+import sdpy.files
 from sdpy.errors import OutputError
 from sdpy.files import atomic_write
 
@@ -32,6 +39,70 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path, error: type[BaseExcept
         raise error
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["x.bin"]
+
+
+def interrupt_at_line(number: int) -> Callable[[FrameType, str, Any], Any]:
+    """A trace function that raises KeyboardInterrupt once, before a line of sdpy.files."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != sdpy.files.__file__:
+            return None
+        if event == "line" and next(lines) == number:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # interrupted as it opened
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_ctrl_c_at_any_moment_leaves_nothing_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, unnamed: bool
+) -> None:
+    if not unnamed:  # as on Windows
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    path = tmp_path / "x.bin"
+    usual = sys.gettrace()
+    interrupted, left = 0, set()
+    for number in itertools.count():
+        path.unlink(missing_ok=True)
+        if overwrite:
+            path.write_bytes(b"old")
+        try:
+            sys.settrace(interrupt_at_line(number))
+            with atomic_write(path, overwrite=overwrite) as file:
+                file.write(b"new")
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            break
+        finally:
+            sys.settrace(usual)
+        sdpy.files.remove_unfinished()  # as at the end of the process
+        assert names(tmp_path) in ([], ["x.bin"])
+        left.add(path.read_bytes() if path.exists() else None)
+    assert path.read_bytes() == b"new"
+    assert interrupted > 15
+    assert left == {b"old" if overwrite else None, b"new"}
+
+
+def test_a_process_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    code = """
+import gc, sys
+from sdpy.files import atomic_write
+write = atomic_write(sys.argv[1])
+write.__enter__().write(b"new")
+gc.freeze()
+write.myself = write  # never collected as garbage, as with an exception that holds it
+sys.exit("the end")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.bin")], capture_output=True, text=True
+    )
+    assert process.stderr == "the end\n"
+    assert names(tmp_path) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

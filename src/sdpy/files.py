@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,18 +96,15 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
                 _give_name(file.fileno(), target)
             _sync_folder(target.parent)
             return
-        descriptor, name = tempfile.mkstemp(prefix=".sdpy-", suffix=".tmp", dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "w+b") as file:
+        temporary = _name_temporary(target.parent)
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         if overwrite:
             os.replace(temporary, target)
-            temporary = None
         else:
-            temporary = _rename_to_new(temporary, target)
+            _rename_to_new(temporary, target)
         _sync_folder(target.parent)
     except FileExistsError as error:
         raise OccupiedError(
@@ -117,7 +115,48 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
         raise OutputError(f"cannot write {path}: {reason}; nothing was changed") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
+
+
+def try_writing(folder: Path) -> None:
+    """Create a file in a folder and remove it again.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    temporary = _name_temporary(folder)
+    try:
+        with open(temporary, "xb"):
+            pass
+    finally:
+        _remove(temporary)
+
+
+def _name_temporary(folder: Path) -> Path:
+    temporary = folder / f".sdpy-{secrets.token_hex(8)}.tmp"
+    _UNFINISHED.add(temporary)
+    return temporary
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # such as that it was not even created, or has its name for good
+        temporary.unlink()
+    _UNFINISHED.discard(temporary)
+
+
+_UNFINISHED: set[Path] = set()
+"""Temporary files that may be there, known from before they are created."""
+
+
+@atexit.register
+def remove_unfinished() -> None:
+    """Remove the temporary files of writes that ended in the middle.
+
+    Ctrl-C can come between a file's creation and the block, or at the first line of what the
+    block's end calls; then nothing else removes the file.
+    """
+    for temporary in tuple(_UNFINISHED):
+        _remove(temporary)
 
 
 def _open_unnamed(folder: Path) -> int | None:
@@ -153,8 +192,8 @@ def _give_name(descriptor: int, target: Path) -> None:
         os.close(folder)
 
 
-def _rename_to_new(temporary: Path, target: Path) -> Path | None:
-    """Rename a file to a name that there is not yet; returns what is left to remove.
+def _rename_to_new(temporary: Path, target: Path) -> None:
+    """Rename a file to a name that there is not yet; the old name may stay.
 
     Raises:
         FileExistsError: there is a file of that name.
@@ -166,15 +205,6 @@ def _rename_to_new(temporary: Path, target: Path) -> Path | None:
     except OSError:  # this file system has no hard links
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(temporary, target)
-        return None
-    return temporary
-
-
-def _umask() -> int:
-    # The umask can only be read by setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from sdpy.errors import UsageError
+from sdpy.files import try_writing
 
 # Suffix -> name of the format in Pillow.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -80,9 +80,7 @@ def _try_writing(folder: Path, path: Path) -> None:
     if not os.path.isdir(folder):
         raise UsageError(f"{path}: {folder} is not a folder; choose another path")
     try:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".sdpy-")
-        os.close(handle)
-        os.unlink(name)
+        try_writing(folder)
     except OSError as error:
         raise UsageError(
             f"{path}: the folder {folder} cannot be written to ({error.strerror}); "

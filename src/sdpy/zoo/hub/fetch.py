@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from sdpy.errors import HubError, OutputError, UsageError, WeightsError
+from sdpy.files import try_writing
 from sdpy.zoo.hub.client import Hub, RemoteFile, TransientError
 from sdpy.zoo.hub.plan import PlannedFile
 
@@ -94,9 +94,7 @@ def check_disk_space(files: Sequence[PlannedFile], folder: Path) -> None:
     """
     existing = _existing(folder)
     try:
-        handle, name = tempfile.mkstemp(dir=existing, prefix=".sdpy-")
-        os.close(handle)
-        os.unlink(name)
+        try_writing(existing)
     except OSError as error:
         raise UsageError(
             f"the folder {existing} cannot be written to ({error.strerror}); name another one "
