@@ -507,6 +507,16 @@ def test_help_says_what_happens_to_images_of_all_kinds(sdpy: Any, command: str) 
         assert part in words
 
 
+def test_paragraphs_of_the_help_fill_a_narrow_terminal(
+    sdpy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = sdpy("img2img", "--help").out.partition("╭")[0]
+    *_, paragraph, _ = re.split(r"\n\s*\n", text)
+    *lines, _ = [line.strip() for line in paragraph.splitlines()]
+    assert len(lines) > 3 and all(len(line) > 60 for line in lines)
+
+
 def test_help_of_the_program_names_the_commands(sdpy: Any) -> None:
     result = sdpy("--help")
     assert result.code == 0

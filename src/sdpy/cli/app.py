@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -55,8 +56,21 @@ app = typer.Typer(
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
 )
+
+
+def _help_of(command: Callable[..., None]) -> str:
+    """A command's docstring for a terminal of any width: lines of a paragraph are joined.
+
+    Paragraphs that begin with ``\\b`` keep their lines.
+    """
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(
+        text if text.startswith("\b") else text.replace("\n", " ") for text in paragraphs
+    )
+
+
 for name, command in COMMANDS.items():
-    app.command(name)(flatten(command))
+    app.command(name, help=_help_of(command))(flatten(command))
 
 
 def _print_version(value: bool) -> None:

@@ -83,10 +83,10 @@ def convert(
     few tensors at a time, however large the files are. Each file is written atomically.
 
     \b
-    sdpy convert v1-5-pruned.ckpt v1-5.safetensors     one file, the same names
+    sdpy convert v1-5.ckpt v1-5.safetensors            one file, the same names
     sdpy convert v1-5.safetensors sd15                 a diffusers folder
-    sdpy convert v1-5.safetensors data --layout ot     .ot files, as the original program has them
-    sdpy convert sd15 v1-5.safetensors --dtype fp16    back into one file, half the size
+    sdpy convert v1-5.safetensors data --layout ot     .ot files for sdpy's DATA
+    sdpy convert sd15 v1-5.safetensors --dtype fp16    one file, half the size
     sdpy convert v1-5.safetensors vae.ot --part vae    one component
     """
     from sdpy.checkpoints import DTYPES_BY_NAME
