@@ -32,7 +32,7 @@ def seeds(target: str) -> Iterator[bytes]:
         "weights": _weights,
         "configurations": _configurations,
         "vocabularies": _vocabularies,
-        "pictures": _pictures,
+        "images": _images,
         "jobs": _jobs,
         "hubs": _hubs,
         "prompts": _prompts,
@@ -67,7 +67,7 @@ def _vocabularies() -> Iterator[bytes]:
     yield gzip.compress(text)
 
 
-def _pictures() -> Iterator[bytes]:
+def _images() -> Iterator[bytes]:
     for mode in ("RGB", "RGBA", "L", "P", "1", "I;16"):
         image = Image.new(mode, (5, 3))
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000"):

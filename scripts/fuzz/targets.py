@@ -109,7 +109,7 @@ def vocabularies(data: bytes) -> None:
         _attempt(lambda: CLIPTokenizer.from_file(path, DEMO.text_encoder.vocab_size))
 
 
-def pictures(data: bytes) -> None:
+def images(data: bytes) -> None:
     """An image file."""
     with _file(data, "input") as path:
         _attempt(lambda: load_image(path))
@@ -168,7 +168,7 @@ TARGETS: dict[str, Target] = {
     ),
     "configurations": Target(configurations, ("sdpy.schema", "sdpy.zoo", "sdpy.models")),
     "vocabularies": Target(vocabularies, ("sdpy.text", "gzip")),
-    "pictures": Target(pictures, ("sdpy.images", "PIL")),
+    "images": Target(images, ("sdpy.images", "PIL")),
     "jobs": Target(jobs, ("sdpy.jobs", "csv", "tomllib", "yaml")),
     "hubs": Target(hubs, ("sdpy.zoo.hub", "json")),
     "prompts": Target(prompts, ("sdpy.text",)),

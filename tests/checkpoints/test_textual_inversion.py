@@ -152,7 +152,7 @@ def encoded(value: object) -> str:
     return base64.b64encode(json.dumps(value).encode()).decode()
 
 
-def test_a_picture_with_an_embedding_in_its_text(tmp_path: Path) -> None:
+def test_an_image_with_an_embedding_in_its_text(tmp_path: Path) -> None:
     stored = {
         "string_to_token": {"*": 265},
         "string_to_param": {"*": {"TORCHTENSOR": VECTORS.tolist()}},
@@ -166,7 +166,7 @@ def test_a_picture_with_an_embedding_in_its_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "a picture without an embedding in its text"),
+        (None, "an image without an embedding in its text"),
         ("!", "no base64"),
         (encoded([]), "embedding card"),
         (encoded({"string_to_param": {"*": 3}}), "no list of numbers"),
@@ -175,7 +175,7 @@ def test_a_picture_with_an_embedding_in_its_text(tmp_path: Path) -> None:
         (encoded({"string_to_param": {}}), "no textual-inversion embedding"),
     ],
 )
-def test_pictures_without_one_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
+def test_images_without_one_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
     with pytest.raises(WeightsError, match=message) as caught:
         read_textual_inversions(card(tmp_path / "card.png", text))
     assert "\n" not in str(caught.value)
@@ -183,7 +183,7 @@ def test_pictures_without_one_are_refused(tmp_path: Path, text: str | None, mess
 
 def test_a_photograph_is_no_embedding(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
-    with pytest.raises(WeightsError, match="a picture without an embedding"):
+    with pytest.raises(WeightsError, match="an image without an embedding"):
         read_textual_inversions(tmp_path / "x.jpg")
 
 

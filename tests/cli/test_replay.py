@@ -101,7 +101,7 @@ def test_what_differs_is_told(sdpy: Any, tiny_data: Path, tmp_path: Path, photo:
     save_image(load_image("it.png"), "it.png", ImageTexts("", text))
     result = sdpy("replay", "it.png", "--data", other, "--check")
     assert result.code == 1
-    assert "1 of 1 pictures are not equal" in result.err
+    assert "1 of 1 images are not equal" in result.err
     told = lines_of(result)
     assert f"the VAE is another file: it was vae.ot with SHA-256 {before}, now it is vae.ot" in [
         line.removesuffix(f" with {after}") for line in told
@@ -140,7 +140,7 @@ def test_images_that_were_no_files_have_to_be_named(sdpy: Any, photo: Path) -> N
     assert sdpy("replay", "it.png", "--image", photo, "--check").code == 0
 
 
-def test_pictures_that_cannot_be_made_again(sdpy: Any, photo: Path, loaded: list[str]) -> None:
+def test_images_that_cannot_be_made_again(sdpy: Any, photo: Path, loaded: list[str]) -> None:
     result = sdpy("replay", photo)
     assert result.code == 2
     assert result.err == "sdpy: photo.png: it does not say how it was made\n"

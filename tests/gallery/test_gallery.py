@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdpy.cli.app import run
 from sdpy.gallery.axes import arrange
-from sdpy.gallery.pictures import Picture, find_pictures, read_picture
+from sdpy.gallery.images import GalleryImage, find_images, read_image
 from sdpy.images.files import save_image
 from sdpy.images.metadata import ImageTexts
 from sdpy.metadata.parameters import Parameters, parameters_text
@@ -24,9 +24,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = '</script><img src=x onerror="document.title=1">&amp; \u2028 "quoted" $(rm) café 🏰'
 
 
-def picture(seed: int, sampler: str = "DDIM", **facts: str) -> Picture:
+def image(seed: int, sampler: str = "DDIM", **facts: str) -> GalleryImage:
     facts = {"Seed": f"{seed}", "Sampler": sampler, **facts}
-    return Picture(Path(f"{seed}-{sampler}.png"), "cat", "", facts)
+    return GalleryImage(Path(f"{seed}-{sampler}.png"), "cat", "", facts)
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_two_facts_that_differ_are_columns_and_rows() -> None:
-    pictures = [picture(seed, sampler) for sampler in ("DDIM", "LMS") for seed in (10, 9)]
-    sheet = arrange(pictures, None, None, 3)
+    images = [image(seed, sampler) for sampler in ("DDIM", "LMS") for seed in (10, 9)]
+    sheet = arrange(images, None, None, 3)
     assert sheet.columns == ("Seed: 9", "Seed: 10")
     assert sheet.rows == ("Sampler: DDIM", "Sampler: LMS")
-    assert sheet.cells[1][0] == pictures[3]
+    assert sheet.cells[1][0] == images[3]
     assert not sheet.captions
 
 
 def test_three_facts_share_the_rows() -> None:
-    pictures = [
-        picture(seed, sampler, **{"CFG scale": scale})
+    images = [
+        image(seed, sampler, **{"CFG scale": scale})
         for sampler in ("DDIM", "LMS")
         for scale in ("10", "2")
         for seed in (1, 2, 3)
@@ -66,38 +66,38 @@ def test_three_facts_share_the_rows() -> None:
         for sampler in ("DDIM", "LMS")
         for scale in ("2", "10")
     )
-    sheet = arrange(pictures[:-1], None, None, 3)
+    sheet = arrange(images[:-1], None, None, 3)
     assert (sheet.columns, sheet.rows) == (("Seed: 1", "Seed: 2", "Seed: 3"), rows)
-    assert sheet.cells[0] == tuple(pictures[3:6])
-    # Of the last picture there is none yet.
-    assert (sheet.cells[2], sheet.cells[3]) == ((*pictures[9:11], None), tuple(pictures[6:9]))
-    sheet = arrange(pictures, "sampler", "seed", 3)
+    assert sheet.cells[0] == tuple(images[3:6])
+    # Of the last image there is none yet.
+    assert (sheet.cells[2], sheet.cells[3]) == ((*images[9:11], None), tuple(images[6:9]))
+    sheet = arrange(images, "sampler", "seed", 3)
     assert (len(sheet.columns), sheet.rows) == (3, rows)
 
 
 def test_what_is_asked_for_names_them() -> None:
-    pictures = [picture(seed, Steps=f"{seed % 2}") for seed in range(4)]
-    sheet = arrange(pictures, None, "steps", 3)
+    images = [image(seed, Steps=f"{seed % 2}") for seed in range(4)]
+    sheet = arrange(images, None, "steps", 3)
     assert (sheet.columns, sheet.rows) == (("Steps: 0", "Steps: 1"), ())
     assert [cell and cell.value("seed") for row in sheet.cells for cell in row] == [*"0123"]
-    sheet = arrange(pictures, "scheduler", "seed", 3)
+    sheet = arrange(images, "scheduler", "seed", 3)
     assert (sheet.rows, len(sheet.columns)) == (("Sampler: DDIM",), 4)
 
 
 def test_other_pictures_are_in_their_order() -> None:
-    pictures = [picture(seed, Steps=f"{seed}", Model=f"{seed}") for seed in range(4)]
-    sheet = arrange(pictures, None, None, 3)
-    assert sheet.cells == ((*pictures[:3],), (pictures[3], None, None))
+    images = [image(seed, Steps=f"{seed}", Model=f"{seed}") for seed in range(4)]
+    sheet = arrange(images, None, None, 3)
+    assert sheet.cells == ((*images[:3],), (images[3], None, None))
     assert sheet.captions
 
 
-def test_a_sheet_has_its_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sheet_has_its_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["grid", str(folder), "-o", str(folder / "sheet.png"), "-q"]) == 0
     with Image.open(folder / "sheet.png") as sheet:
         colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
     assert {(180, 0, 255), (200, 0, 0), (180, 0, 0), (200, 0, 255)} <= colours
     assert run(["grid", str(folder), "--columns", "weather"]) == 2
-    assert "no picture says its 'weather'" in capsys.readouterr().err
+    assert "no image says its 'weather'" in capsys.readouterr().err
     assert run(["grid", str(folder / "nowhere")]) == 2
 
 
@@ -140,7 +140,7 @@ def test_the_page_is_whole_and_escaped(folder: Path) -> None:
     assert entries[0]["command"].startswith("sdpy replay ")
 
 
-def test_the_command_makes_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_makes_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shlex
 
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_the_command_makes_the_picture(tmp_path: Path, monkeypatch: pytest.Monke
     words[1:2] = []
     words += ["--plain-kernels", "--seed", "3", "--", '-2 "cats" $HOME']
     assert run(words) == 0
-    line = read_picture(Path("sd_final.png")).command
+    line = read_image(Path("sd_final.png")).command
     program, *again = shlex.split(line)
     assert program == "sdpy"
     assert run([*again[:1], "-o", "again.png", "-q", *again[1:]]) == 0
@@ -157,7 +157,7 @@ def test_the_command_makes_the_picture(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_only_pictures_are_found(folder: Path) -> None:
-    paths, others = find_pictures(folder)
+    paths, others = find_images(folder)
     assert (len(paths), others) == (5, 1)
 
 

@@ -17,7 +17,7 @@ from sdpy.errors import ImageError
 from sdpy.images import reading
 from sdpy.images.frame import Frame
 from sdpy.images.profiles import from_srgb, to_srgb
-from sdpy.images.reading import load_image, open_picture, size_of, to_picture
+from sdpy.images.reading import load_image, open_input_image, size_of, to_input_image
 
 RGB_NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -39,23 +39,23 @@ def wide_gamut() -> bytes:
 def test_colours_of_another_profile_become_srgb(tmp_path: Path) -> None:
     image = Image.fromarray(RGB_NOISE)
     image.save(tmp_path / "a.png", icc_profile=wide_gamut())
-    picture = open_picture(tmp_path / "a.png")
+    opened = open_input_image(tmp_path / "a.png")
     swapped = RGB_NOISE[..., [1, 0, 2]].astype(int)
-    assert np.abs(np.asarray(picture.image, int) - swapped).max() <= 2
-    assert picture.own is not None and np.array_equal(np.asarray(picture.own), RGB_NOISE)
-    assert picture.profile == wide_gamut()
-    back = np.asarray(from_srgb(picture.image, wide_gamut()), int)
+    assert np.abs(np.asarray(opened.image, int) - swapped).max() <= 2
+    assert opened.own is not None and np.array_equal(np.asarray(opened.own), RGB_NOISE)
+    assert opened.profile == wide_gamut()
+    back = np.asarray(from_srgb(opened.image, wide_gamut()), int)
     assert np.abs(back - RGB_NOISE).max() <= 2
-    with Image.open(tmp_path / "a.png") as opened:
-        assert np.array_equal(np.asarray(to_picture(opened).image), np.asarray(picture.image))
+    with Image.open(tmp_path / "a.png") as file:
+        assert np.array_equal(np.asarray(to_input_image(file).image), np.asarray(opened.image))
 
 
 def test_an_srgb_profile_changes_no_bit(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(RGB_NOISE).save(tmp_path / "a.png", icc_profile=profile)
-    picture = open_picture(tmp_path / "a.png")
-    assert np.array_equal(np.asarray(picture.image), RGB_NOISE)
-    assert picture.own is None and picture.profile is None
+    opened = open_input_image(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(opened.image), RGB_NOISE)
+    assert opened.own is None and opened.profile is None
 
 
 @pytest.mark.parametrize("profile", [b"x", b"\0" * 4000, wide_gamut()[:300]])
@@ -73,13 +73,13 @@ def test_transparency_and_turning_come_after_the_profile(tmp_path: Path) -> None
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(rgba).save(tmp_path / "a.png", icc_profile=wide_gamut(), exif=exif)
-    picture = open_picture(tmp_path / "a.png")
-    seen = np.asarray(picture.image, int)[::-1, ::-1]
+    opened = open_input_image(tmp_path / "a.png")
+    seen = np.asarray(opened.image, int)[::-1, ::-1]
     assert (seen[:, 30:] == 255).all()
     assert np.abs(seen[:, :30] - RGB_NOISE[:, :30, [1, 0, 2]]).max() <= 2
-    assert picture.own is not None and picture.alpha is not None
-    assert np.array_equal(np.asarray(picture.own)[::-1, ::-1][:, :30], RGB_NOISE[:, :30])
-    assert np.array_equal(np.asarray(picture.alpha)[::-1, ::-1], rgba[..., 3])
+    assert opened.own is not None and opened.alpha is not None
+    assert np.array_equal(np.asarray(opened.own)[::-1, ::-1][:, :30], RGB_NOISE[:, :30])
+    assert np.array_equal(np.asarray(opened.alpha)[::-1, ::-1], rgba[..., 3])
 
 
 # --- sizes -------------------------------------------------------------------------------------
@@ -105,12 +105,12 @@ def test_a_large_image_is_reduced_on_the_way(monkeypatch: Any, mode: str) -> Non
     smooth = np.stack([x // 2, y * 5 // 6, 255 - x // 2], axis=2).astype(np.uint8)
     image = Image.fromarray(smooth).convert(mode)
     least = (45, 30)
-    reduced = to_picture(image, least=least)
+    reduced = to_input_image(image, least=least)
     assert reduced.image.size[0] <= 4 * least[0] and reduced.image.size[0] >= 2 * least[0]
     assert (reduced.alpha is not None) == (mode in ("RGBA", "LA"))
     lanczos = Image.Resampling.LANCZOS
     small = np.asarray(reduced.image.resize(least, lanczos), int)
-    expected = np.asarray(to_picture(image).image.resize(least, lanczos), int)
+    expected = np.asarray(to_input_image(image).image.resize(least, lanczos), int)
     assert np.abs(small - expected).max() <= (24 if mode in ("1", "P") else 4)
 
 
@@ -118,9 +118,9 @@ def test_a_large_photograph_is_decoded_small(tmp_path: Path, monkeypatch: Any) -
     Image.fromarray(RGB_NOISE).resize((1200, 800)).save(tmp_path / "a.jpg", quality=90)
     whole = np.asarray(load_image(tmp_path / "a.jpg").resize((90, 60)), int)
     monkeypatch.setattr(reading, "LARGE", 10_000)
-    picture = open_picture(tmp_path / "a.jpg", least=(90, 60))
-    assert picture.image.size == (300, 200)
-    assert np.abs(np.asarray(picture.image.resize((90, 60)), int) - whole).mean() < 8
+    opened = open_input_image(tmp_path / "a.jpg", least=(90, 60))
+    assert opened.image.size == (300, 200)
+    assert np.abs(np.asarray(opened.image.resize((90, 60)), int) - whole).mean() < 8
 
 
 def test_a_size_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Textual inversions in the text of a PNG picture, as A1111's web UI writes them beside the images.
+"""Textual inversions in the text of a PNG image, as A1111's web UI writes them beside the images.
 
 The text's keyword is ``sd-ti-embedding``; it is JSON in base64, with tensors as lists of numbers.
 """
@@ -21,19 +21,19 @@ from sdpy.checkpoints.probe import probe
 from sdpy.errors import WeightsError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PICTURES = (_PNG, b"\xff\xd8\xff", b"RIFF")
+_IMAGES = (_PNG, b"\xff\xd8\xff", b"RIFF")
 _KEYWORD = b"sd-ti-embedding"
 _TENSOR = "TORCHTENSOR"
 _MOST_BYTES = 64 * 2**20
 
 
 def is_card(path: Path) -> bool:
-    """Whether a file is a picture. Raises ``WeightsError`` if it cannot be read."""
-    return probe(path).head.startswith(_PICTURES)
+    """Whether a file is an image. Raises ``WeightsError`` if it cannot be read."""
+    return probe(path).head.startswith(_IMAGES)
 
 
 def read_card(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors in a picture's text, and the name that it gives the word.
+    """The tensors in an image's text, and the name that it gives the word.
 
     Raises:
         WeightsError: there are none, or they are broken.
@@ -42,7 +42,7 @@ def read_card(path: Path) -> tuple[dict[str, Tensor], str | None]:
         texts = [text for keyword, text in _texts(file) if keyword == _KEYWORD]
         if not texts:
             raise WeightsError(
-                f"{path} is a picture without an embedding in its text; sdpy does not read those "
+                f"{path} is an image without an embedding in its text; sdpy does not read those "
                 "that are hidden in pixels: give the .pt or .safetensors file"
             )
         try:
@@ -65,7 +65,7 @@ def _numbers(value: Any) -> list[Any]:
 
 
 def _texts(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Keywords and texts of a PNG picture; none of a picture of another kind."""
+    """Keywords and texts of a PNG image; none of an image of another kind."""
     if file.read(len(_PNG)) != _PNG:
         return
     while len(head := file.read(8)) == 8:

@@ -7,7 +7,7 @@ These forms are about, in any container that `read_checkpoint` knows:
   ``.safetensors`` files. The file's name is the word;
 - for Stable Diffusion XL: a tensor for each text encoder, ``clip_l`` and ``clip_g``;
 - in the file of a LoRA that was trained together with words, under ``bundle_emb.WORD.``;
-- in the text of a PNG picture, as A1111's web UI wrote them ("cards").
+- in the text of a PNG image, as A1111's web UI wrote them ("cards").
 
 Source: "An Image is Worth One Word" (Gal et al., 2022).
 """

@@ -12,13 +12,13 @@ from sdpy.cli.display import ProgressDisplay, open_display
 from sdpy.errors import ImageError, UsageError
 
 if TYPE_CHECKING:  # at run time this would import Pillow
-    from sdpy.gallery.pictures import Picture
+    from sdpy.gallery.images import GalleryImage
 
 
 def grid(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Folder of pictures.", show_default=False),
+        typer.Argument(metavar="FOLDER", help="Folder of images.", show_default=False),
     ],
     output: Annotated[
         Path | None,
@@ -48,39 +48,39 @@ def grid(
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option(min=16, max=2048, help="Longer side of each picture in the sheet.")
+        int, typer.Option(min=16, max=2048, help="Longer side of each image in the sheet.")
     ] = 256,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Make a contact sheet of the pictures in a folder, or a page for the browser.
+    """Make a contact sheet of the images in a folder, or a page for the browser.
 
-    Where the pictures differ in up to three things, such as seed, sampler and guidance scale, these
-    name the sheet's columns and rows. Otherwise each picture has its name under it.
+    Where the images differ in up to three things, such as seed, sampler and guidance scale, these
+    name the sheet's columns and rows. Otherwise each image has its name under it.
     """
-    from sdpy.gallery.pictures import find_pictures
+    from sdpy.gallery.images import find_images
 
-    paths, _ = find_pictures(folder)
+    paths, _ = find_images(folder)
     default = folder / "index.html" if as_page else folder.resolve().with_suffix(".grid.png")
     target = default if output is None else output
     paths = [path for path in paths if path.resolve() != target.resolve()]
     if as_page and (rows or columns):
         raise UsageError("--rows and --columns are for sheets: leave out --html, or these")
     with open_display(quiet) as display:
-        pictures = list(_read(paths, display))
+        images = list(_read(paths, display))
         if as_page:
-            _write_page(folder, pictures, target, display)
+            _write_page(folder, images, target, display)
         else:
-            _write_sheet(folder, pictures, target, rows, columns, size)
+            _write_sheet(folder, images, target, rows, columns, size)
     if not quiet:
         print(target)
 
 
-def _read(paths: list[Path], display: ProgressDisplay) -> Iterator[Picture]:
-    """The pictures that can be read; a line for each other."""
-    from sdpy.gallery.pictures import read_pictures
+def _read(paths: list[Path], display: ProgressDisplay) -> Iterator[GalleryImage]:
+    """The images that can be read; a line for each other."""
+    from sdpy.gallery.images import read_images
 
     bar = display.bar(len(paths), "reading metadata")
-    for k, one in enumerate(read_pictures(paths), 1):
+    for k, one in enumerate(read_images(paths), 1):
         bar.update(k)
         if isinstance(one, ImageError):
             display.line(str(one))
@@ -90,7 +90,7 @@ def _read(paths: list[Path], display: ProgressDisplay) -> Iterator[Picture]:
 
 def _write_sheet(
     folder: Path,
-    pictures: list[Picture],
+    images: list[GalleryImage],
     target: Path,
     rows: str | None,
     columns: str | None,
@@ -102,16 +102,16 @@ def _write_sheet(
     from sdpy.images.sheets import contact_sheet
 
     check_outputs([target])
-    width = max(1, round(len(pictures) ** 0.5 * 1.2))
+    width = max(1, round(len(images) ** 0.5 * 1.2))
     if columns is not None and columns.isdigit():
         width, columns = max(1, int(columns)), None
-    if not pictures:
-        raise UsageError(f"{folder} has no pictures that can be read")
-    sheet = arrange(pictures, rows, columns, width)
+    if not images:
+        raise UsageError(f"{folder} has no images that can be read")
+    sheet = arrange(images, rows, columns, width)
     cells = [
         [
-            None if picture is None else (picture.path, picture.path.name if sheet.captions else "")
-            for picture in row
+            None if image is None else (image.path, image.path.name if sheet.captions else "")
+            for image in row
         ]
         for row in sheet.cells
     ]
@@ -119,22 +119,22 @@ def _write_sheet(
 
 
 def _write_page(
-    folder: Path, pictures: list[Picture], target: Path, display: ProgressDisplay
+    folder: Path, images: list[GalleryImage], target: Path, display: ProgressDisplay
 ) -> None:
     from sdpy.files import atomic_write
     from sdpy.gallery.page import THUMBNAIL, entry, page_text
     from sdpy.images.sheets import thumbnail
 
     def entries() -> Iterator[dict[str, Any]]:
-        bar = display.bar(len(pictures), "thumbnails")
-        for k, picture in enumerate(pictures, 1):
+        bar = display.bar(len(images), "thumbnails")
+        for k, image in enumerate(images, 1):
             bar.update(k)
             try:
-                small, whole = thumbnail(picture.path, THUMBNAIL)
+                small, whole = thumbnail(image.path, THUMBNAIL)
             except ImageError as error:
                 display.line(str(error))
                 continue
-            yield entry(picture, target, small, whole)
+            yield entry(image, target, small, whole)
 
     with atomic_write(target) as file:
         for piece in page_text(folder.resolve().name, entries()):

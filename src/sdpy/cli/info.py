@@ -1,4 +1,4 @@
-"""``sdpy info PICTURE...``."""
+"""``sdpy info IMAGE...``."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sdpy.components import COMPONENTS
 if TYPE_CHECKING:  # at run time this would import Pillow
     from sdpy.metadata.read import ImageMetadata
 
-Pictures = Annotated[
+ImageFiles = Annotated[
     list[Path],
-    typer.Argument(metavar="PICTURE", help="Image files.", show_default=False),
+    typer.Argument(metavar="IMAGE", help="Image files.", show_default=False),
 ]
 
 
 def info(
-    pictures: Pictures,
+    images: ImageFiles,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object a line for each picture.")
+        bool, typer.Option("--json", help="Print a JSON object a line for each image.")
     ] = False,
 ) -> None:
-    """Say how pictures were made.
+    """Say how images were made.
 
-    That is what sdpy and A1111's web UI write into PNG, JPEG and WebP files; pictures of ComfyUI,
+    That is what sdpy and A1111's web UI write into PNG, JPEG and WebP files; images of ComfyUI,
     InvokeAI and others are read with pip install 'sdpy\\[metadata]'.
     """
     from sdpy.metadata.read import can_read_others, read_metadata
 
-    for k, path in enumerate(pictures):
+    for k, path in enumerate(images):
         found = read_metadata(path)
         if as_json:
             facts = {} if found is None else found.as_json()

@@ -1,4 +1,4 @@
-"""``sdpy replay PICTURE...``."""
+"""``sdpy replay IMAGE...``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from sdpy.cli.display import ProgressDisplay, open_display
 from sdpy.cli.images import image_json
-from sdpy.cli.info import Pictures
+from sdpy.cli.info import ImageFiles
 from sdpy.cli.options import OutputOptions
 from sdpy.cli.progress import follow
 from sdpy.errors import SdpyError, UsageError
@@ -38,7 +38,7 @@ MaskSource = Annotated[
 
 @dataclass(frozen=True)
 class _Replay:
-    """A picture and what makes it again."""
+    """An image and what makes it again."""
 
     path: Path
     recalled: Recalled
@@ -48,7 +48,7 @@ class _Replay:
 
 
 def replay(
-    pictures: Pictures,
+    images: ImageFiles,
     model: ModelOptions,
     output: OutputOptions,
     image: Source = None,
@@ -57,15 +57,14 @@ def replay(
         bool,
         typer.Option(
             "--check",
-            help="Write nothing; fail with exit code 1 where a picture is not equal in every "
-            "pixel.",
+            help="Write nothing; fail with exit code 1 where an image is not equal in every pixel.",
         ),
     ] = False,
 ) -> None:
-    """Make pictures again as their metadata says, and compare them.
+    """Make images again as their metadata says, and compare them.
 
-    That is sdpy's own record, or else the text of A1111's web UI. PICTURE.png becomes
-    PICTURE.replay.png, unless -o names a file, which may have the fields {name} (of PICTURE),
+    That is sdpy's own record, or else the text of A1111's web UI. IMAGE.png becomes
+    IMAGE.replay.png, unless -o names a file, which may have the fields {name} (of IMAGE),
     {seed}, {prompt}, {slug}, {words} and {n}. Files of weights and input images are compared by
     their SHA-256, and whatever differs is told. Options of the model that are given here take the
     place of those that were recorded.
@@ -73,7 +72,7 @@ def replay(
     from sdpy.images.compare import difference_to_file
 
     replays = [
-        _prepare(path, model, output, {"image": image, "mask": mask}, check) for path in pictures
+        _prepare(path, model, output, {"image": image, "mask": mask}, check) for path in images
     ]
     differing = 0
     with open_display(output.quiet) as display, _Models() as models:
@@ -89,7 +88,7 @@ def replay(
             if not check:
                 _write(made, one, output, display)
     if check and differing:
-        raise SdpyError(f"{differing} of {len(replays)} pictures are not equal in every pixel")
+        raise SdpyError(f"{differing} of {len(replays)} images are not equal in every pixel")
 
 
 def _prepare(
@@ -99,7 +98,7 @@ def _prepare(
     images: dict[str, Path | None],
     check: bool,
 ) -> _Replay:
-    """What makes a picture again; everything that can be found out without a model is."""
+    """What makes an image again; everything that can be found out without a model is."""
     from sdpy.jobs.fields import prompt_fields
     from sdpy.jobs.names import NameTemplate
     from sdpy.jobs.output import ImageOutput

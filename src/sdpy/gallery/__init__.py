@@ -1,1 +1,1 @@
-"""Looking at many pictures: contact sheets, and a page for the browser."""
+"""Looking at many images: contact sheets, and a page for the browser."""

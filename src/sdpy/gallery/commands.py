@@ -1,4 +1,4 @@
-"""The command that makes a picture again."""
+"""The command that makes an image again."""
 
 from __future__ import annotations
 

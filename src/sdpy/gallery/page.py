@@ -1,4 +1,4 @@
-"""The page: one file that needs no other, but for the pictures in full size."""
+"""The page: one file that needs no other, but for the images in full size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sdpy.gallery.pictures import Picture
+from sdpy.gallery.images import GalleryImage
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL = 192
@@ -23,7 +23,7 @@ def page_text(title: str, entries: Iterable[dict[str, Any]]) -> Iterator[str]:
 
     Args:
         title: of the page.
-        entries: what `entry` says of each picture.
+        entries: what `entry` says of each image.
     """
     before, after = (
         TEMPLATE.read_text("utf-8").replace("@TITLE@", html.escape(title)).split("@DATA@")
@@ -36,24 +36,26 @@ def page_text(title: str, entries: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield after
 
 
-def entry(picture: Picture, page: Path, thumbnail: bytes, size: tuple[int, int]) -> dict[str, Any]:
-    """What the page knows of a picture.
+def entry(
+    image: GalleryImage, page: Path, thumbnail: bytes, size: tuple[int, int]
+) -> dict[str, Any]:
+    """What the page knows of an image.
 
     Args:
-        picture: the picture.
-        page: the file of the page, from which the picture's file is found.
+        image: the image.
+        page: the file of the page, from which the image's file is found.
         thumbnail: a WebP file.
-        size: the picture's width and height.
+        size: the image's width and height.
     """
-    place = os.path.relpath(os.path.abspath(picture.path), os.path.abspath(page.parent))
+    place = os.path.relpath(os.path.abspath(image.path), os.path.abspath(page.parent))
     return {
-        "name": _text(picture.path.name),
+        "name": _text(image.path.name),
         "path": quote(os.fsencode(place.replace(os.sep, "/"))),
-        "prompt": picture.prompt,
-        "negative": picture.negative_prompt,
-        "facts": dict(picture.facts),
-        "command": _text(picture.command),
-        "changed": picture.modified,
+        "prompt": image.prompt,
+        "negative": image.negative_prompt,
+        "facts": dict(image.facts),
+        "command": _text(image.command),
+        "changed": image.modified,
         "width": size[0],
         "height": size[1],
         "thumbnail": base64.b64encode(thumbnail).decode("ascii"),

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from sdpy.errors import ImageError
 from sdpy.images.frame import size_text
-from sdpy.images.reading import BLACK, open_picture, to_picture
+from sdpy.images.reading import BLACK, open_input_image, to_input_image
 from sdpy.images.resize import resize_mask
 
 NEARLY = 8
@@ -66,9 +66,9 @@ def load_mask(
         ImageError: as ``load_image``; also if the proportions differ or nothing is repainted.
     """
     if isinstance(source, Image.Image):
-        path, opened = "the mask", to_picture(source, BLACK)
+        path, opened = "the mask", to_input_image(source, BLACK)
     else:
-        path, opened = os.fspath(source), open_picture(Path(source), BLACK)
+        path, opened = os.fspath(source), open_input_image(Path(source), BLACK)
     alpha = None if opened.alpha is None else np.asarray(opened.alpha)
     levels, doubts = _levels(path, np.asarray(opened.image), alpha)
     if invert:

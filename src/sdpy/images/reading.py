@@ -54,7 +54,7 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class InputImage:
     """An image that was opened.
 
     Attributes:
@@ -81,7 +81,7 @@ def load_image(path: str | Path) -> Image.Image:
     Raises:
         ImageError: missing, unreadable, a folder, no image, cut short or absurdly large.
     """
-    return open_picture(Path(path)).image
+    return open_input_image(Path(path)).image
 
 
 def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -101,11 +101,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if is_sideways else (width, height)
 
 
-def open_picture(
+def open_input_image(
     path: Path,
     background: tuple[int, int, int] = WHITE,
     least: tuple[int, int] | None = None,
-) -> Picture:
+) -> InputImage:
     """Read, decode and convert an image; everything that can fail ends in ImageError.
 
     Args:
@@ -123,7 +123,7 @@ def open_picture(
         image.load()
         if 0 in image.size:
             raise ValueError(f"it is empty, {size_text(image.size)} pixels")
-        return to_picture(image, background, least)
+        return to_input_image(image, background, least)
 
 
 @contextmanager
@@ -224,12 +224,12 @@ def _register_reader(package: str | None) -> None:
         reader.register_heif_opener()
 
 
-def to_picture(
+def to_input_image(
     image: Image.Image,
     background: tuple[int, int, int] = WHITE,
     least: tuple[int, int] | None = None,
-) -> Picture:
-    """The same of an image of any mode; see `load_image` and `open_picture`.
+) -> InputImage:
+    """The same of an image of any mode; see `load_image` and `open_input_image`.
 
     Raises:
         ValueError: it has pixels that are not finite numbers.
@@ -249,7 +249,7 @@ def to_picture(
         one if one is None or turn is None else one.transpose(turn) for one in (rgb, alpha, own)
     ]
     assert upright[0] is not None
-    return Picture(upright[0], upright[1], upright[2], profile if own is not None else None)
+    return InputImage(upright[0], upright[1], upright[2], profile if own is not None else None)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -262,7 +262,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     Raises:
         ValueError: it has pixels that are not finite numbers.
     """
-    return to_picture(image, background).image
+    return to_input_image(image, background).image
 
 
 def _orientation(image: Image.Image) -> int:

@@ -21,7 +21,7 @@ MAX_PIXELS = 250_000_000
 
 
 def thumbnail(path: Path, side: int) -> tuple[bytes, tuple[int, int]]:
-    """A picture within a square, as a WebP file, and the whole picture's width and height.
+    """An image within a square, as a WebP file, and the whole image's width and height.
 
     Raises:
         ImageError: it cannot be read.
@@ -72,17 +72,17 @@ def contact_sheet(
     columns: Sequence[str] = (),
     side: int = 256,
 ) -> Image.Image:
-    """Pictures in rows and columns, each within a square.
+    """Images in rows and columns, each within a square.
 
     Args:
-        cells: for each row and column the picture's file and its caption, or None; not all are
+        cells: for each row and column the image's file and its caption, or None; not all are
             None.
         rows: what each row is called, at its left; none for no labels.
         columns: likewise, at the top.
-        side: of the square, in pixels, where the pictures are not all smaller.
+        side: of the square, in pixels, where the images are not all smaller.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
         UsageError: the sheet would be too large.
     """
     sizes = [size_of(cell[0]) for row in cells for cell in row if cell is not None]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # at run time these would import torch or Pillow before they 
     from torch import Tensor
 
     from sdpy.images.mask import Mask
-    from sdpy.images.reading import Picture
+    from sdpy.images.reading import InputImage
     from sdpy.pipelines.controlnet import Control
     from sdpy.pipelines.events import PipelineEvent
     from sdpy.runtime.session import Session
@@ -159,11 +159,11 @@ def _prepare_image(session: Session, given: ImageRequest) -> PreparedRequest:
         width=given.width,
         height=given.height,
     )
-    picture = _open(given.image, least=frame.scaled)
-    frame = replace(frame, source=picture.image.size)  # smaller, if it was reduced
-    mask = None if given.mask is None else _load_mask(given, picture.image.size)
+    opened = _open(given.image, least=frame.scaled)
+    frame = replace(frame, source=opened.image.size)  # smaller, if it was reduced
+    mask = None if given.mask is None else _load_mask(given, opened.image.size)
     controls = tuple(_fit_control(one, frame.source, frame.apply) for one in given.controls)
-    original = frame.apply(picture.image)
+    original = frame.apply(opened.image)
     white = None if mask is None else frame.apply_mask(mask.image)
     request = Request(
         given.prompt,
@@ -175,12 +175,12 @@ def _prepare_image(session: Session, given: ImageRequest) -> PreparedRequest:
     )
     if mask is None or white is None:
         return PreparedRequest(request, frame.restore, frame.content)
-    kept = original if picture.own is None else frame.apply(picture.own)
+    kept = original if opened.own is None else frame.apply(opened.own)
     repainted = white
 
     def finish(made: Image) -> Image:
-        whole = composite(kept, _in_colours_of(picture, made), repainted)
-        return _with_profile(picture, frame.restore(whole))
+        whole = composite(kept, _in_colours_of(opened, made), repainted)
+        return _with_profile(opened, frame.restore(whole))
 
     return PreparedRequest(request, finish, frame.content, _mask_notices(given, mask))
 
@@ -193,8 +193,8 @@ def _prepare_region(session: Session, given: ImageRequest) -> PreparedRequest:
 
     assert given.image is not None
     variant = session.variant
-    picture = _open(given.image)
-    mask = _load_mask(given, picture.image.size)
+    opened = _open(given.image)
+    mask = _load_mask(given, opened.image.size)
     side, size = variant.sample_size, None
     if given.width is not None or given.height is not None:
         size = (given.width or side, given.height or side)
@@ -206,20 +206,20 @@ def _prepare_region(session: Session, given: ImageRequest) -> PreparedRequest:
         pixels=(side * side, variant.max_pixels),
         size=size,
     )
-    controls = tuple(_fit_control(one, picture.image.size, region.cut) for one in given.controls)
+    controls = tuple(_fit_control(one, opened.image.size, region.cut) for one in given.controls)
     request = Request(
         given.prompt,
-        image=image_to_tensor(region.cut(picture.image)),
+        image=image_to_tensor(region.cut(opened.image)),
         mask=mask_to_tensor(region.cut_mask(mask.image)),
         strength=given.strength,
         controls=controls,
         **_shared_options(given),
     )
-    kept = picture.image if picture.own is None else picture.own
+    kept = opened.image if opened.own is None else opened.own
 
     def finish(made: Image) -> Image:
-        whole = region.put_back(kept, _in_colours_of(picture, made), mask.image)
-        return _with_profile(picture, whole)
+        whole = region.put_back(kept, _in_colours_of(opened, made), mask.image)
+        return _with_profile(opened, whole)
 
     return PreparedRequest(request, finish, kept.size, _mask_notices(given, mask))
 
@@ -243,16 +243,16 @@ def _mask_notices(given: ImageRequest, mask: Mask) -> tuple[str, ...]:
     return mask.doubts
 
 
-def _in_colours_of(picture: Picture, made: Image) -> Image:
+def _in_colours_of(opened: InputImage, made: Image) -> Image:
     """What was made, in the colours of the profile in which the image's pixels are kept."""
     from sdpy.images.profiles import from_srgb
 
-    return made if picture.profile is None else from_srgb(made, picture.profile)
+    return made if opened.profile is None else from_srgb(made, opened.profile)
 
 
-def _with_profile(picture: Picture, image: Image) -> Image:
-    if picture.profile is not None:
-        image.info["icc_profile"] = picture.profile
+def _with_profile(opened: InputImage, image: Image) -> Image:
+    if opened.profile is not None:
+        image.info["icc_profile"] = opened.profile
     return image
 
 
@@ -263,12 +263,12 @@ def _size_of(image: ImageLike) -> tuple[int, int]:
     return size_of(image) if isinstance(image, str | os.PathLike) else upright_size(image)
 
 
-def _open(image: ImageLike, least: tuple[int, int] | None = None) -> Picture:
-    from sdpy.images.reading import open_picture, to_picture
+def _open(image: ImageLike, least: tuple[int, int] | None = None) -> InputImage:
+    from sdpy.images.reading import open_input_image, to_input_image
 
     if isinstance(image, str | os.PathLike):
-        return open_picture(path_of(image), least=least)
-    return to_picture(image, least=least)
+        return open_input_image(path_of(image), least=least)
+    return to_input_image(image, least=least)
 
 
 def _fit_control(

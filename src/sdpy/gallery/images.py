@@ -1,4 +1,4 @@
-"""The pictures of a folder, and what is known of them."""
+"""The images of a folder, and what is known of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sdpy.metadata.read import read_metadata
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a folder.
+class GalleryImage:
+    """An image of a folder.
 
     Attributes:
         path: of its file.
@@ -46,17 +46,17 @@ ALIASES = {"scheduler": "Sampler", "guidance-scale": "CFG scale", "guidance": "C
 """Names of options whose labels differ from them."""
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], int]:
-    """The picture files of a folder and those below it, by their names.
+def find_images(folder: Path) -> tuple[list[Path], int]:
+    """The image files in a folder and those below it, by their names.
 
     Returns:
         The files, and how many other files there are.
 
     Raises:
-        UsageError: it is no folder, or has no pictures.
+        UsageError: it is no folder, or has no images.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; name one with pictures")
+        raise UsageError(f"{folder} is no folder; name one with images")
     found: list[Path] = []
     others = 0
     for place, folders, names in os.walk(folder):
@@ -69,21 +69,21 @@ def find_pictures(folder: Path) -> tuple[list[Path], int]:
             else:
                 others += 1
     if not found:
-        raise UsageError(f"{folder} has no pictures; they end in {', '.join(FORMATS)}")
+        raise UsageError(f"{folder} has no images; they end in {', '.join(FORMATS)}")
     return found, others
 
 
-def read_pictures(paths: list[Path]) -> Iterator[Picture | ImageError]:
-    """What is known of each picture; an error for a file that cannot be read."""
+def read_images(paths: list[Path]) -> Iterator[GalleryImage | ImageError]:
+    """What is known of each image; an error for a file that cannot be read."""
     for path in paths:
         try:
-            yield read_picture(path)
+            yield read_image(path)
         except ImageError as error:
             yield error
 
 
-def read_picture(path: Path) -> Picture:
-    """What is known of a picture.
+def read_image(path: Path) -> GalleryImage:
+    """What is known of an image.
 
     Raises:
         ImageError: it cannot be read.
@@ -91,9 +91,9 @@ def read_picture(path: Path) -> Picture:
     metadata = read_metadata(path)
     modified = path.stat().st_mtime
     if metadata is None or metadata.parameters is None:
-        return Picture(path, modified=modified)
+        return GalleryImage(path, modified=modified)
     found = metadata.parameters
-    return Picture(
+    return GalleryImage(
         path,
         found.prompt,
         found.negative_prompt,
