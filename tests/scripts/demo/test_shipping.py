@@ -12,42 +12,11 @@ import torch
 from PIL import Image
 
 from scripts.demo import card, evaluate, ship
-from scripts.demo.recipes import RECIPES, Recipe
-from scripts.demo.scene_sets import WORLD
+from scripts.demo.recipes import RECIPES
 from scripts.demo.training import data, models
-from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from sdpy.zoo.bundle import read_bundle
-from sdpy.zoo.variants import DEMO, bundled_variants
-
-TINY = Recipe(
-    "tiny",
-    replace(
-        DEMO,
-        configs={
-            "text_encoder": CLIPTextConfig(
-                vocab_size=600,
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-            ),
-            "unet": UNet2DConditionConfig(
-                block_out_channels=(8, 8),
-                cross_attention=(False, True),
-                attention_heads=(2, 2),
-                layers_per_block=1,
-                cross_attention_dim=16,
-                norm_num_groups=4,
-            ),
-            "vae": AutoencoderKLConfig(
-                block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0
-            ),
-        },
-        sample_size=32,
-        max_pixels=32 * 32,
-    ),
-    WORLD,
-)
+from sdpy.zoo.variants import bundled_variants
+from support.tiny_recipe import TINY_RECIPE
 
 GOOD = {"subject": 99.0, "colour": 98.0, "all": 97.0}
 EVALUATION: dict[str, Any] = {
@@ -73,10 +42,10 @@ LOG = """\
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that has been trained, exported and evaluated, or so it says."""
-    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    monkeypatch.setitem(RECIPES, "tiny", TINY_RECIPE)
     monkeypatch.setattr(data, "MERGE_CAPTIONS", 500)
     folder = tmp_path / "run"
-    models.write_untrained(TINY, folder / "files")
+    models.write_untrained(TINY_RECIPE, folder / "files")
     (folder / "log.txt").write_text(LOG)
     options = {"batch": 512, "autoencoder_batch": 32, "device": "cuda"}
     (folder / "options.json").write_text(json.dumps(options))
@@ -95,7 +64,8 @@ def test_a_run_is_read_from_what_it_left(run: Path) -> None:
     assert found.decibels == 32.5
     assert found.steps == {"autoencoder": 100, "denoiser": 250}
     assert found.minutes == 5
-    tiny = sum(p.numel() for p in models.CLIPTextModel(TINY.variant.text_encoder).parameters())
+    encoder = models.CLIPTextModel(TINY_RECIPE.variant.text_encoder)
+    tiny = sum(p.numel() for p in encoder.parameters())
     assert found.parameters["text_encoder"] == tiny
 
 
@@ -126,7 +96,7 @@ def test_too_soft_an_autoencoder_is_a_goal_missed(run: Path) -> None:
 def test_the_card_tells_what_was_measured(run: Path) -> None:
     text = " ".join(card.write_card(facts(run)).split())
     for words in (
-        *("`unet_turbo.ot`", "32x32 pixels", "recipe is `tiny`", "snowman", "25.0 MB"),
+        *("`unet_turbo.ot`", "64x64 pixels", "recipe is `tiny`", "snowman", "25.0 MB"),
         *("autoencoder: 100 steps of 32", "denoiser: 250 steps of 512", "32.5 dB", "5 minutes"),
         *("| generated | 99.0 | 98.0 | 97.0 |", "| 4 steps (216) | 99.0 | 96.0 |"),
         "least reliably: red (93 %)",
@@ -169,14 +139,14 @@ def test_a_shipped_model_is_what_the_command_runs(
     assert [v.name for v in bundled_variants(package)] == ["demo", "demo-turbo"]
     assert read_bundle(package).recipe == "tiny"
     with Image.open(media / "cat.png") as image:
-        assert image.size == (32, 32)
+        assert image.size == (64, 64)
     assert "By hand" in capsys.readouterr().out
 
 
 def test_the_cost_of_untrained_weights_is_that_of_a_whole_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    monkeypatch.setitem(RECIPES, "tiny", TINY_RECIPE)
     monkeypatch.setattr(data, "MERGE_CAPTIONS", 500)
     report = tmp_path / "report.json"
     words = ["cost", "--run", str(tmp_path), "--recipe", "tiny", "--untrained"]

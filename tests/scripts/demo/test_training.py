@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.demo import scenes, ship, train
-from scripts.demo.recipes import RECIPES, Recipe
+from scripts.demo.recipes import RECIPES
 from scripts.demo.scene_sets import SCENES, WORLD
 from scripts.demo.training import autoencoder, data, denoiser, diffusion
 from scripts.demo.training.clock import stage_seconds
@@ -23,17 +23,13 @@ from scripts.demo.training.pieces import SUMS_FILE, join, split
 from scripts.demo.training.renderer import Renderer, RenderError, tokenize
 from scripts.demo.training.trainer import Trainer
 from scripts.engine import DemoModel
-from sdpy.models import (
-    AutoencoderKL,
-    AutoencoderKLConfig,
-    CLIPTextConfig,
-    UNet2DConditionConfig,
-)
+from sdpy.models import AutoencoderKL
 from sdpy.schedulers.ddim import DDIMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.bundle import BUNDLE, read_bundle
 from sdpy.zoo.variants import DEMO, bundled_variants
 from support.compare import normal, relative_error
+from support.tiny_recipe import TINY_RECIPE
 
 LENGTH = DEMO.text_encoder.max_position_embeddings
 
@@ -50,42 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ONE_PROMPT = replace(RECIPES["demo"], scenes=replace(SCENES, prompts=("a house",)))
 
-TINY_WORLD = Recipe(
-    "tiny",
-    replace(
-        DEMO,
-        configs={
-            "text_encoder": CLIPTextConfig(
-                vocab_size=600,
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-            ),
-            "unet": UNet2DConditionConfig(
-                in_channels=6,
-                out_channels=6,
-                block_out_channels=(16, 16),
-                cross_attention=(False, True),
-                attention_heads=(2, 2),
-                layers_per_block=1,
-                cross_attention_dim=16,
-                norm_num_groups=8,
-            ),
-            "vae": AutoencoderKLConfig(
-                latent_channels=6,
-                block_out_channels=(8, 8, 8, 8),
-                layers_per_block=1,
-                norm_num_groups=4,
-                scaling_factor=1.0,
-            ),
-        },
-        sample_size=64,
-        max_pixels=64 * 64,
-    ),
-    replace(WORLD, prompts=("a cat beside a red house",)),
-)
-"""Networks that learn nothing, with other scenes, latents and sizes than the bundled model's."""
+TINY_WORLD = replace(TINY_RECIPE, scenes=replace(WORLD, prompts=("a cat beside a red house",)))
 
 
 def tiny_options(folder: Path, **changes: Any) -> TrainingOptions:
