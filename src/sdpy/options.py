@@ -85,17 +85,21 @@ def check_ranges(group: Any) -> None:
     """
     for field, one in options_of(group):
         value = getattr(group, field.name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        low, high = one.minimum, one.maximum
-        if high is None and isinstance(value, int):
-            high = LARGEST
-        if (
-            not math.isfinite(value)
-            or (low is not None and value < low)
-            or (high is not None and value > high)
-        ):
-            raise UsageError(f"{one.flags[0]} {value}: use {_range(low, high)}")
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check_range(one, number)
+
+
+def _check_range(one: Option, number: float) -> None:
+    low, high = one.minimum, one.maximum
+    if high is None and isinstance(number, int) and number > LARGEST:
+        high = LARGEST
+    if (
+        not math.isfinite(number)
+        or (low is not None and number < low)
+        or (high is not None and number > high)
+    ):
+        raise UsageError(f"{one.flags[0]} {number}: use {range_text(low, high)}")
 
 
 def parse(group: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,9 +189,16 @@ def either(words: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _range(low: float | None, high: float | None) -> str:
+def range_text(low: float | None, high: float | None) -> str:
+    """A range in words: "0 to 1", "1 or more"; None is no limit."""
     if low is None and high is None:
         return "a finite number"
-    if high is None or high == LARGEST:
-        return f"{low:g} or more"
-    return f"{low:g} to {high:g}" if low is not None else f"at most {high:g}"
+    if low is None:
+        return f"{_number(high)} or less"
+    if high is None:
+        return f"{_number(low)} or more"
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(number: float | None) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)

@@ -116,7 +116,7 @@ def test_canny(sdpy: Any, files: Path, controls: list[Control]) -> None:
         (("--control-scale", "1"), 2, "--control-scale is for ControlNets"),
         (("NET", "--control-preprocessor", "depth"), 2, "'depth': use one of none, canny"),
         (("NET", "--control-start", "0.7", "--control-end", "0.7"), 2, "from 0.7 to 0.7"),
-        (("NET", "--control-scale", "nan"), 2, "no finite number"),
+        (("NET", "--control-scale", "nan"), 2, "--control-scale nan: use a finite number"),
         (("NET", "--control-end", "1.5"), 2, "--control-end"),
         (("--controlnet", "lora.safetensors", "--control-image", "map.png"), 3, "a LoRA"),
         (("--controlnet", "none", "--control-image", "map.png"), 3, "none"),

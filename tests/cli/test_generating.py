@@ -8,8 +8,9 @@ import inspect
 import os
 import re
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sdpy import __version__
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import COMMANDS
 from sdpy.models import UNet2DConditionModel
+from sdpy.options import options_of
 
 FAST = ("--n-steps", "2")
 
@@ -505,6 +507,18 @@ def test_help_says_what_happens_to_images_of_all_kinds(sdpy: Any, command: str) 
     defaults = inspect.signature(COMMANDS[command]).parameters
     for part in re.findall(r"\w+", defaults["prompt"].default):
         assert part in words
+
+
+@pytest.mark.parametrize("command", ["generate", "img2img", "inpaint", "batch"])
+def test_a_narrow_terminal_shows_names_whole(
+    sdpy: Any, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = sdpy(command, "--help").out
+    groups = get_type_hints(COMMANDS[command]).values()
+    for group in filter(is_dataclass, groups):
+        for _, one in options_of(group):
+            assert not one.flags or re.search(rf"{one.flags[0].split('/')[0]}[ ,/]", shown)
 
 
 def test_paragraphs_of_the_help_fill_a_narrow_terminal(

@@ -54,7 +54,7 @@ def test_the_list_needs_no_torch() -> None:
         (("--sigmas", "karras"), "ddim has sigmas of its own"),
         (("--scheduler", "Euler a", "--sigmas", "steep"), "unknown sigmas 'steep'"),
         (("--prediction", "flow"), "unknown prediction type 'flow'"),
-        (("--guidance-rescale", "1.5"), "Invalid value for '--guidance-rescale'"),
+        (("--guidance-rescale", "1.5"), "--guidance-rescale 1.5: use 0 to 1"),
     ],
 )
 def test_options_that_cannot_work(sdpy: Any, options: tuple[str, ...], message: str) -> None:

@@ -243,7 +243,7 @@ def test_the_same_without_a_mistake_works(sdpy: Any, loaded: list[str], tiny_dat
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("generate", "x", "--n-steps", "0"), USAGE, ["--n-steps", "sdpy generate --help"]),
+        (("generate", "x", "--n-steps", "0"), USAGE, ["--steps 0: use 1 or more"]),
         (("generate", "x", "--n-steps", "1001"), USAGE, ["1001 steps", "1 to 1000"]),
         (("generate", "x", "--model", "nope"), USAGE, ["'nope'", "sd15, sd15-inpaint", "demo"]),
         (("generate", "x", "--cpu", "clip,gpu"), USAGE, ["'gpu'", "all, clip, unet, vae"]),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from sdpy.components import COMPONENTS
-from sdpy.options import LARGEST, Option, option, options_of, parse
+from sdpy.options import Option, check_ranges, option, options_of, parse, range_text
 from sdpy.runtime.options import EMA_HELP, VARIANT_HELP
 
 _OUTPUT = "Output"
@@ -51,6 +50,7 @@ def flatten(command: Callable[..., None]) -> Callable[..., None]:
                 else:
                     chosen[field.name] = _chosen_components(values)
             values[name] = group(**parse(group, _without_missing(group, chosen)))
+            check_ranges(values[name])
         command(**values)
 
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -77,18 +77,12 @@ def _typer_parameter(group: Any, field: dataclasses.Field[Any], one: Option) -> 
     default = field.default
     if one.cli_type is not None and not isinstance(default, str):
         default, hint = None, hint | None
-    settings: dict[str, Any] = {
-        "help": one.help,
-        "rich_help_panel": one.panel,
-        "min": one.minimum,
-        "max": LARGEST if one.maximum is None and hint in (int, int | None) else one.maximum,
-    }
-    if one.metavar is not None:
-        settings["metavar"] = one.metavar
+    settings: dict[str, Any] = {"help": _with_range(one), "rich_help_panel": one.panel}
+    metavar = _METAVARS.get(hint) if one.metavar is None else one.metavar
+    if metavar is not None:
+        settings["metavar"] = metavar
     if one.shown_default is not None:
         settings["show_default"] = one.shown_default
-    if hint in (float, float | None):
-        settings["callback"] = _finite
     annotated: Any = Annotated
     annotation = annotated[hint, typer.Option(*one.flags, **settings)]
     return _keyword(field.name, annotation, default)
@@ -99,10 +93,23 @@ def _field_type(group: Any, field: dataclasses.Field[Any]) -> Any:
     return eval(str(field.type), {"Path": Path})
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
+_METAVARS: dict[Any, str] = {
+    **dict.fromkeys((int, int | None), "N"),
+    **dict.fromkeys((float, float | None), "X"),
+    **dict.fromkeys((str, str | None), "TEXT"),
+    **dict.fromkeys((Path, Path | None, list[Path], list[Path] | None), "PATH"),
+}
+"""What ``--help`` calls a value. Longer names leave too little of a narrow terminal to the text."""
+
+
+def _with_range(one: Option) -> str:
+    """The help text, and the range where it is one that people come near."""
+    if one.minimum is None or one.maximum is None or one.maximum > LARGEST_TOLD:
+        return one.help
+    return f"{one.help} {range_text(one.minimum, one.maximum)}."
+
+
+LARGEST_TOLD = 9999
 
 
 def _component_parameters() -> Iterable[inspect.Parameter]:
@@ -114,6 +121,7 @@ def _component_parameters() -> Iterable[inspect.Parameter]:
             Path | None,
             typer.Option(
                 component.option,
+                metavar="PATH",
                 help=component.option_help,
                 show_default=f"{component.data_files[0]} in DATA",
                 rich_help_panel="Model and weights",
@@ -131,8 +139,8 @@ def _chosen_components(values: dict[str, Any]) -> dict[str, Path]:
     return {name: path for name, path in given.items() if path is not None}
 
 
-Width = Annotated[int | None, typer.Option(min=1, max=8192, help="Width in pixels.")]
-Height = Annotated[int | None, typer.Option(min=1, max=8192, help="Height in pixels.")]
+Width = Annotated[int | None, typer.Option(metavar="N", min=1, max=8192, help="Width in pixels.")]
+Height = Annotated[int | None, typer.Option(metavar="N", min=1, max=8192, help="Height in pixels.")]
 
 VariantOption = Annotated[
     str | None,
@@ -142,16 +150,16 @@ EmaOption = Annotated[bool, typer.Option("--ema", help=EMA_HELP)]
 
 Prompt = Annotated[
     str,
-    typer.Option("--prompt", "-p", help="What to generate; - reads it from standard input."),
+    typer.Option(
+        "--prompt", "-p", metavar="TEXT", help="What to generate; - reads it from standard input."
+    ),
 ]
 
 Strength = Annotated[
     float,
     typer.Option(
-        min=0.0,
-        max=1.0,
-        callback=_finite,
-        help="How much to change the image: the share of the steps that is done.",
+        metavar="X",
+        help="How much to change the image: the share of the steps that is done. 0 to 1.",
     ),
 ]
 

@@ -39,6 +39,7 @@ class ComputeOptions:
         "--cpu",
         help=f"Models to run on the CPU: {either(cpu_words())}. Repeat, or separate by commas.",
         panel=_PLACE,
+        metavar="MODEL",
         shown_default="none",
         cli_type=list[str],
         parse=read_words,
@@ -58,7 +59,7 @@ class ComputeOptions:
         "auto: fp16 on a GPU.",
         panel=_PLACE,
         shown_default="fp32",
-        metavar="fp32|fp16|bf16|auto",
+        metavar="DTYPE",
     )
     threads: int | None = option(
         None,
@@ -76,7 +77,7 @@ class ComputeOptions:
         "where that is too little, the decoder works in tiles and weights are read anew at "
         "each step, and a line says so. low: as little as possible. SIZE: so much, such as 4G.",
         panel=_PLACE,
-        metavar="auto|low|SIZE",
+        metavar="SIZE",
     )
     sliced_attention_size: int | None = option(
         None,
