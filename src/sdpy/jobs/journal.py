@@ -8,10 +8,11 @@ out.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class LineFile:
                         return
                     self._read_to += len(line)
                     try:
-                        value = json.loads(line)
+                        value = json.loads(line.decode("utf-8", "surrogateescape"))
                     except ValueError:
                         continue
                     if isinstance(value, dict):
@@ -65,31 +66,37 @@ class LineFile:
         Raises:
             OutputError: it cannot be written.
         """
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        line = text.encode("utf-8", "surrogateescape") + b"\n"
+        line = _encode(value)
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                with _locked(descriptor):
-                    size = os.fstat(descriptor).st_size
-                    if size:
-                        os.lseek(descriptor, size - 1, os.SEEK_SET)
-                        if os.read(descriptor, 1) != b"\n":
-                            line = b"\n" + line  # after a line that was cut short
-                    written = os.write(descriptor, line)
-                    if written != len(line):
-                        raise OSError(28, "No space left on device")
-            finally:
-                os.close(descriptor)
+            with _opened(self.path, os.O_CREAT) as descriptor:
+                size = os.fstat(descriptor).st_size
+                if size:
+                    os.lseek(descriptor, size - 1, os.SEEK_SET)
+                    if os.read(descriptor, 1) != b"\n":
+                        line = b"\n" + line  # after a line that was cut short
+                written = os.write(descriptor, line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def rewrite(self, keep: Any) -> None:
+    def rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Leave out the lines for which ``keep`` is false; the file goes when none is left.
 
         Raises:
             OutputError: it cannot be written.
         """
+        # Windows replaces no file that is open.
+        opened = nullcontext() if fcntl is None else _opened(self.path)
+        try:
+            with opened:
+                self._rewrite(keep)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         from sdpy.files import atomic_write
 
         self._read_to = 0
@@ -102,22 +109,45 @@ class LineFile:
         else:
             with atomic_write(self.path) as file:
                 for line in kept:
-                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                    file.write(_encode(line))
         self._read_to = 0
 
 
+def _encode(value: Mapping[str, Any]) -> bytes:
+    # The name of a file may be no text at all.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogateescape") + b"\n"
+
+
 @contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    """Hold a lock on an open file. Where the file system has none, appending has to do."""
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    """Open a file for appending, and lock it. Where the file system has no locks, that has to do.
+
+    Who has waited for the lock may find that another has replaced the file meanwhile.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | flags, 0o666)
+        try:
+            if _lock(descriptor) and not _has_name(descriptor, path):
+                continue
+            yield descriptor
+            return
+        finally:
+            os.close(descriptor)  # the lock goes with it
+
+
+def _lock(descriptor: int) -> bool:
     if fcntl is None:
-        yield
-        return
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
-        yield
-        return
+        return False
+    return True
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
     try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
