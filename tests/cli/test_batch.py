@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -423,3 +427,38 @@ def test_quiet(sdpy: Sdpy) -> None:
     write("jobs.txt", "a cat")
     result = sdpy("batch", "jobs.txt", *FAST, "-q")
     assert (result.code, result.out, result.err) == (0, "", "")
+
+
+class CtrlCWhileWriting(io.RawIOBase):
+    """Standard error of a process that is interrupted within its first write."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        is_first = not self.text
+        self.text += bytes(data).decode()
+        if is_first:
+            os.kill(os.getpid(), signal.SIGINT)
+        return len(data)
+
+
+def test_ctrl_c_while_a_line_is_written_is_answered_after_it(
+    sdpy: Sdpy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python refuses to write to a stream from within a write to it."""
+    write("jobs.txt", "a cat --seed 1-4")
+    raw = CtrlCWhileWriting()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert sdpy("batch", "jobs.txt", *FAST).code == 130
+    first, *others = raw.text.splitlines()
+    assert first == "4 images"
+    assert others == [
+        "stopping after the images in hand; again to stop at once",
+        "0 images made, 4 are left",
+        "sdpy: interrupted",
+    ]

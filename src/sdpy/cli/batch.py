@@ -35,6 +35,8 @@ _DOING = "Doing the batch"
 _SEVERAL = "More than one machine"
 _TELLING = "Output"
 
+_STOPPING = "stopping after the images in hand; again to stop at once"
+
 ENGINES = ("local", "ray")
 
 GRACE_AFTER_SIGTERM = 25.0
@@ -327,6 +329,9 @@ def _run(prepared: Batch, how: BatchOptions, progress: Progress, stop: Stop) -> 
         ended = Ended(0, 0, 0, 0)
         with closing(Runner(prepared, engine, stop).run()) as events:
             for event in events:
+                if stop.is_untold:
+                    stop.is_untold = False
+                    progress.line(_STOPPING)
                 progress.show(event)
                 if isinstance(event, ImageDone) and not how.quiet:
                     print(event.path, flush=True, file=paths)
@@ -414,7 +419,10 @@ def _signals(grace: float | None) -> Iterator[Stop]:
         limit = GRACE_AFTER_SIGTERM if grace is None and number == signal.SIGTERM else grace
         if limit is not None:
             stop.deadline = time.monotonic() + limit
-        stop.tell("stopping after the images in hand; again to stop at once")
+        try:
+            stop.tell(_STOPPING)
+        except RuntimeError:  # it came while another line was being written
+            stop.is_untold = True
 
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in usual:

@@ -41,12 +41,14 @@ class Stop:
         signal: that asked for it; None as long as none has.
         is_listening: whether there are images in hand that it can wait for.
         tell: says that it waits for them.
+        is_untold: whether that could not be said at once, and is still to be said.
         deadline: when the images in hand are given up, by `time.monotonic`; None for never.
     """
 
     signal: int | None = None
     deadline: float | None = None
     is_listening: bool = False
+    is_untold: bool = False
     tell: Callable[[str], None] = lambda text: None
 
     @property
@@ -146,7 +148,9 @@ class Runner:
         self._made += len(batch.finished.paths) - before
         left = self._wanted(number)
         if self._losses[number] < MOST_LOSSES:
-            yield Note(f"{reason}: {len(left)} images are computed by another")
+            if left:
+                again = "1 image is" if len(left) == 1 else f"{len(left)} images are"
+                yield Note(f"{reason}: {again} computed by another")
             self._again.append(number)
             return
         for n in left:
