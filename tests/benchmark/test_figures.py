@@ -3,7 +3,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpy.benchmark import figures
@@ -12,7 +12,6 @@ from sdpy.benchmark.figures import Spread
 FINITE = st.floats(min_value=1e-9, max_value=1e9)
 
 
-@settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=9))
 def test_a_spread_is_what_the_standard_library_says(values: list[float]) -> None:
     spread = Spread.of(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,19 @@ def no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_set_back", lambda: False)
 
 
+def wait_for_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until the sampling thread has looked twice: its first look may have begun before."""
+    looks, look = threading.Semaphore(0), memory.resident
+
+    def counted() -> int | None:
+        looks.release()
+        return look()
+
+    monkeypatch.setattr(memory, "resident", counted)
+    for _ in range(2):
+        looks.acquire()
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
 @pytest.mark.parametrize("method", [HIGH_WATER, SAMPLED])
 def test_a_peak_in_the_block_is_seen(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +60,8 @@ def test_a_peak_in_the_block_is_seen(method: str, monkeypatch: pytest.MonkeyPatc
     assert before is not None
     with measure_peak() as peak:
         held = torch.ones(64 * MEBIBYTE)  # of 4 bytes
-        time.sleep(0.1)
+        if method == SAMPLED:
+            wait_for_two_looks(monkeypatch)
         del held
     assert peak.method == method
     assert peak.bytes is not None

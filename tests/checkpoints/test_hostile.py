@@ -50,11 +50,11 @@ def long_int(number: int) -> bytes:
 
 
 def refusal(path: Path) -> str:
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(WeightsError) as caught:
         inspect_weights(path)
     # Such files used to take minutes; this is far above what refusing takes.
-    assert time.monotonic() - start < 10
+    assert time.thread_time() - start < 10
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

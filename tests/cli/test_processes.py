@@ -12,35 +12,19 @@ from pathlib import Path
 import pytest
 
 from sdpy import __version__
+from support.processes import PATIENCE, clean_environment, finish, read_until, start, tiny
 
-RUN_TINY = Path(__file__).parent / "run_tiny.py"
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and terminals of POSIX")
 
 
-def clean_environment(**changes: str) -> dict[str, str]:
-    """This process's, without what would change how sdpy or rich print."""
-    unwanted = ("SDPY_", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SDPY_CACHE" or not name.startswith(unwanted)
-    }
-    return {**kept, **changes}
-
-
 def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    defaults = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+    defaults = {"capture_output": True, "text": True, "timeout": PATIENCE, "check": False}
     environment = options.pop("env", clean_environment())
     return subprocess.run(
         [sys.executable, *arguments],
         env=environment,
         **{**defaults, **options},  # type: ignore[call-overload]
     )
-
-
-def tiny(data: Path, *arguments: str) -> list[str]:
-    command, *rest = arguments
-    return [sys.executable, str(RUN_TINY), command, "--data", str(data), *rest]
 
 
 def test_as_a_module() -> None:
@@ -82,7 +66,7 @@ def test_plain_lines_without_a_terminal(tiny_data: Path, tmp_path: Path) -> None
         [*map(os.fsencode, command), b"\xff.png"],
         cwd=tmp_path,
         capture_output=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
         env=clean_environment(),
     )
@@ -124,7 +108,7 @@ def test_a_bar_on_a_terminal_and_the_path_on_stdout(tiny_data: Path, tmp_path: P
     )
     os.close(theirs)
     shown = read_terminal(ours)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=PATIENCE)
     os.close(ours)
     assert process.returncode == 0
     assert out == "sd_final.1.png\nsd_final.2.png\n"
@@ -136,26 +120,16 @@ def test_a_bar_on_a_terminal_and_the_path_on_stdout(tiny_data: Path, tmp_path: P
 
 @POSIX
 def test_ctrl_c_is_one_line_and_leaves_no_part_of_an_image(tiny_data: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        tiny(tiny_data, "generate", "x", "--n-steps", "1", "--num-samples", "5000"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-        # Where the tests run in the background of a shell, the signal is ignored by inheritance.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "sd_final.1.png\n"
+    command = tiny(tiny_data, "generate", "x", "--n-steps", "1", "--num-samples", "5000")
+    process = start(command, tmp_path)
+    assert read_until(process.stdout, "png") == ["sd_final.1.png"]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 130
-    *progress, last = err.splitlines()
+    out, err = finish(process, 130)
+    *progress, last = err
     assert last == "sdpy: interrupted"
     assert all(line.startswith(("seed", "prompt: ", "image")) for line in progress)
     # One more may be whole whose path was not printed any more.
-    names = [f"sd_final.{k + 1}.png" for k in range(1 + len(out.splitlines()))]
+    names = [f"sd_final.{k + 1}.png" for k in range(1 + len(out))]
     left = set(os.listdir(tmp_path))
     assert left - set(names) <= {f"sd_final.{len(names) + 1}.png"}
     assert set(names) <= left
@@ -167,19 +141,13 @@ def test_ctrl_c_is_one_line_and_leaves_no_part_of_an_image(tiny_data: Path, tmp_
 def test_a_reader_that_goes_away_ends_the_run_without_a_word(
     tiny_data: Path, tmp_path: Path
 ) -> None:
-    with subprocess.Popen(
-        tiny(tiny_data, "generate", "x", "--n-steps", "1", "--num-samples", "5000"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    ) as process:
+    command = tiny(tiny_data, "generate", "x", "--n-steps", "1", "--num-samples", "5000")
+    with start(command, tmp_path) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == "sd_final.1.png\n"
+        assert read_until(process.stdout, "png") == ["sd_final.1.png"]
         process.stdout.close()
-        err = process.stderr.read()
-        assert process.wait(300) == 1
+        err = process.stderr.read().decode()
+        assert process.wait(PATIENCE) == 1
     assert all(line.startswith(("seed", "prompt: ", "image")) for line in err.splitlines()), err
 
 

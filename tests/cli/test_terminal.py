@@ -17,8 +17,8 @@ from sdpy.cli.app import COMMANDS
 from sdpy.cli.options import flatten
 from sdpy.cli.terminal import visible
 from sdpy.foreign import HINTS
+from support.processes import PATIENCE, RUN_TINY, finish, read_until, start, tiny
 
-RUN_TINY = Path(__file__).parent / "run_tiny.py"
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and descriptors of POSIX")
 FAST = ("--steps", "1")
 
@@ -33,7 +33,7 @@ def shell(
         ["bash", "-c", line],
         cwd=folder,
         capture_output=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
         env={**os.environ, **environment},
     )
@@ -74,21 +74,11 @@ def test_names_are_printed_as_they_are_on_disk(tiny_data: Path, tmp_path: Path) 
 def test_signals_end_it_as_ctrl_c_does(
     tiny_data: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    arguments = ("generate", "x", "--data", str(tiny_data), *FAST, "--num-samples", "5000")
-    process = subprocess.Popen(
-        [sys.executable, str(RUN_TINY), *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "sd_final.1.png\n"
+    process = start(tiny(tiny_data, "generate", "x", *FAST, "--num-samples", "5000"), tmp_path)
+    assert read_until(process.stdout, "png") == ["sd_final.1.png"]
     process.send_signal(number)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 128 + number
-    assert err.splitlines()[-1] == "sdpy: interrupted"
+    _, err = finish(process, 128 + number)
+    assert err[-1] == "sdpy: interrupted"
     assert not [name for name in os.listdir(tmp_path) if not name.startswith("sd_final.")]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sd_parsers import ParserManager
@@ -77,7 +77,6 @@ WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(FACTS)), WORDS.filter(bool), min_size=3), WORDS)
 def test_what_is_written_is_read(facts: dict[str, str], prompt: str) -> None:
     # A value that looks quoted, and one that ends in a backslash, included.

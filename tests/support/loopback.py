@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt")
@@ -47,9 +48,7 @@ class Endless:
 
 @dataclass(frozen=True)
 class Silence:
-    """No answer for so long."""
-
-    seconds: float
+    """No answer, until whoever asked has gone."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_endlessly(fault.status, headers, content)
             return
         if isinstance(fault, Silence):
-            time.sleep(fault.seconds)
+            self.connection.recv(1)
             self.close_connection = True
             return
         if path in self.hub.corrupt:
@@ -286,13 +285,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of those who have gone in the midst of an answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
     """Run a hub on a free port for the duration of the block."""
     handler = type("Handler", (_Handler,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         hub.address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -115,7 +115,7 @@ def test_encode_takes_text_that_is_no_unicode(tokenizer, text):
 
 
 @given(st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_decode_gives_back_the_words(text):
     tokenizer = CLIPTokenizer(MERGES)
     ids = tokenizer.encode(text)
@@ -174,7 +174,7 @@ def merge_lists(draw):
 
 
 @given(merge_lists(), st.text("abc", min_size=1, max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_merging_equals_its_definition(merges, word):
     tokenizer = CLIPTokenizer(merges)
     names = {512 + i: first + second for i, (first, second) in enumerate(merges)}
@@ -195,9 +195,9 @@ def test_a_huge_word_is_no_burden(tokenizer):
     """Merging pass after pass would take hours here."""
     merges = [("a" * 2**i, "a" * 2**i) for i in range(10)] + [("b", "a"), ("ba", "b")]
     word = "a" * 100_000 + "ba" * 50_000
-    start = time.monotonic()
+    start = time.thread_time()
     result = CLIPTokenizer(merges).tokenize(word)
-    assert time.monotonic() - start < 20
+    assert time.thread_time() - start < 20
     assert "".join(token.text for token in result) == word
 
 
@@ -229,7 +229,7 @@ def test_tokenize_gives_each_token_its_text(tokenizer, text, texts):
 
 
 @given(st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_tokens_texts_are_the_whole_text(text):
     tokenizer = CLIPTokenizer(MERGES)
     tokens = tokenizer.tokenize(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -117,7 +117,6 @@ def test_chunks_around_breaks(text: str, expected: list[int]) -> None:
     assert lengths(tokenized(text)) == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["cat", "dark", ",", "é", "BREAK", "(dark:1.2)", "new"])))
 def test_chunks_hold_all_tokens_in_their_order(words: list[str]) -> None:
     new = inversion("new", count=3)
@@ -158,7 +157,6 @@ def test_truncating_says_what_is_left_out(text: str, kept: int, dropped: str) ->
     assert prompt.dropped == dropped
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_truncating_a_plain_prompt_keeps_and_drops_the_whole_text(text: str) -> None:
     prompt = tokenized(text, SHORT, long_prompt="truncate", syntax="plain")

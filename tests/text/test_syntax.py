@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sdpy.text.syntax import Span, parse
@@ -111,7 +111,6 @@ def test_weights_reach_over_a_break() -> None:
     )
 
 
-@settings(deadline=None)
 @given(st.text())
 @example("(" * 2000)
 @example("(a" * 2000 + ":9" * 500 + ")" * 2000)
@@ -130,7 +129,6 @@ SYNTAX = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(SYNTAX)
 def test_no_character_is_lost_or_made_up_but_those_of_the_syntax(text: str) -> None:
     kept = "".join(span.text for section in parse(text) for span in section)
@@ -138,14 +136,12 @@ def test_no_character_is_lost_or_made_up_but_those_of_the_syntax(text: str) -> N
     assert [c for c in kept if c in "aéBREAK"] == letters
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_text_without_syntax_is_one_span(text: str) -> None:
     assume(not re.search(r"[()\[\]]|\\\\|\bBREAK\b", text))
     assert parse(text) == ((Span(text),) if text else (),)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_escaped_text_comes_back(text: str) -> None:
     assume(not re.search(r"\bBREAK\b", text))
@@ -156,7 +152,6 @@ WEIGHT = st.decimals(-10, 10, places=3).map(float)
 WORD = st.text("abc ", min_size=1)
 
 
-@settings(deadline=None)
 @given(WORD, st.lists(st.sampled_from(["()", "[]"]) | WEIGHT, max_size=8))
 def test_weights_multiply(word: str, pairs: list[str | float]) -> None:
     text, expected = word, 1.0
@@ -168,7 +163,6 @@ def test_weights_multiply(word: str, pairs: list[str | float]) -> None:
     assert spans(text) == [(word, pytest.approx(expected, abs=1e-11))]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(WORD, st.sampled_from([0.5, 1.0, 1.3])), min_size=1))
 def test_pieces_beside_one_another_do_not_touch(pieces: list[tuple[str, float]]) -> None:
     found = spans("".join(f"({word}:{weight})" for word, weight in pieces))
@@ -179,9 +173,9 @@ def test_pieces_beside_one_another_do_not_touch(pieces: list[tuple[str, float]])
 
 @pytest.mark.parametrize("text", ["(" * 10**5, "(a" * 50_000 + ")" * 50_000, ": " * 50_000])
 def test_hostile_prompts_take_linear_time(text: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     parse(text)
-    assert time.monotonic() - start < 10
+    assert time.thread_time() - start < 10
 
 
 def test_colons_and_bars_can_be_escaped() -> None:

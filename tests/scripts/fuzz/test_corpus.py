@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.fuzz.seeds import seeds
@@ -42,7 +42,7 @@ def mutated(data: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(number=st.integers(0, 1000), mutations=MUTATIONS)
 def test_mutated_input(name: str, number: int, mutations: list[tuple[str, int, bytes]]) -> None:
     good = SEEDS[name]

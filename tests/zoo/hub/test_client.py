@@ -34,7 +34,7 @@ def test_nobody_answers(hub: LoopbackHub) -> None:
 
 def test_it_answers_too_late(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories[SD15] = pipeline("sd15")
-    hub.faults[CONFIG] = [Silence(0.5)]
+    hub.faults[CONFIG] = [Silence()]
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
 
     with pytest.raises(TransientError, match=r"failed \(.*timed out"):
