@@ -13,14 +13,28 @@ from torch import Tensor
 from sdpy.checkpoints import read_checkpoint, read_model_folder, write_checkpoint
 from sdpy.checkpoints.dialects import ORIGINAL, in_dialect
 from sdpy.errors import WeightsError
-from sdpy.models import AutoencoderTiny, AutoencoderTinyConfig, UNet2DConditionModel
+from sdpy.models import (
+    AutoencoderTiny,
+    AutoencoderTinyConfig,
+    T2IAdapter,
+    T2IAdapterConfig,
+    UNet2DConditionConfig,
+    UNet2DConditionModel,
+)
+from sdpy.runtime.session import Session
 from sdpy.zoo.classes import make_model
 from sdpy.zoo.configs import is_known, unet_config
 from sdpy.zoo.convert import plan_conversion
 from sdpy.zoo.families import family_of
+from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
+from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import (
+    ONE_STEP_UNETS,
+    SD15,
+    SD21,
+    SD21_BASE,
     SDXL,
     SDXL_LIGHTNING,
     SDXL_TURBO,
@@ -30,6 +44,7 @@ from sdpy.zoo.variants import (
     VARIANTS,
     ModelVariant,
 )
+from support.compare import randomise
 from support.tiny import MERGES, TINY
 from support.tiny_xl import TINY_XL, tiny_xl_model, write_tiny_xl
 
@@ -202,6 +217,73 @@ def test_the_heads_of_small_unets_are_known(index: int) -> None:
     config = unet_config(outline, {})
     assert config == replace(known, in_channels=9)
     assert is_known(config)
+
+
+@pytest.mark.parametrize(
+    ("unet", "variant"), [*zip(ONE_STEP_UNETS, (SD15, SD21_BASE), strict=True)]
+)
+def test_unets_for_a_single_step_are_used_so(
+    tmp_path: Path, unet: UNet2DConditionConfig, variant: ModelVariant
+) -> None:
+    file = single_file(tmp_path / "x.safetensors")
+    kind, told = family_of(unet, read_checkpoint(file), {})
+    assert (kind.name, kind.noise, told) == (variant.name, variant.noise, ())
+    assert (kind.steps, kind.guidance_scale, kind.timestep_spacing) == (1, 1.0, "trailing")
+    marks = {"v_pred": torch.empty(0)}
+    file = single_file(tmp_path / "v.safetensors", **marks)
+    kind, _ = family_of(unet, read_checkpoint(file), {})
+    assert kind.noise.prediction_type == "v_prediction"
+
+
+ADAPTER = T2IAdapterConfig(channels=(8, 12, 16, 16))
+OF_1X = ModelSource(
+    SD15.with_configs(unet=replace(SD15.unet, block_out_channels=(8, 12, 16, 16))),
+    ModelFiles({}, Path("none")),
+)
+OF_2X = ModelSource(
+    SD21.with_configs(unet=replace(SD21.unet, block_out_channels=(8, 12, 16, 16))),
+    ModelFiles({}, Path("none")),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "metadata", "version"),
+    [
+        ("t2iadapter_canny_sd14v1.pth", {}, "1"),
+        ("coadapter-canny-sd15v1.pth", {}, "1"),
+        ("adapters/sd1.5/canny.safetensors", {}, "1"),
+        ("t2i-adapter-canny/diffusion_pytorch_model.bin", {}, "1"),  # as downloaded
+        ("models--TencentARC--t2iadapter_seg_sd14v1/snapshots/0a1b/model.bin", {}, "1"),
+        ("x.safetensors", {"modelspec.architecture": "stable-diffusion-v1/t2i-adapter"}, "1"),
+        ("x.safetensors", {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "2"),
+        ("my-sd21-canny.safetensors", {}, "2"),
+        ("canny.safetensors", {}, None),
+        ("sd1024.safetensors", {}, None),
+        ("ssd-1b.safetensors", {}, None),
+        ("sd15-or-sd21.safetensors", {}, None),
+    ],
+)
+def test_adapters_for_1x_and_for_2x_have_the_same_shapes(
+    tmp_path: Path, path: str, metadata: dict[str, str], version: str | None
+) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(file, randomise(T2IAdapter(ADAPTER)).state_dict(), metadata)
+    for own, source in (("1", OF_1X), ("2", OF_2X)):
+        with Session(source) as session:
+            if version not in (own, None):
+                with pytest.raises(
+                    WeightsError,
+                    match=rf"is a T2I-Adapter for Stable Diffusion {version}.x, and "
+                    rf"{source.variant.name} is a {own}.x",
+                ):
+                    session.check_companion(file)
+                continue
+            session.check_companion(file)
+            told = [notice.text for notice in session.take_notices()]
+            doubted = own == "2" and version is None
+            assert len(told) == doubted
+            assert not doubted or "it steers sd21 wrongly" in told[0]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from sdpy.runtime.request_models import RequestModels
 from sdpy.runtime.threads import is_number_given
 from sdpy.text.conditioning import PromptConditioning
 from sdpy.text.tokenizer import CLIPTokenizer
+from sdpy.zoo.hints import doubtful_adapter
 from sdpy.zoo.schemas import told_beside
 from sdpy.zoo.source import ModelSource
 from sdpy.zoo.variants import ModelVariant
@@ -256,6 +257,8 @@ class Session:
             opened = self.source.checkpoint(component, path)
             check_weights(made, opened, component=component)
             self._notices += told_beside(component, opened.path).notices
+            if component == "t2i_adapter":
+                self._notices += doubtful_adapter(opened, self.variant)
             self._checked.add(checked)
 
     def models(

@@ -49,6 +49,9 @@ ADDED_SINUSOIDS = 256
 PROJECTION = "text_projection.weight"
 """Only in text encoders that make a pooled embedding."""
 
+WIDTH_OF_2X = 1024
+"""Of the prompt's embeddings in Stable Diffusion 2.x."""
+
 VARYING = {"in_channels", "time_cond_proj_dim"}
 """Sizes of a UNet in which files of one variant differ."""
 
@@ -364,6 +367,11 @@ GUESSED = (
 def _agree(a: object, b: object, unseen: set[str]) -> bool:
     """Whether two configurations are the same but for what shapes do not show."""
     return all(value == vars(b)[name] for name, value in vars(a).items() if name not in unseen)
+
+
+def is_of_2x(unet: UNet2DConditionConfig) -> bool:
+    """Whether a UNet that is told nothing but the prompt is one of Stable Diffusion 2.x."""
+    return unet.use_linear_projection or unet.cross_attention_dim == WIDTH_OF_2X
 
 
 def count_in(names: Iterable[str], pattern: str) -> int:

@@ -10,10 +10,11 @@ from sdpy.checkpoints import Checkpoint
 from sdpy.errors import WeightsError
 from sdpy.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from sdpy.schedulers import SCHEDULERS
-from sdpy.zoo.configs import is_known
+from sdpy.zoo.configs import is_known, is_of_2x
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.hints import distilled, doubtful_prediction, told_prediction
 from sdpy.zoo.variants import (
+    ONE_STEP_UNETS,
     SD2_INPAINT,
     SD15,
     SD15_INPAINT,
@@ -36,7 +37,6 @@ DEPTHS = (
     *("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type"),
 )
 """Sizes in which distilled UNets differ from those that they were made of."""
-WIDTH_OF_2X = 1024
 REFINER_NUMBERS = 5
 """That SDXL's refiner is told: height and width, top and left, and an aesthetic score."""
 
@@ -61,6 +61,12 @@ def family_of(
     for variant in VARIANTS.values():
         if variant.bundled is not None and variant.unet == unet:
             return variant, ()
+    if unet in ONE_STEP_UNETS:
+        family, told = SD21_BASE if is_of_2x(unet) else SD15, told_prediction(checkpoint)
+        noise = family.noise if told is None else told
+        return replace(
+            family, noise=noise, steps=1, timestep_spacing="trailing", guidance_scale=1.0
+        ), ()
     inpaints = unet.in_channels > unet.out_channels
     if unet.addition_embed_type == "text_time":
         family, assumed = _xl_family(unet, scheduler), tuple[str, ...]()
@@ -71,7 +77,7 @@ def family_of(
             return replace(family, noise=told), assumed
         doubts = () if scheduler and is_own else doubtful_prediction(checkpoint)
         return family, (*assumed, *doubts)
-    if not unet.use_linear_projection and unet.cross_attention_dim != WIDTH_OF_2X:
+    if not is_of_2x(unet):
         family = SD15_INPAINT if inpaints else SD15
         told = told_prediction(checkpoint)
         return (family if told is None else replace(family, noise=told)), ()

@@ -13,6 +13,8 @@ from pathlib import Path
 from sdpy.checkpoints import Checkpoint
 from sdpy.errors import WeightsError
 from sdpy.schedulers import NoiseConfig
+from sdpy.zoo.configs import is_of_2x
+from sdpy.zoo.hub.catalog import MODELS
 from sdpy.zoo.variants import SDXL, SDXL_LIGHTNING, SDXL_TURBO, ModelVariant
 
 # Beginnings of names in checkpoints whose UNets look like Stable Diffusion's.
@@ -25,6 +27,12 @@ _OTHERS: tuple[tuple[str, str], ...] = (
     ("edm_mean", "Playground 2.5 or alike, whose latents have another scale"),
     ("edm_vpred.", "CosXL or alike, whose noise has another schedule"),
 )
+
+# The first number of a version, as in "t2iadapter_canny_sd14v1" or "stable-diffusion-v2-768-v".
+_VERSION = re.compile(
+    r"(?<![a-z])(?:sd|stable[ _.-]?diffusion)[ _.-]?v?[ _.-]?([12])(?:[ _.-]?[0-5])?(?!\d)"
+)
+_BASES = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name")
 
 _TITLES = ("modelspec.title", "modelspec.architecture", "ss_output_name")
 
@@ -118,6 +126,43 @@ def doubtful_tiny_autoencoder(path: Path, variant: ModelVariant) -> tuple[str, .
     return (
         f"{path}: this model needs {wanted}; if this is {other}, colours will be wrong, "
         "which weights do not tell",
+    )
+
+
+def doubtful_adapter(checkpoint: Checkpoint, variant: ModelVariant) -> tuple[str, ...]:
+    """What is to be said of T2I-Adapters for 1.x and for 2.x, whose shapes are the same.
+
+    Args:
+        checkpoint: the adapter's file; its name, its folder's, its repository's or its metadata may
+            say what it is for.
+        variant: the model that it is to steer.
+
+    Raises:
+        WeightsError: it is for the other of the two.
+    """
+    unet, path = variant.unet, checkpoint.path
+    if unet.addition_embed_type is not None:
+        return ()  # of Stable Diffusion XL, whose adapters have other shapes
+    folders = path.parents
+    names = [path.name, path.parent.name]
+    if len(folders) > 2 and folders[1].name == "snapshots":  # of a hub's cache
+        names.append(folders[2].name)
+    if path.parent.name in MODELS:
+        names.append(MODELS[path.parent.name].repository)
+    names += [checkpoint.metadata.get(key, "") for key in _BASES]
+    versions = {found[1] for name in names for found in _VERSION.finditer(name.lower())}
+    ours, theirs = ("2", "1") if is_of_2x(unet) else ("1", "2")
+    if versions == {theirs}:
+        raise WeightsError(
+            f"{path}: its name or metadata says that it is a T2I-Adapter for Stable Diffusion "
+            f"{theirs}.x, and {variant.name} is a {ours}.x; take an adapter for this model"
+        )
+    if ours == "1" or versions == {ours}:
+        return ()
+    return (
+        f"{path}: T2I-Adapters for Stable Diffusion 1.x and 2.x have the same shapes, and nothing "
+        f"says for which this one is; if it is for 1.x, as the published ones are, it steers "
+        f"{variant.name} wrongly",
     )
 
 

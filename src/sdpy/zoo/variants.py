@@ -205,6 +205,7 @@ SD_TURBO = replace(
     SD21_BASE,
     name="sd-turbo",
     summary="SD-Turbo, 512x512 in 1 to 4 steps without guidance",
+    steps=4,
     timestep_spacing="trailing",
     guidance_scale=1.0,
 )
@@ -425,10 +426,7 @@ _THREE_LEVELS = replace(
     attention_heads=(8, 8, 8),
     mid_block_type=None,
 )
-SMALL_UNETS: tuple[UNet2DConditionConfig, ...] = (
-    _BK_SDM,  # BK-SDM base
-    replace(_BK_SDM, mid_block_type=None),  # BK-SDM small
-    _THREE_LEVELS,  # BK-SDM tiny, tiny-sd
+ONE_STEP_UNETS: tuple[UNet2DConditionConfig, ...] = (
     # SDXS made of a fine-tuned 1.5, and SDXS 0.9, made of 2.1
     replace(_THREE_LEVELS, cross_attention=(False, True, True), attention_heads=(5, 10, 20)),
     replace(
@@ -438,5 +436,13 @@ SMALL_UNETS: tuple[UNet2DConditionConfig, ...] = (
         cross_attention_dim=1024,
         use_linear_projection=True,
     ),
+)
+"""UNets that do all in a single step, without guidance."""
+
+SMALL_UNETS: tuple[UNet2DConditionConfig, ...] = (
+    _BK_SDM,  # BK-SDM base
+    replace(_BK_SDM, mid_block_type=None),  # BK-SDM small
+    _THREE_LEVELS,  # BK-SDM tiny, tiny-sd
+    *ONE_STEP_UNETS,
 )
 """UNets that were distilled from Stable Diffusion 1.x and 2.x, and else are used as these."""

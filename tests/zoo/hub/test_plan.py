@@ -423,3 +423,33 @@ def test_a_single_component_of_xl_is_used_with_xl(
     usage = plan(hub, "owner/name").usage
     assert usage.startswith('sdpy generate "lighthouse at dark" --model sdxl --')
     assert "{path}" in usage and usage.endswith("{data}")
+
+
+def test_an_adapter_whose_repository_has_a_pickle(hub: LoopbackHub) -> None:
+    hub.repositories["TencentARC/t2iadapter_canny_sd15v2"] = {
+        "README.md": b"# An adapter\n",
+        "config.json": b'{"_class_name": "T2IAdapter", "adapter_type": "full_adapter"}',
+        "diffusion_pytorch_model.bin": weights("canny"),
+    }
+    planned = plan(hub, "t2i-adapter-canny")
+    name = "t2i-adapter-canny/diffusion_pytorch_model.bin"
+    assert set(targets(planned)) == {"t2i-adapter-canny/config.json", name}
+    assert planned.path == DATA / name
+    assert "--controlnet {path}" in planned.usage
+    assert "has no .safetensors here" in planned.notes[0]
+
+
+def test_sdxs_is_fetched_with_its_tiny_autoencoder(hub: LoopbackHub) -> None:
+    files = pipeline("sdxs")
+    files["vae/config.json"] = b'{"_class_name": "AutoencoderTiny"}'
+    files["vae_large/config.json"] = b'{"_class_name": "AutoencoderKL"}'
+    files["vae_large/diffusion_pytorch_model.safetensors"] = weights("large")
+    index = json.loads(files["model_index.json"])
+    index["vae"] = ["diffusers", "AutoencoderTiny"]
+    files["model_index.json"] = json.dumps(index).encode()
+    hub.repositories["IDKiro/sdxs-512-0.9"] = files
+    planned = plan(hub, "sdxs-512-0.9")
+    found = set(targets(planned))
+    assert "sdxs-512-0.9/vae/diffusion_pytorch_model.safetensors" in found
+    assert not any("vae_large" in name for name in found)
+    assert planned.usage.endswith("--steps 1 --guidance-scale 1")

@@ -78,6 +78,7 @@ _LIGHTNING = "sdxl_lightning_4step_{}.safetensors"
 _LIGHTNING_UNET, _LIGHTNING_LORA = _LIGHTNING.format("unet"), _LIGHTNING.format("lora")
 _ON_SDXL = _GENERATE + " --model sdxl{data}"
 _FEW_STEPS = " --steps 4 --guidance-scale 1"
+_ONE_STEP = " --steps 1 --guidance-scale 1"
 
 _CONTROLNETS = {
     "canny": "control_v11p_sd15_canny",
@@ -95,6 +96,17 @@ _CONTROLNETS = {
 _SDXL_CONTROLNETS = {
     "canny": "controlnet-canny-sdxl-1.0",
     "depth": "controlnet-depth-sdxl-1.0",
+}
+
+_ADAPTERS = {
+    "canny": "t2iadapter_canny_sd15v2",
+    "color": "t2iadapter_color_sd14v1",
+    "depth": "t2iadapter_depth_sd15v2",
+    "keypose": "t2iadapter_keypose_sd14v1",
+    "openpose": "t2iadapter_openpose_sd14v1",
+    "seg": "t2iadapter_seg_sd14v1",
+    "sketch": "t2iadapter_sketch_sd15v2",
+    "zoedepth": "t2iadapter_zoedepth_sd15v1",
 }
 
 _SDXL_ADAPTERS = {
@@ -239,6 +251,18 @@ _ALL = (
         USE_PIPELINE,
     ),
     HubModel(
+        "sdxs-512-0.9",
+        "IDKiro/sdxs-512-0.9",
+        "SDXS: Stable Diffusion 2.1, distilled to a single step; decodes by TAESD",
+        USE_PIPELINE + _ONE_STEP,
+    ),
+    HubModel(
+        "sdxs-512-dreamshaper",
+        "IDKiro/sdxs-512-dreamshaper",
+        "SDXS of Dreamshaper (1.5), a single step; decodes by TAESD",
+        USE_PIPELINE + _ONE_STEP,
+    ),
+    HubModel(
         "lcm",
         "SimianLuo/LCM_Dreamshaper_v7",
         "Latent Consistency Model of Dreamshaper 7 (1.5): 2 to 8 steps",
@@ -286,6 +310,15 @@ _ALL = (
         "ControlNet-Union ProMax for Stable Diffusion XL: tile and repaint, too",
         _ON_SDXL + " --controlnet {path} --control-image MAP.png --control-type tile",
         single="diffusion_pytorch_model_promax.safetensors",
+    ),
+    *(
+        HubModel(
+            f"t2i-adapter-{kind}",
+            f"TencentARC/{repository}",
+            f"T2I-Adapter for Stable Diffusion 1.x: {kind}",
+            USE_CONTROLNET,
+        )
+        for kind, repository in _ADAPTERS.items()
     ),
     *(
         HubModel(
