@@ -179,7 +179,7 @@ def test_what_is_predicted_is_said_by_metadata_or_asked_for(tmp_path: Path) -> N
     doubtful = single_file(tmp_path / "animeXL_vpred.safetensors")
     kind_of, told = found(doubtful)
     assert kind_of.noise.prediction_type == "epsilon"
-    assert "give --prediction v_prediction" in told[0]
+    assert "give --prediction-type v_prediction" in told[0]
 
 
 def test_the_scale_of_latents_is_that_of_the_family(

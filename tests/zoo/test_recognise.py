@@ -89,7 +89,7 @@ def test_what_a_2x_file_predicts_is_assumed_aloud(tmp_path: Path) -> None:
     assert found.variant == SD21
     assert len(found.assumptions) == 1
     assert "assuming v_prediction" in found.assumptions[0]
-    assert "--prediction epsilon" in found.assumptions[0]
+    assert "--prediction-type epsilon" in found.assumptions[0]
     told = find_source(str(path), tmp_path, prediction="epsilon")
     assert told.variant == SD21_BASE
     assert told.assumptions == ()

@@ -48,6 +48,13 @@ def test_variants_are_constants(variant: ModelVariant) -> None:
         variant.name = "other"  # type: ignore[misc]
 
 
+@ALL
+def test_models_distilled_for_few_steps_do_few(variant: ModelVariant) -> None:
+    distilled = variant.guidance_scale == 1.0 or variant.scheduler == "lcm"
+    assert variant.steps == (4 if distilled else 30)
+    assert distilled == any(word in variant.name for word in ("turbo", "lightning", "lcm"))
+
+
 def test_stable_diffusion_1_5_is_as_the_original_program_has_it() -> None:
     assert SD15.files.of("text_encoder")[0] == "pytorch_model.ot"
     assert SD15.files.of("unet")[0] == "unet.ot"

@@ -58,6 +58,9 @@ def convert(
     prediction: Annotated[
         str | None,
         typer.Option(
+            "--prediction-type",
+            "--prediction",
+            metavar="TEXT",
             show_default="what IN says",
             help="What the UNet predicts, for a folder: epsilon, v_prediction or sample.",
         ),
@@ -98,7 +101,7 @@ def convert(
         raise UsageError(f"unknown --dtype '{dtype}': use one of {', '.join(DTYPES_BY_NAME)}")
     if prediction is not None and prediction not in PREDICTION_TYPES:
         raise UsageError(
-            f"unknown --prediction '{prediction}': use one of {', '.join(PREDICTION_TYPES)}"
+            f"unknown --prediction-type '{prediction}': use one of {', '.join(PREDICTION_TYPES)}"
         )
     if os.path.isfile(target) and not force:
         raise OutputError(f"{target} exists; --force replaces it")

@@ -94,7 +94,8 @@ def family_of(
         return (SD21_BASE if prediction == "epsilon" else SD21), ()
     return SD21, (
         f"{checkpoint.path} does not say what its UNet predicts: assuming v_prediction, as of "
-        "Stable Diffusion 2.x at 768x768; give --prediction epsilon for a base model or SD-Turbo",
+        "Stable Diffusion 2.x at 768x768; give --prediction-type epsilon for a base model or "
+        "SD-Turbo",
     )
 
 

@@ -108,7 +108,7 @@ def doubtful_prediction(checkpoint: Checkpoint) -> tuple[str, ...]:
         return ()
     return (
         f"{checkpoint.path} is called as if it predicted v, and does not say so inside: assuming "
-        "epsilon; if images are noise, give --prediction v_prediction",
+        "epsilon; if images are noise, give --prediction-type v_prediction",
     )
 
 
