@@ -20,12 +20,10 @@ from sdpy.models import (
     ControlNetUnionConfig,
     ControlNetUnionModel,
 )
-from sdpy.optimizations.exact import streaming
 from sdpy.pipelines.control_types import CONTROL_TYPES
 from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.request import Request
-from sdpy.runtime.execution import Execution
 from sdpy.runtime.session import Session
 from sdpy.zoo.convert import plan_conversion
 from sdpy.zoo.find import find_source
@@ -43,6 +41,7 @@ from support.references import reference_controlnet_union
 from support.tasks import decoded, one_image, text2img
 from support.tiny import random_image
 from support.tiny_xl import TINY_XL, reference_pipeline, write_tiny_xl
+from support.ways import OTHER_WAYS, assert_same_otherwise
 
 UNION = ControlNetUnionConfig(
     TINY_XL.unet,
@@ -241,9 +240,13 @@ def their_image(pipeline: Any, **options: Any) -> Tensor:
         return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
 
 
-def our_image(session: Session, **options: Any) -> Tensor:
+def our_request(**options: Any) -> Request:
     shared = {"steps": STEPS, "width": WIDTH, "height": HEIGHT, "negative_prompt": NEGATIVE}
-    return one_image(text2img(session, Request(PROMPT, **{**shared, **options})))
+    return Request(PROMPT, **{**shared, **options})
+
+
+def our_image(session: Session, **options: Any) -> Tensor:
+    return one_image(text2img(session, our_request(**options)))
 
 
 # The network, and the kind, scale, start and end of each image.
@@ -304,6 +307,36 @@ def test_img2img(session: Session, theirs: Callable[..., Any], files: Path) -> N
     assert relative_error(found, expected) <= RUN_TOLERANCE
 
 
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpaint(
+    session: Session, theirs: Callable[..., Any], files: Path, strength: float
+) -> None:
+    """Two kinds, of which one ends, and the latents outside the mask are put back."""
+    start, mask = random_image(WIDTH, HEIGHT), torch.zeros(1, 1, HEIGHT, WIDTH)
+    mask[..., 4 : HEIGHT - 6, : WIDTH // 2] = 1
+    controls = (
+        Control(files / "promax.safetensors", image(20), 0.8, control_type="depth"),
+        Control(files / "promax.safetensors", image(21), 0.5, 0.0, 0.5, control_type="repaint"),
+    )
+    given = {"image": start, "mask": mask, "strength": strength, "guidance_scale": 5.0, "seed": 9}
+    found = our_image(session, controls=controls, **given)
+    expected = their_image(
+        theirs(diffusers.StableDiffusionXLControlNetUnionInpaintPipeline, their_union(PROMAX)),
+        image=start / 2 + 0.5,
+        mask_image=mask,
+        control_image=[image(20), image(21)],
+        control_mode=[1, 7],
+        controlnet_conditioning_scale=[0.8, 0.5],
+        control_guidance_start=[0.0, 0.0],
+        control_guidance_end=[1.0, 0.5],
+        strength=strength,
+        guidance_scale=5.0,
+        generator=torch.manual_seed(9),
+    )
+    assert relative_error(found, expected) <= RUN_TOLERANCE
+    assert relative_error(our_image(session, **given), expected) > 0.01
+
+
 @pytest.mark.parametrize("task", ["text2img", "inpaint"])
 def test_alone_as_in_a_batch(session: Session, files: Path, task: str) -> None:
     """Where neighbours have other images; beside an ordinary ControlNet."""
@@ -335,24 +368,9 @@ def test_alone_as_in_a_batch(session: Session, files: Path, task: str) -> None:
     assert_same_images(alone, together)
 
 
-@pytest.mark.parametrize("fast_kernels", [False, True])
-@pytest.mark.parametrize(
-    "how",
-    [{"streamed": True}, {"dtype": torch.bfloat16}, {"streamed": True, "dtype": torch.bfloat16}],
-    ids=["streamed", "bfloat16", "both"],
-)
+@pytest.mark.parametrize("way", OTHER_WAYS)
 def test_other_ways_to_compute(
-    session: Session,
-    files: Path,
-    how: dict[str, Any],
-    fast_kernels: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    session: Session, files: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All weights but those of the smallest layers come and go where they are streamed."""
-    monkeypatch.setattr(streaming, "RESIDENT_BYTES", 3000)
-    monkeypatch.setattr(streaming, "PIECE_BYTES", 20_000)
     control = Control(files / "union.safetensors", image(20), 0.8, control_type="canny")
-    expected = our_image(session, seed=5, controls=(control,))
-    other = Session(session.source, execution=Execution(fast_kernels=fast_kernels, **how))
-    error = relative_error(our_image(other, seed=5, controls=(control,)), expected)
-    assert error <= (0.2 if "dtype" in how else RUN_TOLERANCE)
+    assert_same_otherwise(session, our_request(seed=5, controls=(control,)), way, monkeypatch)
