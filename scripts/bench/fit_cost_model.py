@@ -28,7 +28,8 @@ from sdpy.optimizations.exact.adaptive import DirectConv2d
 from sdpy.optimizations.exact.bfloat16_pairs import PairedConv2d
 from sdpy.optimizations.exact.convolutions import Convolution
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
-from sdpy.optimizations.exact.winograd import TRANSFORMS, Keep, WinogradConv2d
+from sdpy.optimizations.exact.winograd import Keep, WinogradConv2d
+from sdpy.optimizations.exact.winograd_transforms import TRANSFORMS
 
 LAYERS: tuple[tuple[int, int, int, int], ...] = (
     (320, 320, 3, 64),

@@ -21,7 +21,8 @@ from sdpy.optimizations.exact.bfloat16_pairs import PairedConv2d
 from sdpy.optimizations.exact.convolutions import Convolution, ConvolutionTrace
 from sdpy.optimizations.exact.fast_convolutions import Option, choose, find_options
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
-from sdpy.optimizations.exact.winograd import DOUBLING, WinogradConv2d
+from sdpy.optimizations.exact.winograd import WinogradConv2d
+from sdpy.optimizations.exact.winograd_transforms import DOUBLING
 from sdpy.optimizations.weights import ModelWeights
 from sdpy.zoo.variants import SD15
 from support.compare import normal, relative_error

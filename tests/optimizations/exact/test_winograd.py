@@ -10,14 +10,8 @@ from torch import nn
 from sdpy.models.resnet import Upsample2D
 from sdpy.optimizations.exact import winograd
 from sdpy.optimizations.exact.adaptive import AdaptiveConv2d, AdaptiveUpsample2D
-from sdpy.optimizations.exact.winograd import (
-    DOUBLING,
-    TRANSFORMS,
-    Frame,
-    Keep,
-    Transforms,
-    WinogradConv2d,
-)
+from sdpy.optimizations.exact.winograd import Frame, Keep, WinogradConv2d
+from sdpy.optimizations.exact.winograd_transforms import DOUBLING, TRANSFORMS, Transforms
 from support.compare import normal, relative_error
 
 # Of one layer in float32; the larger tile has the larger constants in its matrices.

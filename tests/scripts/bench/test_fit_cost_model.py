@@ -10,7 +10,8 @@ import torch
 
 from scripts.bench import fit_cost_model as script
 from sdpy.optimizations.exact import cost_model
-from sdpy.optimizations.exact.winograd import TRANSFORMS, Keep, WinogradConv2d
+from sdpy.optimizations.exact.winograd import Keep, WinogradConv2d
+from sdpy.optimizations.exact.winograd_transforms import TRANSFORMS
 
 
 def test_finds_the_constants_that_made_the_times() -> None:

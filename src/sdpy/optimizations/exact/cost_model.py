@@ -9,7 +9,8 @@ The script ``scripts/bench/fit_cost_model.py`` fits the constants anew.
 from __future__ import annotations
 
 from sdpy.optimizations.exact.convolutions import Convolution
-from sdpy.optimizations.exact.winograd import Keep, Transforms, tiles_together
+from sdpy.optimizations.exact.winograd import Keep, tiles_together
+from sdpy.optimizations.exact.winograd_transforms import Transforms
 
 CACHE_BYTE = 18.0
 """The cost of moving one byte of weights, or of unfolded patches, through the caches."""

@@ -32,13 +32,8 @@ from sdpy.optimizations.exact.convolutions import Convolution, ConvolutionTrace
 from sdpy.optimizations.exact.matmul_conv import MatmulConv2d
 from sdpy.optimizations.exact.packed_layers import PackedConv2d
 from sdpy.optimizations.exact.tiling import TiledUpsample2D
-from sdpy.optimizations.exact.winograd import (
-    DOUBLING,
-    TRANSFORMS,
-    Keep,
-    Transforms,
-    WinogradConv2d,
-)
+from sdpy.optimizations.exact.winograd import Keep, WinogradConv2d
+from sdpy.optimizations.exact.winograd_transforms import DOUBLING, TRANSFORMS, Transforms
 
 FEW = 8
 """Up to so many evaluations, what is made of the weights before the first one counts. With more,

@@ -11,13 +11,14 @@ Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray, 201
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from sdpy.optimizations.exact.winograd_transforms import Transforms
 
 WORKSPACE = 16 * 2**20
 """The bytes of transformed tiles that are worked on together; they should stay in a cache."""
@@ -38,108 +39,6 @@ class Keep(Enum):
     """As much, in the order in which they are transformed at each use."""
     ORIGINAL = "original"
     """The originals alone, which are put in order and transformed at each use."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Transforms:
-    """The matrices of F(m x m, 3 x 3); some are for both axes at once, Kronecker products.
-
-    A convolution of a map that was doubled by repeating its pixels is four of the map itself, one
-    for the results of even or odd row and column each. Two of a kernel's three rows fall on the
-    same row then, so these kernels are 2x2, and F(m x m, 2 x 2) serves: they share tiles of input
-    that are as large, and multiply at (m + 1)^2 points each.
-
-    Attributes:
-        m: side of a tile of results; it is computed from m + 2 by m + 2 inputs.
-        scale: 2 if the input is to be doubled, else 1. There are scale^2 tiles of results.
-        weight: G x G, (points, 9).
-        input: B^T for each row (or column) of tiles of results, (scale, n, m + 2); a tile has n^2
-            points. It is applied to one axis after the other, which takes less.
-        output: A^T x A^T, (m^2, n^2).
-    """
-
-    m: int
-    scale: int
-    weight: Tensor
-    input: Tensor
-    output: Tensor
-
-    @classmethod
-    def at(cls, *points: float) -> Transforms:
-        """Those of interpolation at these m + 1 points and at infinity."""
-        weight, input, output = _toom_cook(points, 3)
-        return cls(
-            m=len(output),
-            scale=1,
-            weight=_float(np.kron(weight, weight)),
-            input=_float(input[None]),
-            output=_float(np.kron(output, output)),
-        )
-
-    @classmethod
-    def doubling_at(cls, *points: float) -> Transforms:
-        """Those for inputs to be doubled, of interpolation at these m points and at infinity."""
-        weight, input, output = _toom_cook(points, 2)
-        # The rows of a kernel that fall on the first and on the second row of two.
-        falls = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-        weights = [np.kron(weight @ rows, weight @ columns) for rows in falls for columns in falls]
-        return cls(
-            m=len(output),
-            scale=2,
-            weight=_float(np.concatenate(weights)),
-            input=_float(np.stack([np.pad(input, ((0, 0), (i, 1 - i))) for i in range(2)])),
-            output=_float(np.kron(output, output)),
-        )
-
-    @property
-    def points(self) -> int:
-        """Matrix products a tile of inputs takes part in, one a point of each tile of results."""
-        return len(self.weight)
-
-    def transform_input(self, tiles: Tensor) -> Tensor:
-        """(m + 2, m + 2, N) -> (points, N): ``B^T d B`` of N tiles."""
-        scale, n, side = self.input.shape
-        rows = (self.input.flatten(0, 1) @ tiles.flatten(1)).view(scale, n, side, -1)
-        result = tiles.new_empty(scale, scale, n, n, rows.shape[-1])
-        for some_rows, places in zip(rows, result, strict=True):
-            for columns, place in zip(self.input, places, strict=True):
-                torch.bmm(columns.expand(n, n, side), some_rows, out=place)
-        return result.view(self.points, -1)
-
-    def transform_output(self, products: Tensor) -> Tensor:
-        """(points, N) -> (scale, scale, m, m, N): which of the tiles of results, where in it."""
-        scale, m = self.scale, self.m
-        products = products.view(scale**2, -1, products.shape[-1])
-        results = torch.bmm(self.output.expand(scale**2, -1, -1), products)
-        return results.view(scale, scale, m, m, -1)
-
-
-def _toom_cook(points: Sequence[float], taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """G, B^T and A^T of Toom and Cook's interpolation at these points and at infinity.
-
-    Two polynomials, the weights and the gradient of the results, are multiplied by their values at
-    the points; that is transposed to a convolution.
-    """
-    n = len(points) + 1
-    m = n - taps + 1
-    weight, input, output = np.zeros((n, taps)), np.zeros((n, n)), np.zeros((m, n))
-    for i, point in enumerate(points):
-        others = np.poly([*points[:i], *points[i + 1 :]])  # (x - p)(x - q)..., highest first
-        weight[i] = point ** np.arange(float(taps)) / np.polyval(others, point)
-        input[i, :-1] = others[::-1]
-        output[:, i] = point ** np.arange(float(m))
-    weight[-1, -1] = output[-1, -1] = 1
-    input[-1] = np.poly(points)[::-1]
-    return weight, input, output
-
-
-def _float(matrix: np.ndarray) -> Tensor:
-    return torch.from_numpy(matrix).float()
-
-
-# Tiles of six, at two points more, gained 2 % of a decoding and doubled the rounding errors.
-TRANSFORMS = {2: Transforms.at(0, 1, -1), 4: Transforms.at(0, 1, -1, 2, -2)}
-DOUBLING = Transforms.doubling_at(0, 1, -1, 2)
 
 
 @dataclass(frozen=True)
@@ -231,10 +130,9 @@ class WinogradConv2d(nn.Module):
     def _convolve(self, part: Tensor, result: Tensor) -> None:
         """(b, r m + 2, c m + 2, C) into ``result`` (b, H, W, O), of which tiles may stand out."""
         m, points = self.transforms.m, self.transforms.points
-        tiles = part.unfold(1, m + 2, m).unfold(2, m + 2, m)  # (b, r, c, C, m + 2, m + 2)
-        b, r, c, C = tiles.shape[:4]
-        tiles = tiles.permute(4, 5, 0, 1, 2, 3).reshape(m + 2, m + 2, b * r * c * C)
-        tiles = self.transforms.transform_input(tiles).view(points, b * r * c, C)
+        b, height, width, _ = part.shape
+        r, c = (height - 2) // m, (width - 2) // m  # of tiles
+        tiles = self.transforms.transform_input(part)
         for outputs, weights in self._weights():
             products = tiles @ weights  # (points, tiles, outputs)
             results = self.transforms.transform_output(products.view(points, -1))
