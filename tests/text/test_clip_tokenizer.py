@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,20 @@ def test_punctuation_before_a_special_token_swallows_its_first_characters(tokeni
 )
 def test_clean(raw, cleaned):
     assert clean(raw) == cleaned
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="&")))
+@settings(max_examples=200, deadline=None)
+def test_what_is_not_repaired_needs_no_repair(text):
+    assert html.unescape(ftfy.fix_text(text)) == text
+
+
+def test_a_plain_prompt_does_not_wait_for_what_repairs_others(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)  # it cannot be imported
+    assert clean(" A (red:1.2)  house, ") == "a (red:1.2) house,"
+    for broken in ("caf\u00c3\u00a9", "a & b", "a\x1bb"):
+        with pytest.raises(ImportError):
+            clean(broken)
 
 
 @pytest.mark.parametrize("text", ["a\udcffb", "\ud83d", "&#xD800;", "&#1114112;", "\U0010ffff"])

@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import ftfy
 import regex
 
 from sdpy.text.vocabulary import END_TOKEN, START_TOKEN, not_a_vocabulary, read_vocabulary
@@ -193,7 +192,10 @@ class CLIPTokenizer:
 
 def clean(text: str) -> str:
     """``text`` as the tokenizer sees it: repaired, unescaped, single-spaced, lower-cased."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    if not (text.isascii() and text.isprintable()) or "&" in text:  # else it is as it should be
+        import ftfy  # its import takes as long as a step of a small model
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return _WHITE_SPACE.sub(" ", text).strip().lower()
 
 
