@@ -148,6 +148,7 @@ def test_the_cost_of_untrained_weights_is_that_of_a_whole_process(
 ) -> None:
     monkeypatch.setitem(RECIPES, "tiny", TINY_RECIPE)
     monkeypatch.setattr(data, "MERGE_CAPTIONS", 500)
+    monkeypatch.setattr(evaluate, "TIMED_PROCESSES", 1)
     report = tmp_path / "report.json"
     words = ["cost", "--run", str(tmp_path), "--recipe", "tiny", "--untrained"]
     evaluate.main([*words, "--json", str(report)])
