@@ -150,7 +150,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("demo", DEMO_128),
         # Twenty subjects at three sizes and two colours are more to tell apart.
-        Recipe("demo-256", DEMO_256, WORLD, reader_renders=32_000, reader_epochs=12),
+        Recipe("demo-256", DEMO_256, WORLD, reader_renders=40_000, reader_epochs=6),
         # The same networks on images so small that a CPU trains them in an hour or two, badly.
         Recipe("demo-96", DEMO_96, WORLD),
     )

@@ -34,6 +34,7 @@ class SceneSet:
         values: the attributes of a scene, and the values of each.
         scene_at: a scene by its number, that of its endless fixed set, and whether it is of the
             combinations withheld from training (True), of the others, or of all (None).
+        mirrored: the attributes that an image of some attributes shows once it is mirrored.
         draw: draws a scene with so many pixels a side.
         caption_at: a caption of a scene by the same numbers; each ``version`` has other words.
         withheld_prompts: so many withheld scenes, each with a caption that names all attributes.
@@ -48,6 +49,7 @@ class SceneSet:
 
     values: Mapping[str, Sequence[str]] = field(hash=False)
     scene_at: Callable[..., Any]
+    mirrored: Callable[[Attributes], Attributes]
     draw: Callable[[Any, int], Pixels]
     caption_at: Callable[..., str]
     withheld_prompts: Callable[[int], list[tuple[Any, str]]]
@@ -61,6 +63,7 @@ class SceneSet:
 SCENES = SceneSet(
     values=scenes.ATTRIBUTES,
     scene_at=scenes.scene_at,
+    mirrored=dict,  # nothing in them has a side
     draw=scenes.draw,
     caption_at=scenes.caption_at,
     withheld_prompts=scenes.withheld_prompts,
@@ -75,6 +78,7 @@ SCENES = SceneSet(
 WORLD = SceneSet(
     values=world.ATTRIBUTES,
     scene_at=world.scene_at,
+    mirrored=world.mirrored,
     draw=world.draw,
     caption_at=world.caption_at,
     withheld_prompts=world.withheld_prompts,

@@ -8,7 +8,7 @@ drawing. Images and captions depend on their arguments alone.
 from scripts.demo.world.captions import PROMPTS, caption, caption_at, withheld_prompts
 from scripts.demo.world.drawing import draw
 from scripts.demo.world.edits import EDITS, edit_scenes, subject_box
-from scripts.demo.world.scene import ATTRIBUTES, Scene, Thing, is_held_out, scene_at
+from scripts.demo.world.scene import ATTRIBUTES, Scene, Thing, is_held_out, mirrored, scene_at
 
 __all__ = [
     "ATTRIBUTES",
@@ -21,6 +21,7 @@ __all__ = [
     "draw",
     "edit_scenes",
     "is_held_out",
+    "mirrored",
     "scene_at",
     "subject_box",
     "withheld_prompts",

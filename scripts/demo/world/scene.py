@@ -128,6 +128,19 @@ class Scene:
         }
 
 
+def mirrored(attributes: dict[str, str]) -> dict[str, str]:
+    """What an image of such `Scene.attributes` shows once it is mirrored."""
+    places = dict(zip(PLACES, PLACES[::-1], strict=True))
+    shown = {**attributes, "place": places[attributes["place"]]}
+    if attributes["second"] != NONE:
+        # The other is small where this one is large, and the other way round.
+        sizes = dict(zip(SIZES, SIZES[::-1], strict=True))
+        shown["subject"], shown["second"] = attributes["second"], attributes["subject"]
+        shown["colour"], shown["second colour"] = attributes["second colour"], attributes["colour"]
+        shown["size"] = sizes[attributes["size"]]
+    return shown
+
+
 def _check(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; one of {', '.join(known)}")

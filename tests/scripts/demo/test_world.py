@@ -82,6 +82,24 @@ def test_attributes_are_those_of_the_scene() -> None:
     }
 
 
+def test_a_mirrored_image_shows_the_other_sides() -> None:
+    assert world.mirrored(CAT_AND_HOUSE.attributes) == {
+        **CAT_AND_HOUSE.attributes,
+        "subject": "house",
+        "colour": "red",
+        "second": "cat",
+        "second colour": "none",
+        "size": "large",
+    }
+    left = replace(HOUSE, place="left", things=(Thing("house", "red", "small"),))
+    assert world.mirrored(left.attributes) == {**left.attributes, "place": "right"}
+    for scene in scenes(200, held_out=None):
+        assert world.mirrored(world.mirrored(scene.attributes)) == scene.attributes
+        if len(scene.things) == 2:  # and these are what the scene with its sides exchanged shows
+            swapped = replace(scene, things=scene.things[::-1])
+            assert world.mirrored(scene.attributes) == swapped.attributes
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
