@@ -10,7 +10,7 @@ from torch import nn
 
 from sdpy.models.attention import FeedForward
 from sdpy.optimizations.base import PassContext
-from sdpy.optimizations.exact import apply_passes, bfloat16_pairs, feed_forward, onednn_products
+from sdpy.optimizations.exact import apply_passes, bfloat16_pairs, onednn_products
 from sdpy.optimizations.exact.feed_forward import ChunkedFeedForward
 from sdpy.optimizations.exact.onednn_products import (
     OneDNNFeedForward,
@@ -46,7 +46,8 @@ def test_a_linear_layer_is_the_same(bias: bool) -> None:
 @pytest.mark.parametrize("workspace", [1, 10_000, 10**9])
 @torch.inference_mode()
 def test_a_feed_forward_is_the_same(monkeypatch: pytest.MonkeyPatch, workspace: int) -> None:
-    monkeypatch.setattr(feed_forward, "WORKSPACE", workspace)
+    monkeypatch.setattr(onednn_products, "WORKSPACE", workspace)
+    monkeypatch.setattr(onednn_products, "ROW_MULTIPLE", 4)
     plain = randomise(FeedForward(24), seed=2)
     fast, x = OneDNNFeedForward(plain), normal(2, 17, 24)
     got = fast(x)

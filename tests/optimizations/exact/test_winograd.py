@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdpy.models.resnet import Upsample2D
-from sdpy.optimizations.exact import winograd
+from sdpy.optimizations.exact import onednn_products, winograd
 from sdpy.optimizations.exact.adaptive import AdaptiveConv2d, AdaptiveUpsample2D
 from sdpy.optimizations.exact.winograd import Frame, Keep, WinogradConv2d
 from sdpy.optimizations.exact.winograd_transforms import DOUBLING, TRANSFORMS, Transforms
@@ -55,7 +55,8 @@ def test_parts_of_any_size(
 ) -> None:
     """One row of tiles at a time, some rows, a whole image, all images."""
     torch.manual_seed(0)
-    monkeypatch.setattr(winograd, "WORKSPACE", workspace)
+    for name in ("WORKSPACE", "ONEDNN_WORKSPACE"):
+        monkeypatch.setattr(winograd, name, workspace)
     conv = nn.Conv2d(4, 4, 3, padding=1)
     x = normal(3, 4, 21, 18)
     wanted = expected(conv, x, transforms.scale)
@@ -79,7 +80,8 @@ def test_frames(
 ) -> None:
     """Rows out of a map, bordered by their neighbours or by zeros, into a place in another map."""
     torch.manual_seed(0)
-    monkeypatch.setattr(winograd, "WORKSPACE", workspace)
+    for name in ("WORKSPACE", "ONEDNN_WORKSPACE"):
+        monkeypatch.setattr(winograd, name, workspace)
     conv = nn.Conv2d(4, 5, 3, padding=1)
     x = normal(2, 4, height + above + below, width)
     frame = Frame.of(x.shape, above, below, transforms.m)
@@ -115,6 +117,38 @@ def test_weights_a_piece_at_a_time(
         assert relative_error(layer(x), wanted) <= TOLERANCES[transforms.m]
     assert torch.equal(conv.weight, weights)
     assert (keep is not Keep.ORIGINAL) == (layer.kept is not None) != layer.needs_original
+
+
+@pytest.mark.skipif(
+    not onednn_products.is_available(), reason="this torch has no products by oneDNN"
+)
+@pytest.mark.parametrize("workspace", [1, 10**9])
+@each_kind
+@torch.inference_mode()
+def test_products_by_onednn(
+    monkeypatch: pytest.MonkeyPatch, transforms: Transforms, workspace: int
+) -> None:
+    """Of large layers, where it is faster, with their weights packed and nothing else kept."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(onednn_products, "is_fast", lambda: True)
+    monkeypatch.setattr(winograd, "LARGE", 12 * 20)
+    monkeypatch.setattr(winograd, "ONEDNN_WORKSPACE", workspace)
+    conv, small = nn.Conv2d(12, 20, 3, padding=1), nn.Conv2d(12, 19, 3, padding=1)
+    layer, x = WinogradConv2d(conv, transforms), normal(2, 12, 9, 13)
+    wanted = expected(conv, x, transforms.scale)
+    assert layer.packs and not WinogradConv2d(small, transforms).packs
+    assert not WinogradConv2d(conv, transforms, Keep.ORDERED).packs
+    layer.prepare()
+    nn.init.zeros_(conv.weight)  # as if they were released
+    multiplied: list[int] = []
+    product = onednn_products.product
+    monkeypatch.setattr(
+        onednn_products, "product", lambda *args: multiplied.append(1) or product(*args)
+    )
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        result = layer(x.contiguous(memory_format=memory_format))
+        assert relative_error(result, wanted) <= TOLERANCES[transforms.m]
+    assert layer.kept is None and len(multiplied) % transforms.points == 0 < len(multiplied)
 
 
 @torch.inference_mode()

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from sdpy.models.attention import GEGLU, FeedForward, Transformer2DModel
 from sdpy.optimizations.base import PassContext, replace_module
-from sdpy.optimizations.exact import feed_forward
 
 WIDE = 320
 """Channels from which on a transformer counts as large, however few blocks it has: those of Stable
 Diffusion 1.5's first level, for which this was measured."""
+
+WORKSPACE = 48 * 2**20
+"""The bytes of the wide inner layer of a feed-forward network that exist at a time."""
+
+ROW_MULTIPLE = 64
+"""The number of tokens at a time is a multiple of this, whole blocks of oneDNN's products."""
 
 _SAMPLE = (4, 32, 16)
 """Rows, inputs and outputs of the product by which it is seen whether torch has oneDNN's."""
@@ -31,7 +36,8 @@ def is_available() -> bool:
     x = torch.arange(rows * inner, dtype=torch.float32).view(rows, inner) % 7
     weight = torch.arange(outputs * inner, dtype=torch.float32).view(outputs, inner) % 5
     try:
-        return torch.equal(product(x, weight, None), x @ weight.t())  # of small whole numbers
+        wanted = x @ weight.t()  # of small whole numbers
+        return all(torch.equal(product(x, w, None), wanted) for w in (weight, packed(weight, rows)))
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
 
@@ -45,9 +51,18 @@ def is_fast() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x`` (..., K) times the transposed ``weight`` (O, K), plus ``bias`` (O,) -> (..., O)."""
+    """``x`` (..., K) times the transposed ``weight`` (O, K), plus ``bias`` (O,) -> (..., O).
+
+    The weight is `packed`, or its numbers lie together: with others, oneDNN takes a thousand times
+    as long.
+    """
     linear = torch.ops.mkldnn._linear_pointwise
     return cast(Tensor, linear(x, weight, bias, "none", [], ""))
+
+
+def packed(weight: Tensor, rows: int) -> Tensor:
+    """``weight`` (O, K) as oneDNN reads it, for about so many ``rows`` of the other operand."""
+    return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows))
 
 
 class OneDNNLinear(nn.Linear):
@@ -87,8 +102,8 @@ class OneDNNFeedForward(nn.Module):
         values_weight, gate_weight = self.widen.weight.chunk(2)
         values_bias, gate_bias = self.widen.bias.chunk(2)
         result = torch.empty_like(tokens)
-        parts = max(-(-len(tokens) * wide * x.element_size() // feed_forward.WORKSPACE), 1)
-        step = -(-len(tokens) // parts)
+        parts = max(-(-len(tokens) * wide * x.element_size() // WORKSPACE), 1)
+        step = -(-len(tokens) // parts // ROW_MULTIPLE) * ROW_MULTIPLE
         for part, out in zip(torch.split(tokens, step), torch.split(result, step), strict=True):
             gate = product(part, gate_weight, gate_bias)
             values = product(part, values_weight, values_bias)

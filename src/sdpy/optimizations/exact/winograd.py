@@ -18,10 +18,24 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
+from sdpy.optimizations.exact import onednn_products
 from sdpy.optimizations.exact.winograd_transforms import Transforms
 
 WORKSPACE = 16 * 2**20
 """The bytes of transformed tiles that are worked on together; they should stay in a cache."""
+
+ONEDNN_WORKSPACE = 64 * 2**20
+"""The same for weights that are kept transformed, where `onednn_products.is_fast`: larger products
+gain more there than a cache does. Tiles that are read for each piece of weights stay in the cache.
+"""
+
+LARGE = 512 * 512
+"""The numbers of a kernel's weights at a point from which on oneDNN multiplies them, there. Smaller
+products take too little time for as many calls as there are points."""
+
+POINTS_TOGETHER = 9
+"""The points for which weights are transformed at a time before oneDNN packs them, which is as much
+memory as the weights take."""
 
 WEIGHT_WORKSPACE = 12 * 2**20
 """The bytes of weights that are transformed at a time; they should stay in a cache, too."""
@@ -86,7 +100,8 @@ class WinogradConv2d(nn.Module):
 
     What is kept of the weights is made at the first use, and the originals are not looked at any
     more. Weights that are transformed at each use are so some output channels at a time, so that
-    they never leave the cache.
+    they never leave the cache. Those that are kept transformed and large are packed for oneDNN,
+    where it multiplies faster.
 
     Args:
         original: the convolution to compute, its weights float32 on the CPU.
@@ -106,6 +121,9 @@ class WinogradConv2d(nn.Module):
         self.frame_multiple = None if self.doubles else transforms.m
         self.kept: Tensor | None
         self.register_buffer("kept", None, persistent=False)
+        large = self.in_channels * self.out_channels >= LARGE
+        self.packs = keep is Keep.TRANSFORMED and large and onednn_products.is_fast()
+        self._packed: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor | Frame, place: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, scale H, scale W); fastest, and the result is, channels-last.
@@ -133,13 +151,24 @@ class WinogradConv2d(nn.Module):
         b, height, width, _ = part.shape
         r, c = (height - 2) // m, (width - 2) // m  # of tiles
         tiles = self.transforms.transform_input(part)
-        for outputs, weights in self._weights():
-            products = tiles @ weights  # (points, tiles, outputs)
+        for outputs, products in self._products(tiles):
             results = self.transforms.transform_output(products.view(points, -1))
             results = results.view(*results.shape[:-1], b, r, c, -1).permute(4, 5, 2, 0, 6, 3, 1, 7)
             bias = None if self.original.bias is None else self.original.bias[outputs]
             _write_tiles(results, bias, result[..., outputs])
             del products, results  # their memory is in the cache, and the next ones take it
+
+    def _products(self, tiles: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Output channels and (points, T, outputs) of them, of tiles (points, T, C)."""
+        if not self.packs:
+            for outputs, weights in self._weights():
+                yield outputs, tiles @ weights
+            return
+        self.prepare()
+        products = tiles.new_empty(*tiles.shape[:2], self.out_channels)
+        for some, weight, place in zip(tiles, self._packed, products, strict=True):
+            place.copy_(onednn_products.product(some, weight, None))
+        yield slice(0, self.out_channels), products
 
     def _weights(self) -> Iterator[tuple[slice, Tensor]]:
         """Output channels and their transformed weights (points, C, outputs)."""
@@ -175,9 +204,12 @@ class WinogradConv2d(nn.Module):
 
     def prepare(self) -> None:
         """Make what is kept of the weights, unless it is there."""
-        if self.needs_original or self.kept is not None:
+        if self.needs_original or self.kept is not None or self._packed:
             return
         weight = self.original.weight
+        if self.packs:
+            self._packed = tuple(self._pack(weight.detach()))
+            return
         shape = self.transforms.points, self.in_channels, self.out_channels
         transformed = self.keep is Keep.TRANSFORMED
         kept = weight.new_empty(shape if transformed else weight.numel())
@@ -188,6 +220,14 @@ class WinogradConv2d(nn.Module):
             else:
                 kept[_span(outputs, 9 * self.in_channels)].view(piece.shape).copy_(piece)
         self.kept = kept
+
+    def _pack(self, weight: Tensor) -> Iterator[Tensor]:
+        """The transformed weights (O, C) of each point, as oneDNN reads them."""
+        rows = self._tiles_together()
+        kernels = weight.reshape(-1, 9).t()
+        for some in torch.split(self.transforms.weight, POINTS_TOGETHER):
+            for one in (some @ kernels).view(-1, *weight.shape[:2]):
+                yield onednn_products.packed(one, rows)
 
     def _pieces(self) -> Iterator[slice]:
         """Slices of output channels whose transformed weights fit the workspace."""
@@ -219,7 +259,9 @@ class WinogradConv2d(nn.Module):
 def tiles_together(in_channels: int, out_channels: int, points: int, keep: Keep) -> int:
     """How many tiles are worked on together, if they are not rounded to whole rows."""
     values = 2 * in_channels + out_channels  # of a tile, at each point
-    within_cache = WORKSPACE // (4 * values * points)
+    large = keep is Keep.TRANSFORMED and onednn_products.is_fast()
+    workspace = ONEDNN_WORKSPACE if large else WORKSPACE
+    within_cache = workspace // (4 * values * points)
     # Every part reads all weights again, twice as much as its own tiles at most; those that it
     # has to transform cost more.
     factor = 1 if keep is Keep.TRANSFORMED else 2
