@@ -142,5 +142,8 @@ def test_a_controlnet_for_another_family_is_told(session: Session, tmp_path: Pat
     )
     write_checkpoint(tmp_path / "c.safetensors", ControlNetModel(config).state_dict())
     control = Control(tmp_path / "c.safetensors", random_image(WIDTH, HEIGHT, 7) / 2 + 0.5)
-    with pytest.raises(WeightsError, match="this looks like a ControlNet for Stable Diffusion 1.x"):
+    with pytest.raises(
+        WeightsError,
+        match="it is a ControlNet for Stable Diffusion 1.x, and sdxl takes those for .* XL",
+    ):
         our_image(session, "cat", controls=(control,))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from sdpy.checkpoints import write_checkpoint
-from sdpy.errors import UsageError
+from sdpy.errors import UsageError, WeightsError
 from sdpy.models import ControlNetConfig, ControlNetModel
 from sdpy.pipelines.controlnet import Control
 from sdpy.pipelines.encoding import encode_plans
+from sdpy.pipelines.events import Notice
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.plan import _size_hint, plan_request
 from sdpy.pipelines.request import Request
@@ -308,6 +309,35 @@ def test_sizes_near_those_of_training_are_hinted_at(session: Session) -> None:
         plan = replace(plan_request(session, Request("cat", width=64, height=64)), shape=shape)
         hint = _size_hint(variant, plan)
         assert (hint is None) if better is None else (hint is not None and better in hint)
+
+
+def told(session: Session, **options: Any) -> list[str]:
+    """The notices of an image."""
+    request = Request(PROMPT, **{"steps": 2, "width": WIDTH, "height": HEIGHT, **options})
+    return [one.text for one in text2img(session, request) if isinstance(one, Notice)]
+
+
+def test_what_training_had_not_is_told(session: Session, refiner: Session) -> None:
+    said = "--crop 80,0 would cut off all of an image of 80x40 pixels"
+    assert any(said in line for line in told(session, crop=(80, 0), original_size=(80, 40)))
+    assert any("48x32 pixels" in line for line in told(session, crop=(0, 32)))
+    assert not any(
+        "--crop" in line for line in told(session, crop=(79, 39), original_size=(80, 40))
+    )
+    said = "sdxl-refiner was trained on the last steps alone"
+    assert any(said in line for line in told(refiner))
+    assert not any(said in line for line in told(refiner, image=IMAGE))
+    both = Session(session.source, refiner=refiner)
+    assert not any(said in line for line in told(both))
+
+
+def test_a_refiner_for_latents_of_another_scale_is_refused(
+    session: Session, refiner: Session
+) -> None:
+    vae = replace(session.variant.vae, scaling_factor=0.18215)
+    source = replace(session.source, variant=session.variant.with_configs(vae=vae))
+    with pytest.raises(WeightsError, match="cannot refine what sdxl generates"):
+        told(Session(source, refiner=refiner))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from sdpy.models import (
 )
 from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.planner import find_room, plan_memory
+from sdpy.runtime.planner import find_room, plan_memory, plan_two_stages
 from sdpy.runtime.session import Session
 from sdpy.runtime.workload import Memory, Workload
 from sdpy.zoo.classes import make_model
@@ -351,6 +351,46 @@ def test_where_there_is_enough_nothing_changes(sd15: ModelFiles, room: dict[str,
     assert replace(execution, weight_budget=None) == Execution()
     assert execution.weight_budget == pytest.approx(100 * GIB - need(sd15).main)
     assert told == []
+
+
+def test_networks_in_memory_together_share_what_is_left_for_faster_forms(
+    sd15: ModelFiles, room: dict[str, float]
+) -> None:
+    room["main"] = 100 * GIB
+    folder = sd15.weights["unet"].parent
+    for names, keep, networks in (
+        (("control", "control2"), frozenset(), 3),
+        (("control", "adapter"), frozenset(), 2),
+        ((), frozenset({"unet"}), 2),
+        ((), frozenset({"text_encoder"}), 1),
+    ):
+        controls = [folder / f"{name}.safetensors" for name in names]
+        session = session_of(sd15, keep_models=True)
+        models = session.models(keep=keep)
+        workload = workload_of(session, controls=controls)
+        plan = plan_memory(models, workload, None)
+        left = 100 * GIB - workload.need(Execution(), keep).main
+        assert plan.execution.weight_budget == pytest.approx(left / networks)
+
+
+def test_a_model_and_its_refiner_share_the_memory(sd15: ModelFiles, room: dict[str, float]) -> None:
+    """Nothing stays of either where both do not fit together; as many images for both."""
+    session, refiner = (session_of(sd15, keep_models=True) for _ in range(2))
+    stages = [(one.models(), workload_of(one, images=4)) for one in (session, refiner)]
+    alone = stages[0][1].need(Execution(), stages[0][0].keep).main
+    room["main"] = 2.5 * alone
+    plans = plan_two_stages(*stages, batch_size=1)
+    assert [plan.keep for plan in plans] == [models.keep for models, _ in stages]
+    for plan in plans:
+        assert plan.execution.weight_budget == pytest.approx(0.5 * alone / 4, abs=1)
+    room["main"] = 1.5 * alone
+    plans = plan_two_stages(*stages, batch_size=1)
+    assert [plan.keep for plan in plans] == [frozenset(), frozenset()]
+    assert not any(plan.execution.streamed or plan.notices for plan in plans)
+    fewer = stages[1][1].need(Execution(), batch=2).main
+    room["main"] = fewer
+    plans = plan_two_stages(*stages, batch_size=4)
+    assert [plan.batch for plan in plans] == [2, 2]
 
 
 def test_the_cheapest_that_suffices_is_chosen(sd15: ModelFiles, room: dict[str, float]) -> None:

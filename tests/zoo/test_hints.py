@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ from sdpy.zoo.variants import (
     ModelVariant,
 )
 from support.compare import randomise
-from support.tiny import MERGES, TINY
+from support.tiny import MERGES, TINY, write_tiny
 from support.tiny_xl import TINY_XL, tiny_xl_model, write_tiny_xl
 
 
@@ -316,3 +317,51 @@ def test_a_folder_of_image_variations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match="a model of image variations .*told an image instead"):
         read_model_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "refused", "doubted"),
+    [
+        ({"scaling_factor": 0.18215}, "x.safetensors", True, False),
+        ({"norm_num_groups": 4}, "x.safetensors", False, True),  # as those of 1.x had it
+        ({"force_upcast": False}, "x.safetensors", False, False),
+        ({"scaling_factor": 0.13025}, "sd15.safetensors", False, False),
+        ({"scaling_factor": 0.5}, "x.safetensors", False, False),
+        ({}, "vae-ft-mse-840000.safetensors", False, True),
+        ({}, "sd15_vae.safetensors", False, True),
+        ({}, "sdxl_vae.safetensors", False, False),
+        ({}, "x.safetensors", False, False),
+    ],
+)
+def test_an_autoencoder_for_latents_of_another_scale(
+    tmp_path: Path, config: dict[str, Any], name: str, refused: bool, doubted: bool
+) -> None:
+    (tmp_path / "vae").mkdir()
+    vae = tmp_path / "vae" / name
+    write_checkpoint(vae, tiny_xl_model(TINY_XL, "vae").state_dict())
+    if config:
+        (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    path = single_file(tmp_path / "model.safetensors")
+    if refused:
+        with pytest.raises(
+            WeightsError,
+            match="an autoencoder for Stable Diffusion 1.x and 2.x, and sdxl needs one for .*XL",
+        ):
+            find_source(str(path), tmp_path, {"vae": vae})
+        return
+    source = find_source(str(path), tmp_path, {"vae": vae})
+    assert source.variant.vae.scaling_factor == config.get("scaling_factor", 0.13025)
+    assert any("colours will be wrong" in line for line in source.notices) == doubted
+
+
+def test_an_autoencoder_of_xl_beside_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VARIANTS, "sd15", TINY)
+    data = write_tiny(tmp_path / "data")
+    for name, doubted in (("sdxl_vae", True), ("sdxl-fine-tuned", True), ("axle", False)):
+        vae = tmp_path / "vae" / f"{name}.safetensors"
+        vae.parent.mkdir(exist_ok=True)
+        write_checkpoint(vae, tiny_xl_model(TINY_XL, "vae").state_dict())
+        source = find_source("sd15", data, {"vae": vae})
+        assert any("for Stable Diffusion XL, by" in line for line in source.notices) == doubted

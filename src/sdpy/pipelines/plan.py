@@ -205,10 +205,11 @@ def _with_refiner(session: Session, base: ModelVariant, plan: PlannedRequest) ->
     """
     session.check()
     variant, unet, request = session.variant, session.config("unet"), plan.request
-    latents = (variant.vae.latent_channels, variant.vae.downsample_factor)
-    if latents != (base.vae.latent_channels, base.vae.downsample_factor) or (
-        unet.in_channels != variant.vae.latent_channels
-    ):
+    ours, theirs = (
+        (vae.latent_channels, vae.downsample_factor, vae.scaling_factor)
+        for vae in (base.vae, variant.vae)
+    )
+    if ours != theirs or unet.in_channels != variant.vae.latent_channels:
         raise WeightsError(
             f"{session.source.files.weights['unet']} cannot refine what {base.name} generates: it "
             "is for other latents, or for inpainting; use sdxl-refiner, or another ordinary model"
@@ -319,9 +320,9 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
         for what, prompt in schedule.all_prompts()
     ]
     yield from map(Notice, describe_controls(session, request.controls))
-    hint = _size_hint(session.variant, plan)
-    if hint is not None:
-        yield Notice(hint)
+    for hint in (_size_hint(session.variant, plan), *_told_hints(session.variant, plan)):
+        if hint is not None:
+            yield Notice(hint)
     if plan.switch is not None and plan.switch == len(plan.scheduler.timesteps):
         yield Notice("the refiner does no step: use more --steps, or a lower --refiner-start")
     for what, one in prompts:
@@ -332,6 +333,23 @@ def describe_plan(session: Session, plan: PlannedRequest) -> Iterator[Event]:
             names = " or ".join(f"'{name}'" for name in inversion.names)
             source = f"a word of {inversion.path}" if inversion.is_bundled else inversion.path
             yield Notice(f"{source} is not used, for no prompt says {names}")
+
+
+def _told_hints(variant: ModelVariant, plan: PlannedRequest) -> Iterator[str]:
+    """What to say of a model that is used for what it was not trained for."""
+    request, factor = plan.request, variant.vae.downsample_factor
+    if "aesthetic_score" in variant.size_conditions and request.image is None:
+        yield (
+            f"{variant.name} was trained on the last steps alone: give it an image with "
+            "`sdpy img2img`, or generate with another model and --refiner"
+        )
+    left, top = (0, 0) if request.crop is None else request.crop
+    width, height = request.original_size or (factor * plan.shape[-1], factor * plan.shape[-2])
+    if left >= width or top >= height:
+        yield (
+            f"--crop {left},{top} would cut off all of an image of {width}x{height} pixels, which "
+            "no image of training had: give its size by --original-size, or a smaller --crop"
+        )
 
 
 def _size_hint(variant: ModelVariant, plan: PlannedRequest) -> str | None:

@@ -104,7 +104,8 @@ def plan_memory(models: RequestModels, workload: Workload, batch_size: int | Non
         notices.append(
             Notice(f"not enough memory for {wanted} images at a time: computing {batch} at a time")
         )
-    budget = 0 if execution.streamed else room.main - need.main
+    # Faster forms of weights, which each network makes for itself.
+    budget = 0 if execution.streamed else (room.main - need.main) / workload.forming(keep)
     return MemoryPlan(execution.within(budget), keep, batch, tuple(notices))
 
 
@@ -134,8 +135,9 @@ def plan_two_stages(
     if (one.keep or other.keep) and not together.fits(room):
         plans = [replace(plan, keep=frozenset()) for plan in plans]
     elif one.keep or other.keep:
-        budget = (room.main - together.main) / 2
-        plans = [replace(p, execution=p.execution.within(max(budget, 0))) for p in plans]
+        budget = max(room.main - together.main, 0)
+        budget /= workload.forming(one.keep) + refining.forming(other.keep)
+        plans = [replace(p, execution=p.execution.within(budget)) for p in plans]
     return plans[0], plans[1]
 
 

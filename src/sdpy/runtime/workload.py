@@ -268,6 +268,13 @@ class Workload:
         """Devices of models that do not run on the CPU."""
         return {model.device for model in self.models if model.device.type != "cpu"}
 
+    def forming(self, keep: frozenset[str]) -> int:
+        """How many networks are in memory at a time that may have faster forms of their weights.
+
+        T2I-Adapters and text encoders have none.
+        """
+        return 1 + len(self.controlnets) + bool(keep & {"unet", "vae"})
+
     @property
     def savings(self) -> tuple[Saving, ...]:
         """What there is to save memory with, the cheapest first.

@@ -111,7 +111,11 @@ def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConf
     The channels of its embedding of the image are its own: one entry a halving and one more; where
     the file lacks one, it is no ControlNet, or one for other latents, as loading will say. So are
     its transformers, of which there may be fewer and smaller ones than in the UNet.
+
+    Raises:
+        WeightsError: it is for UNets that are told other things.
     """
+    _check_what_is_told(variant, outline)
     halvings = variant.vae.downsample_factor.bit_length() - 1
     names = ["conv_in", *(f"blocks.{2 * i + 1}" for i in range(halvings))]
     tensors = [outline.get(f"controlnet_cond_embedding.{name}.weight") for name in names]
@@ -124,6 +128,36 @@ def controlnet_beside(variant: ModelVariant, outline: Outline) -> ControlNetConf
         conditioning_embedding_out_channels=tuple(
             1 if tensor is None else tensor.shape[0] for tensor in tensors
         ),
+    )
+
+
+OF_WIDTHS = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "Stable Diffusion XL's refiner",
+    2048: "Stable Diffusion XL",
+}
+"""For which models a UNet or ControlNet is, by the width of the prompt's embeddings."""
+
+
+def _check_what_is_told(variant: ModelVariant, outline: Outline) -> None:
+    """Raises ``WeightsError`` if a ControlNet is told other things than a variant's UNet."""
+    seen = _first(outline, r".*\.attn2\.to_k\.weight")
+    width, needed = None if seen is None else seen.shape[-1], variant.unet.cross_attention_dim
+    is_told = ADDED in outline
+    if is_told == (variant.unet.addition_embed_type is not None) and width in (None, needed):
+        return
+    theirs, ours = (
+        OF_WIDTHS.get(one, "Stable Diffusion XL" if told else "Stable Diffusion 1.x or 2.x")
+        for one, told in (
+            (width or 0, is_told),
+            (needed, variant.unet.addition_embed_type is not None),
+        )
+    )
+    if theirs == ours:
+        return  # what else is amiss, loading will say
+    raise WeightsError(
+        f"it is a ControlNet for {theirs}, and {variant.name} takes those for {ours}"
     )
 
 

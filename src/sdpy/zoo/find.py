@@ -12,7 +12,12 @@ from sdpy.errors import UsageError, WeightsError
 from sdpy.zoo.cache import cached_model, is_hub_name, single_file, snapshot_in
 from sdpy.zoo.configs import is_tiny_vae
 from sdpy.zoo.files import find_files
-from sdpy.zoo.hints import distilled, doubtful_tiny_autoencoder, repaired_autoencoder
+from sdpy.zoo.hints import (
+    check_autoencoder,
+    distilled,
+    doubtful_tiny_autoencoder,
+    repaired_autoencoder,
+)
 from sdpy.zoo.recognise import NO_VARIANTS, part_outline, recognise
 from sdpy.zoo.schemas import told_beside
 from sdpy.zoo.source import ModelSource
@@ -134,16 +139,18 @@ def _with_vae(found: ModelSource, path: Path) -> ModelSource:
         return replace(found, notices=(*found.notices, *doubts))
     own, beside = variant.vae, told_beside("vae", checkpoint.path)
     told = beside.values
+    doubts = check_autoencoder(checkpoint, told, variant)
     repaired, notices = repaired_autoencoder(checkpoint.path) if own.force_upcast else (False, ())
     if "force_upcast" in told:
         repaired, notices = not told["force_upcast"], ()
     vae = replace(
         own,
-        scaling_factor=told.get("scaling_factor", own.scaling_factor),
+        # Where its own file says none, it is for a model of this kind.
+        scaling_factor=told.get("scaling_factor", VARIANTS[variant.name].vae.scaling_factor),
         norm_num_groups=told.get("norm_num_groups", own.norm_num_groups),
         force_upcast=own.force_upcast and not repaired,
     )
-    notices = tuple(dict.fromkeys((*found.notices, *beside.notices, *notices)))
+    notices = tuple(dict.fromkeys((*found.notices, *beside.notices, *notices, *doubts)))
     return replace(found, variant=variant.with_configs(vae=vae), notices=notices)
 
 

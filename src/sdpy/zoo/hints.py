@@ -6,16 +6,17 @@ What is found here is a guess, and the user is told of it; but for models that s
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdpy.checkpoints import Checkpoint
 from sdpy.errors import WeightsError
 from sdpy.schedulers import NoiseConfig
 from sdpy.zoo.configs import is_of_2x
 from sdpy.zoo.hub.catalog import MODELS
-from sdpy.zoo.variants import SDXL, SDXL_LIGHTNING, SDXL_TURBO, ModelVariant
+from sdpy.zoo.variants import SD15, SDXL, SDXL_LIGHTNING, SDXL_TURBO, VARIANTS, ModelVariant
 
 # Beginnings of names in checkpoints whose UNets look like Stable Diffusion's.
 _OTHERS: tuple[tuple[str, str], ...] = (
@@ -127,6 +128,58 @@ def doubtful_tiny_autoencoder(path: Path, variant: ModelVariant) -> tuple[str, .
         f"{path}: this model needs {wanted}; if this is {other}, colours will be wrong, "
         "which weights do not tell",
     )
+
+
+SCALES = {
+    SD15.vae.scaling_factor: "Stable Diffusion 1.x and 2.x",
+    SDXL.vae.scaling_factor: "Stable Diffusion XL",
+}
+"""For which models an autoencoder is, by the factor that its latents are multiplied with."""
+
+
+def check_autoencoder(
+    checkpoint: Checkpoint, told: Mapping[str, Any], variant: ModelVariant
+) -> tuple[str, ...]:
+    """What is to be said of an autoencoder that was given for a model; shapes do not tell.
+
+    Args:
+        checkpoint: its file, whose name may say what it is for.
+        told: what the ``config.json`` beside it says. A scaling factor of no published model is
+            followed.
+        variant: the model.
+
+    Raises:
+        WeightsError: it is for latents of another scale.
+    """
+    path, own = checkpoint.path, VARIANTS[variant.name].vae.scaling_factor
+    if own not in SCALES:
+        return ()
+    scale = told.get("scaling_factor", own)
+    if scale != own and scale in SCALES:
+        raise WeightsError(
+            f"{path}: the config.json beside it says that it is an autoencoder for {SCALES[scale]},"
+            f" and {variant.name} needs one for {SCALES[own]}; take one for this model"
+        )
+    name = "/".join(path.parts[-2:]).lower()
+    is_xl = own == SDXL.vae.scaling_factor
+    if told:
+        # Configuration files of XL's autoencoders say both, those of most others neither.
+        doubted = is_xl and told.keys().isdisjoint(("scaling_factor", "force_upcast"))
+    elif is_xl:
+        doubted = _VERSION.search(name) is not None or "vae-ft-" in name
+    else:
+        doubted = re.search(r"(?<![a-z])(sd[ _.-]?)?xl(?![a-z])", name) is not None
+    if not doubted:
+        return ()
+    return (
+        f"{path} looks like an autoencoder for {SCALES[_other_scale(own)]}, by its name or its "
+        f"config.json, which weights do not tell; if it is one, colours will be wrong: "
+        f"{variant.name} needs one for {SCALES[own]}",
+    )
+
+
+def _other_scale(own: float) -> float:
+    return next(scale for scale in SCALES if scale != own)
 
 
 def doubtful_adapter(checkpoint: Checkpoint, variant: ModelVariant) -> tuple[str, ...]:
