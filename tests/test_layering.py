@@ -201,7 +201,9 @@ def uses(text: str, name: str) -> bool:
 def test_only_the_session_loads_weights() -> None:
     """Checkpoints define the function; the scripts, outside of the package, hold to it too."""
     users = {file for file, text in sources().items() if uses(text, "load_weights")}
-    assert {file for file in users if unit(file) != "checkpoints"} == {"runtime/session.py"}
+    assert {file for file in users if unit(file) != "checkpoints"} == {"runtime/loading.py"}
+    loaders = {file for file, text in sources().items() if uses(text, "load_model")}
+    assert loaders == {"runtime/session.py"}
     scripts = sorted((Path(__file__).parents[1] / "scripts").rglob("*.py"))
     assert len(scripts) > 10
     assert [path for path in scripts if uses(path.read_text("utf-8"), "load_weights")] == []

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer as ReferenceTokenizer
 from sdpy.benchmark.weights import made_up_merges, model_files, write_random_model
 from sdpy.checkpoints import read_checkpoint, write_checkpoint
 from sdpy.errors import OutputError, WeightsError
-from sdpy.runtime.session import Session
+from sdpy.runtime.headers import Headers
 from sdpy.text.tokenizer import CLIPTokenizer
 from sdpy.zoo.find import find_source
 from sdpy.zoo.variants import SD15
@@ -36,7 +36,7 @@ def test_the_folder_is_recognised_as_what_it_was_made_of(folder: Path) -> None:
     assert found.variant == replace(SD15, sample_size=VARIANT.sample_size).with_configs(**sizes)
     assert found.files == model_files(folder, VARIANT)
     assert found.assumptions == ()
-    Session(found).check()
+    Headers(found).check()
 
 
 def test_weights_are_random_and_of_a_sane_scale(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import sdpy.runtime.session as session_module
+import sdpy.runtime.loading as loading_module
 from sdpy.checkpoints import Checkpoint
 from sdpy.cli.app import run
 from sdpy.zoo.variants import VARIANTS
@@ -66,11 +66,11 @@ def sdpy(
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose weights were loaded."""
     names: list[str] = []
-    load_weights = session_module.load_weights
+    load_weights = loading_module.load_weights
 
     def noting(model: Any, source: Checkpoint, **options: Any) -> Any:
         names.append(source.path.name)
         return load_weights(model, source, **options)
 
-    monkeypatch.setattr(session_module, "load_weights", noting)
+    monkeypatch.setattr(loading_module, "load_weights", noting)
     return names

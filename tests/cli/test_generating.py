@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import sdpy.runtime.devices as devices_module
-import sdpy.runtime.session as session_module
+import sdpy.runtime.loading as loading_module
 from sdpy import __version__
 from sdpy.checkpoints import write_checkpoint
 from sdpy.cli.app import COMMANDS
@@ -268,8 +268,8 @@ def test_places(
         placed.append(device.type)
         return load(model, source)
 
-    load = session_module.load_weights
-    monkeypatch.setattr(session_module, "load_weights", noting)
+    load = loading_module.load_weights
+    monkeypatch.setattr(loading_module, "load_weights", noting)
     assert sdpy("generate", "x", *FAST, *words).code == 0
     assert tuple(placed) == expected
 

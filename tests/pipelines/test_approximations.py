@@ -211,7 +211,7 @@ def test_faster_kernels_give_the_same(tiny_data: Path, task: str) -> None:
 def test_what_cannot_work_is_refused_before_anything_is_loaded(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch, approximation: Any, words: str
 ) -> None:
-    monkeypatch.setattr("sdpy.runtime.session.load_weights", None)
+    monkeypatch.setattr("sdpy.runtime.loading.load_weights", None)
     request = Request("x", **approximation)
     with pytest.raises(UsageError, match=words):
         next(run("generate", tiny_session(tiny_data), request))

@@ -16,6 +16,7 @@ from sdpy.pipelines import vae
 from sdpy.pipelines.events import Notice
 from sdpy.pipelines.request import Request
 from sdpy.runtime.execution import Execution
+from sdpy.runtime.loaded_models import LoadedModels
 from sdpy.runtime.session import Session
 from support.captures import ReplayedOperators
 from support.compare import relative_error
@@ -104,7 +105,7 @@ def test_short_of_memory_the_decoder_drops_the_graphs_first(
         tiny_data, placement=placed(unet=GPU), execution=Execution(cuda_graphs=True)
     )
     models, dropped = session.models(), []
-    monkeypatch.setattr(Session, "drop_graphs", lambda session: dropped.append(session))
+    monkeypatch.setattr(LoadedModels, "drop_graphs", lambda loaded: dropped.append(loaded))
     decode, latents = AutoencoderKL.decode, torch.randn(1, 4, 8, 8)
 
     def short(model: AutoencoderKL, latents: Tensor) -> Tensor:
@@ -115,4 +116,4 @@ def test_short_of_memory_the_decoder_drops_the_graphs_first(
     monkeypatch.setattr(AutoencoderKL, "decode", short)
     told = [event.text for event in vae.decode(models, latents) if isinstance(event, Notice)]
     assert told == ["not enough memory for the autoencoder: dropping the CUDA graphs of the steps"]
-    assert dropped == [session]
+    assert dropped == [session.loaded]

@@ -102,7 +102,7 @@ def test_a_controlnet_of_the_original_names_is_loaded(tmp_path: Path, prefix: st
     vae = replace(TINY.vae, block_out_channels=(8, 8, 8, 8))
     variant = TINY.with_configs(unet=REAL.unet, vae=vae)
     session = tiny_session(tmp_path, variant, execution=Execution(fast_kernels=False))
-    session.check_companion(path)
+    session.headers.check_companion(path)
     with session.models().controlnet(path) as loaded:
         for name, tensor in loaded.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name

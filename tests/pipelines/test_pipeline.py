@@ -176,8 +176,8 @@ def test_a_model_that_there_is_not(tmp_path: Path) -> None:
 def test_a_closed_model(tiny_data: Path) -> None:
     with sdpy.Pipeline(tiny_session(tiny_data)) as model:
         model.generate("x", **FAST)
-        assert model.session.loaded_components()
-    assert not model.session.loaded_components()
+        assert model.session.loaded.components()
+    assert not model.session.loaded.components()
     with pytest.raises(UsageError, match="closed"):
         model.generate("x", **FAST)
 

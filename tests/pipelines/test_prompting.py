@@ -128,7 +128,7 @@ def test_a_prompt_that_is_refused_is_so_before_a_model_is_loaded(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CLIPTextModel, "__init__", None)  # not even an empty one
-    monkeypatch.setattr(session, "check", lambda loras: None)
+    monkeypatch.setattr(session.headers, "check", lambda loras: None)
     request = Request("cat", negative_prompt=LONG, long_prompt="error")
     with pytest.raises(UsageError, match="the negative prompt takes more than one chunk"):
         next(text2img(session, request, width=32, height=32))

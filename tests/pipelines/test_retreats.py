@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sdpy.pipelines.events import ImageDecoded, Notice
 from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import CPU, Placement
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.loaded_model import ModelKey
+from sdpy.runtime.loaded_models import ModelKey
 from sdpy.runtime.retreats import retreats
 from sdpy.runtime.session import Session
 from support.compare import relative_error
@@ -47,19 +48,18 @@ def full(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     Models of the GPU are loaded, and moved, onto the CPU.
     """
     refused: dict[str, set[str]] = {}
-    load = Session._load
+    load = session_module.load_model
 
-    def load_or_fail(self: Session, key: ModelKey, *rest: Any) -> Any:
+    def load_or_fail(key: ModelKey, *rest: Any) -> Any:
         if way(key) in refused.get(key.component, ()):
             raise FULL
-        on_cpu = ModelKey(**{**vars(key), "device": CPU})
-        return load(self, on_cpu, *rest)
+        return replace(load(replace(key, device=CPU), *rest), key=key)
 
     @contextmanager
     def stay(model: nn.Module, device: torch.device) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(Session, "_load", load_or_fail)
+    monkeypatch.setattr(session_module, "load_model", load_or_fail)
     monkeypatch.setattr(session_module, "moved", stay)
     return refused
 

@@ -369,7 +369,7 @@ def test_without_a_mask_an_inpainting_unet_generates_everything(
 def test_a_unet_with_other_input_channels_is_refused(
     tiny_data: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    monkeypatch.setattr("sdpy.runtime.session.load_weights", pytest.fail)
+    monkeypatch.setattr("sdpy.runtime.loading.load_weights", pytest.fail)
     session = tiny_session(tiny_data, unet="unet-5.ot")
     with pytest.raises(WeightsError) as caught:
         next(run(task, session, Request("x")))
@@ -418,7 +418,7 @@ def test_other_sizes_are_refused(session: Session, width: int, height: int, mess
 def test_request_that_cannot_work_are_refused_before_any_model_is_loaded(
     session: Session, monkeypatch: pytest.MonkeyPatch, task: str, changes: Any
 ) -> None:
-    monkeypatch.setattr("sdpy.runtime.session.load_weights", pytest.fail)
+    monkeypatch.setattr("sdpy.runtime.loading.load_weights", pytest.fail)
     with pytest.raises(SdpyError) as caught:
         next(run(task, session, Request("x", **changes)))
     assert isinstance(caught.value, UsageError)

@@ -12,22 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sdpy.runtime.loading as loading_module
 import sdpy.runtime.planner as planner_module
-import sdpy.runtime.session as session_module
 import sdpy.runtime.workload as workload_module
 from sdpy.checkpoints import Lora, write_checkpoint
-from sdpy.errors import UsageError, WeightsError
+from sdpy.errors import UsageError
 from sdpy.pipelines.events import ImageDecoded
 from sdpy.pipelines.generate import generate
 from sdpy.pipelines.request import Request
 from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
+from sdpy.runtime.loaded_models import LoadedModel
 from sdpy.runtime.options import ModelOptions
 from sdpy.runtime.session import PROMPTS_CACHED, Session
 from sdpy.text.tokenizer import CLIPTokenizer
 from support.growth import memory_of_session
 from support.mapped import resident_kilobytes
-from support.tiny import placed, tiny_session, tiny_source, tiny_weights, write_tiny
+from support.tiny import placed, tiny_session, tiny_weights, write_tiny
 
 NAMES = ("text_encoder", "unet", "vae")
 REQUEST = Request("lighthouse", steps=2, width=32, height=32)
@@ -64,8 +65,8 @@ class Spy:
 
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    spy = Spy(session_module.load_weights)
-    monkeypatch.setattr(session_module, "load_weights", spy)
+    spy = Spy(loading_module.load_weights)
+    monkeypatch.setattr(loading_module, "load_weights", spy)
     return spy
 
 
@@ -264,7 +265,7 @@ def test_what_stays_is_what_fits(
     room.free = sum(bytes_of[name] for name in fits)
     session = tiny_session(tiny_data)
     images(session, REQUEST)
-    assert set(session.loaded_components()) == stays
+    assert set(session.loaded.components()) == stays
 
 
 def test_the_least_recently_used_goes_first(
@@ -275,16 +276,16 @@ def test_the_least_recently_used_goes_first(
     path = lora_file(tmp_path / "a.safetensors", seed=0)
     images(session, REQUEST)
     images(session, replace(REQUEST, lora=(Lora(path),)))
-    assert session.loaded_components() == (*("text_encoder", "unet", "text_encoder"), "unet", "vae")
+    assert session.loaded.components() == (*("text_encoder", "unet", "text_encoder"), "unet", "vae")
     room.free = 0.5 * bytes_of["unet"]  # of which a third UNet does not find enough
     order: list[str] = []
-    release = session_module.LoadedModel.release
+    release = LoadedModel.release
 
     def noting(self: Any, **options: Any) -> None:
         order.append(self.key.component)
         release(self, **options)
 
-    monkeypatch.setattr(session_module.LoadedModel, "release", noting)
+    monkeypatch.setattr(LoadedModel, "release", noting)
     with pytest.raises(Exception, match="would take"):
         room.free = 0
         images(session, replace(REQUEST, lora=(Lora(path, 0.5),)))
@@ -302,7 +303,7 @@ def test_a_block_of_its_own_leaves_nothing(tiny_data: Path, spy: Spy) -> None:
 def test_nothing_stays_in_low_memory(tiny_data: Path, spy: Spy) -> None:
     session = tiny_session(tiny_data, execution=Execution(memory="low"))
     images(session, replace(REQUEST, num_samples=2))
-    assert session.loaded_components() == ()
+    assert session.loaded.components() == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -348,8 +349,8 @@ def test_a_run_that_is_given_up_releases(tiny_data: Path, spy: Spy) -> None:
 def test_close_releases_everything(tiny_data: Path, spy: Spy) -> None:
     with tiny_session(tiny_data) as session:
         images(session, REQUEST)
-        assert session.loaded_components() == NAMES
-    assert session.loaded_components() == ()
+        assert session.loaded.components() == NAMES
+    assert session.loaded.components() == ()
     assert all(is_empty(model) for _, model in spy.models)
     with pytest.raises(UsageError, match="closed"):
         images(session, REQUEST)
@@ -364,8 +365,8 @@ def test_the_models_go_where_they_are_placed(
         devices.append(device)
         return load_weights(model, file)
 
-    load_weights = session_module.load_weights
-    monkeypatch.setattr(session_module, "load_weights", note)
+    load_weights = loading_module.load_weights
+    monkeypatch.setattr(loading_module, "load_weights", note)
     places = {name: torch.device("cuda", i) for i, name in enumerate(NAMES)}
     models = tiny_session(tiny_data, placement=Placement(places)).models()
     for name in NAMES:
@@ -402,51 +403,6 @@ def test_several_threads(tiny_data: Path) -> None:
         thread.join()
     assert session.counters.loads == 3
     assert all(torch.equal(found[i], expected[i]) for i in range(4))
-
-
-# --- checking ----------------------------------------------------------------------------------
-
-
-def test_check_reads_no_numbers(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = tiny_session(tiny_data)
-    monkeypatch.setattr(session_module, "load_weights", pytest.fail)
-    session.check()
-    assert session.source.config("unet").in_channels == 4
-
-
-@pytest.mark.parametrize(
-    ("changed", "instead"),
-    [
-        ("text_encoder", "vae.ot"),
-        ("unet", "vae.ot"),
-        ("unet", "pytorch_model.ot"),
-        ("vae", "unet.ot"),
-        ("vae", "bpe_simple_vocab_16e6.txt"),
-    ],
-)
-def test_check_finds_a_file_of_the_wrong_kind(tiny_data: Path, changed: str, instead: str) -> None:
-    source = tiny_source(tiny_data)
-    files = source.files.with_weights(**{changed: tiny_data / instead})
-    with pytest.raises(WeightsError) as caught:
-        Session(replace(source, files=files)).check()
-    assert instead in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_check_finds_a_vocabulary_that_is_none(tiny_data: Path) -> None:
-    source = tiny_source(tiny_data)
-    files = replace(source.files, vocabulary=tiny_data / "vae.ot")
-    with pytest.raises(WeightsError, match="vae.ot"):
-        Session(replace(source, files=files)).check()
-
-
-@pytest.mark.parametrize(("file", "channels"), [("unet.ot", 4), ("unet-inpaint.ot", 9)])
-def test_input_channels_are_the_file_s(tiny_data: Path, file: str, channels: int) -> None:
-    session = tiny_session(tiny_data, unet=file)
-    session.check()
-    assert session.source.config("unet").in_channels == channels
-    with session.models().unet() as unet:
-        assert unet.conv_in.weight.shape[1] == channels
 
 
 @pytest.mark.parametrize(

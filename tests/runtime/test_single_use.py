@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import sdpy.runtime.session as session_module
+import sdpy.runtime.loading as loading_module
 from sdpy.checkpoints import Lora, write_checkpoint
 from sdpy.optimizations.base import PassContext
 from sdpy.pipelines.events import ImageDecoded
@@ -43,8 +43,8 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[PassContext]:
         found.append(context)
         apply_passes(model, context)
 
-    apply_passes = session_module.apply_passes
-    monkeypatch.setattr(session_module, "apply_passes", note)
+    apply_passes = loading_module.apply_passes
+    monkeypatch.setattr(loading_module, "apply_passes", note)
     return found
 
 
@@ -173,7 +173,7 @@ def test_the_decoder_takes_the_memory_of_the_unet(
 ) -> None:
     """Nothing is given back to the system in between, unless somebody else may need it."""
     calls: list[None] = []
-    giving = "sdpy.runtime.loaded_model.give_back_freed_memory"
+    giving = "sdpy.runtime.loaded_models.give_back_freed_memory"
     monkeypatch.setattr(giving, lambda: calls.append(None))
     session = tiny_session(tiny_data, keep_models=keep_models, execution=Execution(memory=memory))
     image(session)
@@ -194,6 +194,6 @@ def test_models_are_built_once(tiny_data: Path, monkeypatch: pytest.MonkeyPatch)
     session = tiny_session(tiny_data)
     image(session)
     assert sorted(made) == ["text_encoder", "unet", "vae"]
-    session.release()
+    session.loaded.release()
     image(session)
     assert sorted(made) == ["text_encoder", "unet", "unet", "vae", "vae"]

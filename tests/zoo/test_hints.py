@@ -278,9 +278,9 @@ def test_adapters_for_1x_and_for_2x_have_the_same_shapes(
                     match=rf"is a T2I-Adapter for Stable Diffusion {version}.x, and "
                     rf"{source.variant.name} is a {own}.x",
                 ):
-                    session.check_companion(file)
+                    session.headers.check_companion(file)
                 continue
-            session.check_companion(file)
+            session.headers.check_companion(file)
             told = [notice.text for notice in session.take_notices()]
             doubted = own == "2" and version is None
             assert len(told) == doubted

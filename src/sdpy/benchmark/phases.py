@@ -130,7 +130,7 @@ def text_encoding(target: BenchmarkTarget, evaluations: int) -> Iterator[Evaluat
             by_encoder = [
                 encode_prompts(
                     [of_encoder.all],
-                    session.tokenizer,
+                    session.headers.tokenizer,
                     text_encoder,
                     pad_id=variant.pad_ids.get(name),
                     skip_layers=variant.skip_layers,

@@ -136,7 +136,7 @@ def survey(
         UsageError: an unsuitable size.
         WeightsError: a file is broken or of the wrong kind.
     """
-    target.session().check()
+    target.session().headers.check()
     flops = target.count_flops()
     first = choices[0]
     yield MeasurementStarted(f"matrix product, {first}")

@@ -75,7 +75,9 @@ def _by_arithmetic(batch: Batch, groups: Counter[Group]) -> float | None:
         known = (*group.latent_size, variant.name)
         if known not in counted:
             counted[known] = count_flops(
-                variant.with_configs(vae=session.config("vae")), group.latent_size, unet_batch=1
+                variant.with_configs(vae=session.headers.config("vae")),
+                group.latent_size,
+                unet_batch=1,
             )
         flops = counted[known]
         seconds += count * (group.evaluations * flops["unet"] + flops["decode"]) / rate

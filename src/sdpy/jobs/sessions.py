@@ -37,7 +37,7 @@ class Sessions:
         """Release the models of all but one session."""
         for other in self._open.values():
             if other is not session:
-                other.release()
+                other.loaded.release()
 
     def close(self) -> None:
         """Close all sessions."""

@@ -199,13 +199,13 @@ def check_controls(
             )
         if not math.isfinite(control.scale):
             raise UsageError(f"{control.weights}: the scale {control.scale} is no finite number")
-        session.check_companion(control.weights)
+        session.headers.check_companion(control.weights)
         _check_type(session, control)
 
 
 def control_type_count(session: Session, weights: Path) -> int:
     """How many control types a network knows: none but a ControlNet-Union knows any."""
-    config = session.config(session.source.companion(weights), weights)
+    config = session.headers.config(session.source.companion(weights), weights)
     return getattr(config, "num_control_type", 0)
 
 
@@ -237,7 +237,7 @@ def describe_controls(session: Session, controls: Iterable[Control]) -> Iterator
                 "preprocessor makes it; --control-type says otherwise"
             )
         component = session.source.companion(control.weights)
-        channels = getattr(session.config(component, control.weights), "in_channels", 3)
+        channels = getattr(session.headers.config(component, control.weights), "in_channels", 3)
         if channels == 1 and _has_colours(control.image):
             yield (
                 f"{control.weights} is shown grey images: only the brightness of its control image "

@@ -80,7 +80,7 @@ def _encode(
                 [
                     encode_prompts(
                         [prompts[i].all for prompts in one.prompts.values()],
-                        session.tokenizer,
+                        session.headers.tokenizer,
                         text_encoder,
                         chunks=[_most_chunks(prompts) for prompts in one.prompts.values()],
                         pad_id=variant.pad_ids.get(name),

@@ -211,7 +211,7 @@ def _generate_group(
             retreat, *left = left
             for one in (session, session.refiner):
                 if one is not None:
-                    one.release()
+                    one.loaded.release()
             release_cached_memory()
             models = retreat.of(models)
             refiner = None if refiner is None else retreat.of(refiner)
@@ -234,7 +234,7 @@ def _encode_prompts(
     ways = [models]
 
     def go_on() -> None:
-        models.session.release(*names)
+        models.session.loaded.release(*names)
         placement = models.placement
         for name in names:
             placement = placement.with_device(name, CPU)
@@ -294,7 +294,7 @@ def _generate_batch(
                 # An approximation does not do the same at each step.
                 graphs=None if plan.approximations else graphs_of(unet),
             ):
-                stage.models.session.check_unchanged()
+                stage.models.session.loaded.check_unchanged()
                 latents = step.latents
                 yield from step.notices
                 yield Progress(first, last, images, step.index, steps)

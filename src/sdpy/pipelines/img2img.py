@@ -44,7 +44,7 @@ class ImageToImage:
         assert request.image is not None
         shown = yield from mask_everything(models, self.latent_shape(models.session, request))
         encoded = yield from encode(models, request.image)
-        scaling_factor = models.session.config("vae").scaling_factor
+        scaling_factor = models.session.headers.config("vae").scaling_factor
 
         def begin(scheduler: Scheduler, generator: torch.Generator) -> InitialLatents:
             conditioning = None if shown is None else shown.sample(generator)

@@ -54,7 +54,7 @@ class Inpainting:
         session, variant = models.session, models.variant
         assert request.image is not None and request.mask is not None
         latent_mask = self._latent_mask(session, request)
-        scaling_factor = session.config("vae").scaling_factor
+        scaling_factor = session.headers.config("vae").scaling_factor
         if not takes_mask(session):
             if variant.unet.in_channels != variant.vae.latent_channels:
                 yield Notice(

@@ -51,7 +51,7 @@ def unet_in_channels(variant: ModelVariant) -> tuple[int, int]:
 
 def takes_mask(session: Session) -> bool:
     """Whether the session's UNet is one for inpainting."""
-    return bool(session.config("unet").in_channels == unet_in_channels(session.variant)[1])
+    return bool(session.headers.config("unet").in_channels == unet_in_channels(session.variant)[1])
 
 
 def mask_everything(
@@ -69,4 +69,4 @@ def mask_everything(
     grey = torch.zeros(1, 3, factor * shape[-2], factor * shape[-1])
     masked = yield from encode(models, grey)
     mask = torch.ones(1, 1, *shape[-2:])
-    return MaskConditioning(mask, masked, models.session.config("vae").scaling_factor)
+    return MaskConditioning(mask, masked, models.session.headers.config("vae").scaling_factor)

@@ -137,9 +137,9 @@ def plan_request(session: Session, request: Request) -> PlannedRequest:
     skip = skipped_steps(request.steps, strength)
     _check_options(request)
     scheduler = plan_schedule(session, request, skip)
-    session.check(request.lora)
+    session.headers.check(request.lora)
     request = _with_bundled_words(request)
-    unet = session.config("unet")
+    unet = session.headers.config("unet")
     scale = request.guidance_scale
     scale = session.variant.guidance_scale if scale is None else scale
     can_guide = unet.time_cond_proj_dim is None
@@ -203,8 +203,8 @@ def _with_refiner(session: Session, base: ModelVariant, plan: PlannedRequest) ->
     Raises:
         WeightsError: the refiner is for other latents, or broken.
     """
-    session.check()
-    variant, unet, request = session.variant, session.config("unet"), plan.request
+    session.headers.check()
+    variant, unet, request = session.variant, session.headers.config("unet"), plan.request
     ours, theirs = (
         (vae.latent_channels, vae.downsample_factor, vae.scaling_factor)
         for vae in (base.vae, variant.vae)

@@ -52,7 +52,7 @@ def plan_prompts(session: Session, request: Request, steps: int, scaled: bool) -
     def tokenize(text: str, what: str) -> TokenizedPrompt:
         return tokenize_prompt(
             text,
-            session.tokenizer,
+            session.headers.tokenizer,
             variant.text_encoder,
             syntax=request.prompt_syntax,
             long_prompt=request.long_prompt,

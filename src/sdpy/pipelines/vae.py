@@ -126,14 +126,14 @@ def _with_fallbacks(
             return work(vae)
 
     def go_on(instead: RequestModels) -> None:
-        models.session.release("vae")  # what did not suffice, before another takes its place
+        models.session.loaded.release("vae")  # what did not suffice, before another takes its place
         ways.append(instead)
 
     fallbacks = []
     device = models.placement["vae"]
     if models.execution.captures_on(models.placement["unet"]):
         fallbacks.append(
-            Fallback("dropping the CUDA graphs of the steps", models.session.drop_graphs)
+            Fallback("dropping the CUDA graphs of the steps", models.session.loaded.drop_graphs)
         )
     tiled = models.computing(tiled=True)
     if not models.execution.is_tiled_on(device):

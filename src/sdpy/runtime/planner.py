@@ -74,7 +74,7 @@ def plan_memory(models: RequestModels, workload: Workload, batch_size: int | Non
         wanted = 1 if batch_size is None else wanted
     room = find_room(models.execution, workload.gpus)
     while not workload.need(execution, keeps[0], wanted).fits(room):
-        if not models.session.release_least_recently_used(needed):
+        if not models.session.loaded.release_least_recently_used(needed):
             break
         room = find_room(models.execution, workload.gpus)
 

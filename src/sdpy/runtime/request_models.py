@@ -24,7 +24,8 @@ from sdpy.models import (
 )
 from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
-from sdpy.runtime.loaded_model import ModelKey
+from sdpy.runtime.loaded_models import ModelKey
+from sdpy.runtime.loading import Use
 from sdpy.zoo.variants import ModelVariant
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RequestModels:
 
     def execution_of(self, component: str, path: Path | None = None) -> Execution:
         """How a model computes: in float32 where its numbers are known to overflow in float16."""
-        config = self.session.config(component, path)
+        config = self.session.headers.config(component, path)
         overflows = self.execution.dtype == torch.float16 and getattr(config, "force_upcast", False)
         return replace(self.execution, dtype=torch.float32) if overflows else self.execution
 
@@ -122,12 +123,6 @@ class RequestModels:
     def _use(self, component: str, path: Path | None = None) -> Iterator[nn.Module]:
         path = self.session.source.files.weights[component] if path is None else path
         key, keep = self.key(component, path), component in self.keep
-        with self.session.use(
-            key,
-            path,
-            loras=self.loras,
-            keep=keep,
-            weight_budget=self.execution.weight_budget,
-            evaluations=self.evaluations.get(component),
-        ) as model:
+        use = Use(self.loras, keep, self.execution.weight_budget, self.evaluations.get(component))
+        with self.session.use(key, path, use) as model:
             yield model

@@ -88,14 +88,16 @@ class WeightsSize:
     @classmethod
     def of(cls, models: RequestModels, component: str, path: Path | None = None) -> WeightsSize:
         """Those of one of a request's models. Reads the file's header."""
-        size = models.session.file_size(component, path)
+        size = models.session.headers.file_size(component, path)
         return cls(
             component,
             models.placement[component],
             numbers=size.numbers,
             unmapped=size.unmapped,
-            is_loaded=models.session.is_loaded(models.key(component, path)),
-            overflows=bool(getattr(models.session.config(component, path), "force_upcast", False)),
+            is_loaded=models.key(component, path) in models.session.loaded,
+            overflows=bool(
+                getattr(models.session.headers.config(component, path), "force_upcast", False)
+            ),
         )
 
     def while_running(self, execution: Execution) -> Memory:
@@ -215,7 +217,7 @@ class Workload:
             WeightsSize.of(models, models.session.source.companion(path), path)
             for path in dict.fromkeys(controls)
         ]
-        variant, vae = models.variant, models.session.config("vae")
+        variant, vae = models.variant, models.session.headers.config("vae")
         factor = variant.vae.downsample_factor
         tiny = isinstance(vae, AutoencoderTinyConfig)
         return cls(
