@@ -66,3 +66,15 @@ def test_no_step_is_replaced_that_must_stay(sdpy: Any, loaded: list[str]) -> Non
     assert (result.code, loaded, os.listdir()) == (2, [], ["a.step-01.png"])
     assert "a.step-01.png exists" in result.err
     assert sdpy("generate", "x", "--step-images", "-o", "-").code == 2
+
+
+def test_the_steps_of_an_image_that_is_there(sdpy: Any) -> None:
+    assert sdpy("generate", "x", *THREE, "-o", "a.png").code == 0
+    assert sdpy("replay", "a.png", "--check", "--step-animation").out == ""
+    result = sdpy("replay", "a.png", "--step-images", "--step-animation")
+    steps = [f"a.replay.step-0{k}.png" for k in (1, 2)]
+    assert (result.code, result.out.split()) == (0, [*steps, "a.replay.steps.webp", "a.replay.png"])
+    assert sorted(os.listdir()) == sorted(["a.png", *result.out.split()])
+    # What is there in the place of one of them stays where a name must not be replaced.
+    refused = sdpy("replay", "a.png", "--step-animation", "-o", "{name}.replay.png")
+    assert refused.code == 2 and "exists" in refused.err

@@ -147,6 +147,23 @@ def test_a_hint_at_the_option_that_is_meant(sdpy: Any, arguments: list[str], hin
     assert result.code == 2 and hint in result.err and len(result.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (
+            ["batch", "--step-animation"],
+            "of sdpy generate, sdpy img2img, sdpy inpaint, sdpy replay",
+        ),
+        (["generate", "x", "--only-masked"], "it is an option of sdpy inpaint, sdpy batch"),
+    ],
+)
+def test_a_hint_at_the_command_that_has_the_option(
+    sdpy: Any, arguments: list[str], hint: str
+) -> None:
+    result = sdpy(*arguments)
+    assert result.code == 2 and hint in result.err and len(result.err.splitlines()) == 1
+
+
 def test_hints_name_options_that_there_are() -> None:
     import inspect
 

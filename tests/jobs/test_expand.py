@@ -87,6 +87,8 @@ def test_names_and_values(name: str, raw: Any, field: str, value: Any) -> None:
         ({"offload": "maybe"}, "give true or false"),
         ({"stpes": 5}, "unknown option 'stpes': did you mean 'steps'"),
         ({"quiet": True}, "unknown option 'quiet'"),
+        ({"cfg_scale": 3}, "unknown option 'cfg_scale': use 'guidance-scale'"),
+        ({"--step-animation": True}, "'--step-animation' is no option of jobs: make this image"),
         ({"steps": 5, "n-steps": 6}, "given twice"),
         ({"seed": []}, "empty list"),
         ({"seed": "8-1"}, "the range 8-1"),

@@ -128,7 +128,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message().rstrip(".")
         if not message:  # no arguments at all: Typer has printed the help
             return error.exit_code
-        hint = _hint_at_option(getattr(error, "option_name", None))
+        hint = _hint_at_option(getattr(error, "option_name", None), context)
         return _fail(f"{message}; {hint}'{where} --help' explains", error.exit_code)
     except SdpyError as error:
         if os.environ.get("SDPY_DEBUG"):
@@ -154,7 +154,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
 
 
-def _hint_at_option(name: str | None) -> str:
+def _hint_at_option(name: str | None, context: Any) -> str:
     """What to type in the place of an option that there is not, for the middle of a message."""
     if name is None:
         return ""
@@ -163,7 +163,14 @@ def _hint_at_option(name: str | None) -> str:
         return f"use {ours}; "
     if not name.startswith("--"):
         return "text that begins with a dash comes after --, as in: sdpy generate -- '-5 degrees'; "
-    return ""
+    parent = None if context is None else context.parent
+    commands = {} if parent is None else parent.command.commands
+    having = [
+        f"sdpy {other}"
+        for other, command in commands.items()
+        if any(name in (*one.opts, *one.secondary_opts) for one in command.params)
+    ]
+    return f"it is an option of {', '.join(having)}; " if having else ""
 
 
 def _fail(message: str, exit_code: int) -> int:

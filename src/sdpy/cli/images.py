@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdpy.cli.display import open_display
 from sdpy.cli.options import OutputOptions
 from sdpy.cli.progress import follow
-from sdpy.cli.steps import StepWriter
+from sdpy.cli.steps import StepWriter, interval_of
 from sdpy.cli.terminal import answer
 from sdpy.errors import UsageError
 from sdpy.runtime.options import ModelOptions
@@ -56,9 +56,8 @@ def make_images(
         open_display(output.quiet) as display,
     ):
         writer.prepare(pipeline)
-        interval = output.step_interval if _shows_steps(output) else None
         events = follow(
-            pipeline.run([asked], step_interval=interval),
+            pipeline.run([asked], step_interval=interval_of(output)),
             display,
             _seeds_text(asked),
             output.verbose,
@@ -133,7 +132,7 @@ class _StreamWriter:
     def __init__(self, options: OutputOptions, asked: ImageRequest) -> None:
         if asked.num_samples != 1:
             raise UsageError("-o - is for one image: leave out --num-samples, or name files")
-        if _shows_steps(options):
+        if interval_of(options) is not None:
             raise UsageError("-o - is for one image: name a file, which those of the steps go with")
         if options.json:
             raise UsageError("-o - and --json both write to standard output: name a file")
@@ -150,10 +149,6 @@ class _StreamWriter:
         sys.stdout.buffer.write(encode_image(ready.image, "PNG", ready.image.texts))
         sys.stdout.buffer.flush()
         return []
-
-
-def _shows_steps(options: OutputOptions) -> bool:
-    return options.step_images or options.step_animation
 
 
 def _is_stream(options: OutputOptions) -> bool:

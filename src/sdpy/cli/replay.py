@@ -14,12 +14,13 @@ from sdpy.cli.images import image_json
 from sdpy.cli.info import ImageFiles
 from sdpy.cli.options import OutputOptions
 from sdpy.cli.progress import follow
+from sdpy.cli.steps import StepWriter, interval_of
 from sdpy.errors import SdpyError, UsageError
 from sdpy.runtime.options import ModelOptions
 
 if TYPE_CHECKING:  # at run time these would import torch
-    from sdpy.images.metadata import GeneratedImage
     from sdpy.jobs.output import ImageOutput
+    from sdpy.pipelines.events import ImageReady
     from sdpy.pipelines.pipeline import Pipeline
     from sdpy.pipelines.recalling import Recalled
 
@@ -38,13 +39,14 @@ MaskSource = Annotated[
 
 @dataclass(frozen=True)
 class _Replay:
-    """An image and what makes it again."""
+    """An image, what makes it again, and where that is written to; None for nowhere."""
 
     path: Path
     recalled: Recalled
     names: ImageOutput
     target: Path
     values: dict[str, Any]
+    steps: StepWriter | None
 
 
 def replay(
@@ -81,8 +83,8 @@ def replay(
             for doubt in one.recalled.doubts:
                 display.line(f"  {doubt}")
             pipeline = models.open(one.recalled.model, metadata=not output.no_metadata)
-            made = _make(pipeline, one.recalled, display, output)
-            difference = difference_to_file(made, one.path)
+            made = _make(pipeline, one, display, output)
+            difference = difference_to_file(made.image, one.path)
             differing += difference is not None
             display.line(f"  {difference or 'equal in every pixel'}")
             if not check:
@@ -132,9 +134,12 @@ def _prepare(
     request = recalled.request
     values = {"name": path.stem, "seed": request.seed, **prompt_fields(request.prompt)}
     (target,) = names.paths([values])
+    steps = None
     if not check:
+        steps = StepWriter(output, replaces=names.replaces)
         names.check([target])
-    return _Replay(path, recalled, names, target, values)
+        steps.check([target])
+    return _Replay(path, recalled, names, target, values, steps)
 
 
 class _Models:
@@ -164,32 +169,39 @@ class _Models:
 
 
 def _make(
-    pipeline: Pipeline, recalled: Recalled, display: ProgressDisplay, output: OutputOptions
-) -> GeneratedImage:
-    """Make the image again; say what is not as it was."""
+    pipeline: Pipeline, one: _Replay, display: ProgressDisplay, output: OutputOptions
+) -> ImageReady:
+    """Make the image again; say what is not as it was, and write its steps."""
+    from sdpy.pipelines.events import StepReady
     from sdpy.pipelines.recalling import changed_files, differing_environment
     from sdpy.pipelines.recording import Recorder, environment
 
+    recalled, steps = one.recalled, one.steps
     recorder = Recorder(pipeline.session, recalled.request)
     for line in changed_files(recalled, recorder.files):
         display.line(f"  {line}")
     if recalled.record is not None:
         for line in differing_environment(recalled.record, environment(pipeline.session)):
             display.line(f"  {line}")
-    events = follow(pipeline.run([recalled.request]), display, None, output.verbose)
-    with closing(events) as images:
-        (ready,) = images
-    return ready.image
+    interval = None if steps is None else interval_of(output)
+    run = pipeline.run([recalled.request], step_interval=interval)
+    with closing(follow(run, display, None, output.verbose)) as events:
+        for ready in events:
+            if not isinstance(ready, StepReady):
+                made = ready
+            elif steps is not None:
+                steps.write(ready, one.target)
+    return made
 
 
-def _write(
-    made: GeneratedImage, one: _Replay, output: OutputOptions, display: ProgressDisplay
-) -> None:
+def _write(made: ImageReady, one: _Replay, output: OutputOptions, display: ProgressDisplay) -> None:
+    if one.steps is not None:
+        one.steps.finish(made, one.target)
     if one.names.replaces and one.target.exists():
         display.line(f"replacing {one.target}")
-    written = one.names.write(made, one.target, one.values)
+    written = one.names.write(made.image, one.target, one.values)
     if output.json:
-        print(image_json(made, written), flush=True)
+        print(image_json(made.image, written), flush=True)
     elif not output.quiet:
         print(written, flush=True)
 

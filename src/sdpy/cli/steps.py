@@ -32,7 +32,7 @@ class StepWriter:
         Raises:
             UsageError: one is, which must not be replaced.
         """
-        if self.replaces or not (self.options.step_images or self.options.step_animation):
+        if self.replaces or interval_of(self.options) is None:
             return
         for path in paths:
             there = [_animation(path), *_steps(path)] if path.parent.is_dir() else []
@@ -66,6 +66,11 @@ class StepWriter:
     def _print(self, path: Path) -> None:
         if not (self.options.quiet or self.options.json):
             print(path, flush=True)
+
+
+def interval_of(options: OutputOptions) -> int | None:
+    """After how many steps it is written what an image looks like; None for never."""
+    return options.step_interval if options.step_images or options.step_animation else None
 
 
 def _animation(path: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin
 
 from sdpy.components import COMPONENTS
 from sdpy.errors import UsageError
+from sdpy.foreign import foreign_hint
 from sdpy.options import Option, option, options_of, parse
 from sdpy.pipelines.control_options import ControlOptions
 from sdpy.pipelines.request import STRENGTH, GenerationOptions, MaskOptions
@@ -272,6 +273,13 @@ def normal(name: str) -> str:
     return name.strip().lstrip("-").replace("-", "_").lower()
 
 
+_ALONE = ("intermediary_images", "step_images", "step_interval", "step_animation")
+"""Options of the commands for single images that jobs have not.
+
+In a folder of thousands of images, theirs would be taken for such.
+"""
+
+
 def find_option(name: str) -> JobOption:
     """The option of that name, with dashes or underscores.
 
@@ -282,8 +290,16 @@ def find_option(name: str) -> JobOption:
     found = known.get(normal(name))
     if found is not None:
         return found
+    if normal(name) in _ALONE:
+        raise UsageError(
+            f"'{name}' is no option of jobs: make this image with sdpy generate, img2img or inpaint"
+        )
+    ours = foreign_hint(name)
     near = difflib.get_close_matches(normal(name), known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "'sdpy generate --help' lists them"
+    if ours is not None and normal(ours) in known:
+        hint = f"use '{ours.lstrip('-')}'"
+    else:
+        hint = f"did you mean '{near[0]}'?" if near else "'sdpy generate --help' lists them"
     raise UsageError(
         f"unknown option '{name}': {hint} (a name that begins with an underscore is your own)"
     )
