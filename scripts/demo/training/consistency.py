@@ -6,6 +6,7 @@ Source: "Latent Consistency Models: Synthesizing High-Resolution Images with Few
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from scripts.demo.training.data import (
     step_generator,
 )
 from scripts.demo.training.diffusion import add_noise, predicted_clean, predicted_noise
-from scripts.demo.training.log import worker, workers
+from scripts.demo.training.log import Log, worker, workers
 from scripts.demo.training.models import (
     CONSISTENCY_FILE,
     GUIDANCE_CHANNELS,
@@ -29,11 +30,18 @@ from scripts.demo.training.options import TrainingOptions
 from scripts.demo.training.trainer import Trainer, autocast, full_precision, prepare
 from sdpy.checkpoints import write_checkpoint
 from sdpy.models import UNet2DConditionConfig, UNet2DConditionModel
+from sdpy.runtime.devices import seeded_generator
+from sdpy.schedulers import NoiseConfig
 from sdpy.schedulers.consistency import DISTILLED_STEPS
+from sdpy.schedulers.lcm import LCMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
 
 GUIDANCE_SCALES = (2.0, 6.0)
 """Range of guidance scales whose effect the student learns."""
+
+REPORTED_STEPS = 4
+REPORTED_SAMPLES = 16
+"""Steps and samples by which the finished student is compared with its teacher."""
 
 ROBUSTNESS = 1e-3
 """Errors below this are squared in the loss; larger ones count as they are (pseudo-Huber)."""
@@ -66,6 +74,7 @@ def distil_consistency(options: TrainingOptions) -> None:
         pass
     if worker() == 0:
         path = options.run / CONSISTENCY_FILE
+        report_steps(options, trainer.averages["unet"], teacher, captions, trainer.log)
         write_checkpoint(path, trainer.averages["unet"].half().state_dict())
 
 
@@ -142,6 +151,96 @@ def consistency_loss(
         predicted = student(noisy, start, context, timestep_cond=timestep_cond)
     difference = predicted_clean(alphas, noisy, predicted.float(), start) - target
     return ((difference**2 + ROBUSTNESS**2).sqrt() - ROBUSTNESS).mean()
+
+
+Velocity = Callable[[Tensor, int], Tensor]
+"""What a network predicts for latents at a timestep."""
+
+
+@torch.no_grad()
+def report_steps(
+    options: TrainingOptions,
+    student: nn.Module,
+    teacher: nn.ModuleDict,
+    captions: CaptionSet,
+    log: Log,
+) -> None:
+    """Log how far the student is, in each step of sampling, from where its teacher would end.
+
+    Both start from the same latents, those that the student has got to. The teacher's end from the
+    first noise would tell nothing of later steps: noise that is added anew leads to another image,
+    also from a student that makes no mistake.
+    """
+    variant = options.recipe.variant
+    count = min(REPORTED_SAMPLES, options.batch, len(captions.ids))
+    index = torch.arange(count, device=options.device)
+    generators = [seeded_generator(seed) for seed in range(count)]
+    shape = options.recipe.latents_shape
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(options.device)
+    with full_precision(options):
+        words = captions.draw(index, torch.Generator(options.device).manual_seed(0))
+        context = teacher["text"](torch.cat([captions.empty.expand_as(words), words]))
+    scales = torch.full((count,), variant.guidance_scale, device=options.device)
+    timestep_cond = embed_scales(scales)
+
+    def predicted(latents: Tensor, timestep: int) -> Tensor:
+        start = torch.full((count,), timestep, device=options.device)
+        with autocast(options):
+            velocity = student(latents, start, context[count:], timestep_cond=timestep_cond)
+        return velocity.float()
+
+    def guided(latents: Tensor, timestep: int) -> Tensor:
+        start = torch.full((2 * count,), timestep, device=options.device)
+        with autocast(options):
+            both = teacher["unet"](torch.cat([latents, latents]), start, context)
+        negative, positive = both.float().chunk(2)
+        return negative + variant.guidance_scale * (positive - negative)
+
+    errors = step_errors(variant.noise, predicted, guided, noise, REPORTED_STEPS, generators)
+    told = ", ".join(f"{100 * error:.1f}" for error in errors)
+    log(f"{REPORTED_STEPS} steps: {told} % off the teacher's ends")
+
+
+def step_errors(
+    noise: NoiseConfig,
+    student: Velocity,
+    teacher: Velocity,
+    latents: Tensor,
+    steps: int,
+    generators: list[torch.Generator],
+) -> list[float]:
+    """How far the student is from the teacher's end in each step of sampling, relative to this.
+
+    Args:
+        noise: of both.
+        student: predicts the velocity that means the end of the trajectory.
+        teacher: predicts the velocity at a place, guidance included.
+        latents: (B, C, h, w) that sampling starts from.
+        steps: of sampling, with `LCMScheduler`.
+        generators: one for each sample, of the noise that is added between steps.
+    """
+    alphas = make_alphas_cumprod(noise).float().to(latents.device)
+    scheduler = LCMScheduler(noise)
+    scheduler.set_timesteps(steps)
+    errors = []
+    for timestep in map(int, scheduler.timesteps):
+        velocity = student(latents, timestep)
+        start = torch.full((len(latents),), timestep, device=latents.device)
+        found = predicted_clean(alphas, latents, velocity, start)
+        end = trajectory_end(alphas, teacher, latents, timestep)
+        errors.append(((found - end).norm() / end.norm()).item())
+        latents = scheduler.step(velocity, timestep, latents, generators)
+    return errors
+
+
+def trajectory_end(alphas: Tensor, velocity: Velocity, latents: Tensor, timestep: int) -> Tensor:
+    """Where the solver of the distillation ends, part by part, from latents at a timestep."""
+    length = len(alphas) // DISTILLED_STEPS
+    while timestep >= 0:
+        start = torch.full((len(latents),), timestep, device=latents.device)
+        latents = ddim_step(alphas, latents, velocity(latents, timestep), start, start - length)
+        timestep -= length
+    return latents
 
 
 def embed_scales(scales: Tensor) -> Tensor:

@@ -13,12 +13,15 @@ from scripts.demo.recipes import RECIPES
 from scripts.demo.scene_sets import SCENES
 from scripts.demo.training import consistency, models
 from scripts.demo.training.data import CaptionSet, load_latents
+from scripts.demo.training.denoiser import token_ids
 from scripts.demo.training.diffusion import add_noise, predicted_clean
 from scripts.demo.training.options import TrainingOptions
 from scripts.demo.training.tiny_autoencoder import TINY_VAE_FILE, distil_autoencoder
 from scripts.engine import DemoModel
+from sdpy.checkpoints import write_checkpoint
 from sdpy.models import UNet2DConditionModel
 from sdpy.models.embeddings import guidance_scale_embedding
+from sdpy.runtime.devices import seeded_generator
 from sdpy.schedulers.ddim import DDIMScheduler
 from sdpy.schedulers.noise import make_alphas_cumprod
 from sdpy.zoo.variants import DEMO
@@ -63,9 +66,12 @@ def test_the_tiny_autoencoder_decodes(options: TrainingOptions) -> None:
 
 
 def test_the_distilled_unet_heeds_the_scale(
-    options: TrainingOptions,
+    options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(consistency, "REPORTED_SAMPLES", 1)
+    monkeypatch.setattr(consistency, "REPORTED_STEPS", 1)
     consistency.distil_consistency(options)
+    assert "consistency: 1 steps: " in (options.run / "log.txt").read_text()
     few = {"steps": 4, "scheduler": "lcm"}
     files = {"unet": models.CONSISTENCY_FILE}
     images = [generate(options, files, guidance_scale=scale, **few) for scale in (2.0, 6.0)]
@@ -116,6 +122,92 @@ def test_the_student_begins_as_its_teacher_whatever_the_scale() -> None:
     scale = normal(2, models.GUIDANCE_CHANNELS, seed=4)
     with torch.no_grad():
         assert torch.equal(student(*inputs, timestep_cond=scale), teacher(*inputs))
+
+
+MEAN, DEVIATION = 0.7, 0.6
+ALPHAS = make_alphas_cumprod(DEMO.noise).float()
+
+
+def gaussian_velocity(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+    """What a perfect teacher predicts whose latents have this mean and this deviation."""
+    alpha = ALPHAS[timestep]
+    variance = alpha * DEVIATION**2 + 1 - alpha
+    noise = (1 - alpha).sqrt() * (latents - alpha.sqrt() * MEAN) / variance
+    clean = MEAN + alpha.sqrt() * DEVIATION**2 * (latents - alpha.sqrt() * MEAN) / variance
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+
+def gaussian_end(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+    """Where its trajectory ends: it keeps its distance from the mean, in deviations."""
+    alpha = ALPHAS[timestep]
+    deviations = (latents - alpha.sqrt() * MEAN) / (alpha * DEVIATION**2 + 1 - alpha).sqrt()
+    return MEAN + DEVIATION * deviations
+
+
+def test_a_perfect_student_is_at_its_teacher_s_end_in_any_number_of_steps() -> None:
+    def perfect(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        alpha = ALPHAS[timestep]
+        return (alpha.sqrt() * latents - gaussian_end(latents, timestep)) / (1 - alpha).sqrt()
+
+    for steps in (1, 2, 4):
+        errors = {}
+        for name, student in (("perfect", perfect), ("undistilled", gaussian_velocity)):
+            generators = [seeded_generator(seed) for seed in range(64)]
+            noise = torch.stack([torch.randn(4, 4, 4, generator=g) for g in generators])
+            errors[name] = consistency.step_errors(
+                DEMO.noise, student, gaussian_velocity, noise, steps, generators
+            )
+        # The solver's parts are long enough for an error of their own.
+        assert len(errors["perfect"]) == steps and max(errors["perfect"]) < 0.05
+        assert errors["undistilled"][0] > 0.3
+
+
+def test_noise_that_is_used_again_gives_images_of_another_kind() -> None:
+    """With its own noise, clean latents make a place where no training sample ever is."""
+    noise = normal(64, 4, 8, 8)
+    start, later = torch.tensor([999]), torch.tensor([499])
+    clean = gaussian_end(noise, 999)
+    fresh = add_noise(ALPHAS, clean, normal(64, 4, 8, 8, seed=1), later)
+    again = add_noise(ALPHAS, clean, noise, later)
+    assert gaussian_end(fresh, 499).std() == pytest.approx(DEVIATION, rel=0.02)
+    assert gaussian_end(again, 499).std() > 1.15 * DEVIATION
+    assert gaussian_end(noise, int(start)).std() == pytest.approx(DEVIATION, rel=0.02)
+
+
+def test_the_student_samples_as_the_command_does(options: TrainingOptions) -> None:
+    """With the same noise and words, the places that are judged are those that sdpy gets to."""
+    teacher, prompt, steps = models.load_denoiser(options), "a house", 4
+    student = consistency.make_student(teacher["unet"], options.recipe.variant.unet)
+    with torch.no_grad():
+        student.time_embedding.cond_proj.weight.normal_()
+    write_checkpoint(options.run / "student.safetensors", student.state_dict())
+    words = {"text_encoder": options.run / "words.safetensors"}
+    write_checkpoint(words["text_encoder"], teacher["text"].state_dict())
+    variant = DEMO.with_configs(unet=models.student_config(DEMO.unet))
+    model = DemoModel.open(
+        options.bundle,
+        variant=variant,
+        files={"unet": options.run / "student.safetensors", **words},
+    )
+    expected = model.denoise(prompt, 7, "lcm", steps)
+
+    context = teacher["text"](token_ids(options, [prompt]))
+    scale = consistency.embed_scales(torch.tensor([DEMO.guidance_scale]))
+    reached: list[torch.Tensor] = []
+
+    def predicted(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        reached.append(latents)
+        with torch.no_grad():
+            return student(latents, torch.tensor([timestep]), context, timestep_cond=scale)
+
+    generator = seeded_generator(7)
+    noise = torch.randn(1, *options.recipe.latents_shape, generator=generator)
+    consistency.step_errors(
+        DEMO.noise, predicted, gaussian_velocity, noise, steps, generators=[generator]
+    )
+    assert len(reached) == len(expected) == steps
+    for ours, theirs in zip(reached[1:], expected, strict=False):
+        assert relative_error(ours, theirs) <= 1e-4
 
 
 def test_two_processes_share_a_batch(
