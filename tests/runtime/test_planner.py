@@ -29,7 +29,7 @@ from sdpy.runtime.devices import Placement
 from sdpy.runtime.execution import Execution
 from sdpy.runtime.planner import find_room, plan_memory, plan_two_stages
 from sdpy.runtime.session import Session
-from sdpy.runtime.workload import Memory, Workload
+from sdpy.runtime.workload import Memory, WeightsSize, Workload
 from sdpy.zoo.classes import make_model
 from sdpy.zoo.files import ModelFiles
 from sdpy.zoo.source import ModelSource
@@ -302,8 +302,9 @@ def test_what_decoding_was_measured_to_take(
 ) -> None:
     """In GB, without larger forms of weights; on an AMD EPYC with AVX-512 BF16."""
     monkeypatch.setattr("sdpy.runtime.execution.cpu_has_bfloat16", lambda: True)
-    workload = workload_of(Session(sdxl), (1, 4, size // 8, size // 8))
-    streamed = Execution(dtype=dtype, streamed=True)  # so that decoding takes the most
+    # So that decoding takes the most.
+    workload = workload_of(Session(sdxl), (1, 4, size // 8, size // 8), contexts=0)
+    streamed = Execution(dtype=dtype, streamed=True)
     weights = workload.vae.numbers * dtype.itemsize - workload.vae.while_running(streamed).main
     planned = workload.need(streamed).main + weights
     assert measured <= planned / 1e9 <= measured * 1.15 + 0.15
@@ -599,3 +600,31 @@ def test_long_prompts_take_memory(sd15: ModelFiles) -> None:
     short, long = (workload_of(session, chunks=chunks) for chunks in (1, 1300))
     difference = long.need(Execution()).main - short.need(Execution()).main
     assert 3 * GIB < difference < 30 * GIB
+
+
+def test_keys_and_values_of_the_prompt_count_in_every_layer(tmp_path: Path) -> None:
+    """Stable Diffusion XL has 70 layers that keep them, with ControlNet 104."""
+    with torch.device("meta"):
+        models = {
+            **{name: make_model(name, config) for name, config in SDXL.configs.items()},
+            "control": ControlNetModel(ControlNetConfig(unet=SDXL.unet)),
+        }
+    files = {
+        name: sparse_weights(tmp_path / f"{name}.safetensors", model, torch.float32)
+        for name, model in models.items()
+    }
+    control = files.pop("control")
+    session = Session(ModelSource(SDXL, ModelFiles(files, vocabulary=tmp_path / "none")))
+    layers = {640: 4 + 6, 1280: 20 + 10 + 30}
+    of_unet = WeightsSize.of(session.models(), "unet").token_width
+    assert of_unet == sum(2 * width * count for width, count in layers.items())
+    added = {}
+    for controls in ((), (control,)):
+        short, long = (
+            Workload.of(session.models(), SHAPE, chunks=chunks, controls=controls).need(Execution())
+            for chunks in (1, 101)
+        )
+        added[len(controls)] = (long.main - short.main) / (2 * 7700 * 4)
+    of_control = 2 * (4 * 640 + 30 * 1280)
+    assert added[0] == pytest.approx(4 * (2048 + 1280) + of_unet)
+    assert added[1] == pytest.approx(added[0] + of_control)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sdpy.runtime.headers as headers_module
 import sdpy.runtime.loading as loading_module
 import sdpy.runtime.planner as planner_module
 import sdpy.runtime.workload as workload_module
@@ -240,6 +241,7 @@ class Room:
         monkeypatch.setattr(planner_module, "free_memory", lambda: self.free)
         for name in ("STEADY", "UNET_MAPS", "TOKEN_MAPS", "TILED_DECODER_MAPS", "DECODER_MAPS"):
             monkeypatch.setattr(workload_module, name, 0)
+        monkeypatch.setattr(headers_module, "KEPT_OF_PROMPT", ())
 
 
 def sizes(tiny_data: Path) -> dict[str, int]:

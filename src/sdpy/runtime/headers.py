@@ -27,6 +27,9 @@ from sdpy.zoo.hints import doubtful_adapter
 from sdpy.zoo.schemas import told_beside
 from sdpy.zoo.source import ModelSource
 
+KEPT_OF_PROMPT = (".attn2.to_k.weight", ".attn2.to_v.weight")
+"""Weights of layers whose results stay over all steps."""
+
 
 @dataclass(frozen=True)
 class FileSize:
@@ -35,10 +38,13 @@ class FileSize:
     Attributes:
         numbers: how many the weights are.
         unmapped: bytes of the file that cannot be mapped.
+        token_width: numbers that are kept of each token of a prompt: the keys and values of all
+            layers that attend to it.
     """
 
     numbers: int
     unmapped: int
+    token_width: int
 
 
 class Headers:
@@ -92,10 +98,14 @@ class Headers:
         known = (component, self.source.fingerprint(component, path))
         if known not in self._sizes:
             checkpoint = self.source.checkpoint(component, path)
-            outline = outline_of(checkpoint, component).values()
+            outline = outline_of(checkpoint, component)
+            tensors = outline.values()
             self._sizes[known] = FileSize(
-                numbers=sum(tensor.numel() for tensor in outline),
-                unmapped=0 if checkpoint.is_mapped else sum(tensor.nbytes for tensor in outline),
+                numbers=sum(tensor.numel() for tensor in tensors),
+                unmapped=0 if checkpoint.is_mapped else sum(tensor.nbytes for tensor in tensors),
+                token_width=sum(
+                    len(tensor) for name, tensor in outline.items() if name.endswith(KEPT_OF_PROMPT)
+                ),
             )
         return self._sizes[known]
 

@@ -36,8 +36,8 @@ ADAPTER_MAPS = 6
 """While a T2I-Adapter looks at the image; it does so once, for all contexts."""
 FEATURE_MAPS = 2
 """What it leaves for the UNet."""
-TOKEN_MAPS = 8
-"""Likewise, of a prompt's tokens: their embeddings, and their keys and values in a transformer."""
+TOKEN_MAPS = 4
+"""Likewise, of a prompt's tokens, beside their keys and values: their embeddings."""
 DECODER_MAPS = 8
 ENCODER_MAPS = 7
 TILED_DECODER_MAPS = 4
@@ -75,6 +75,7 @@ class WeightsSize:
         numbers: how many its weights are.
         unmapped: bytes of its file that cannot be mapped.
         is_loaded: whether it is in memory already.
+        token_width: numbers that it keeps of each token of a prompt.
         overflows: whether it computes in float32 where the others do in float16.
     """
 
@@ -83,6 +84,7 @@ class WeightsSize:
     numbers: int
     unmapped: int
     is_loaded: bool
+    token_width: int = 0
     overflows: bool = False
 
     @classmethod
@@ -95,6 +97,7 @@ class WeightsSize:
             numbers=size.numbers,
             unmapped=size.unmapped,
             is_loaded=models.key(component, path) in models.session.loaded,
+            token_width=size.token_width,
             overflows=bool(
                 getattr(models.session.headers.config(component, path), "force_upcast", False)
             ),
@@ -168,7 +171,8 @@ class Workload:
         text_encoders, unet, vae, controlnets, adapters: the models that are to run; T2I-Adapters
             before the UNet, ControlNets beside it.
         unet_width, vae_width: channels of their first level.
-        token_width: numbers that a token of a prompt takes while the UNet looks at it.
+        token_width: numbers that a token of a prompt takes while the UNet looks at it, beside its
+            keys and values.
         encodes: whether it begins with an image.
         tiny_vae: whether the autoencoder is a tiny one, which is not tiled.
         lora_bytes: of these files.
@@ -323,7 +327,8 @@ class Workload:
             yield phase((adapter,), ADAPTER_MAPS * first_maps + features)
         maps = UNET_MAPS + CONTROL_MAPS * len(self.controlnets)
         values = maps * self.contexts * first_maps + features
-        values += self.contexts * batch * self.tokens * self.token_width
+        kept = sum(network.token_width for network in (self.unet, *self.controlnets))
+        values += self.contexts * batch * self.tokens * (self.token_width + kept)
         yield phase((self.unet, *self.controlnets), values) + files
         tiled = execution.is_tiled_on(self.vae.device) and not self.tiny_vae
         pixels = batch * self.width * self.height
