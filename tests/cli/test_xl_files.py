@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 from PIL import Image
 
 from sdpy.checkpoints import read_checkpoint, write_checkpoint
 from sdpy.zoo.variants import VARIANTS
-from support.tiny_xl import TINY_XL, write_tiny_xl
+from support.tiny_xl import TINY_XL, reference_pipeline, write_tiny_xl
 
 
 @pytest.fixture
@@ -52,6 +54,29 @@ def test_the_same_image_from_every_layout(sdpy: Any, folder: Path) -> None:
     ):
         # Rounding depends on where weights lie.
         assert np.abs(image(sdpy, model, *options) - expected).max() <= 1, model
+
+
+def test_the_same_image_from_shards_and_variants(sdpy: Any, folder: Path) -> None:
+    """As diffusers and transformers write them, of every component."""
+    expected = image(sdpy, "folder")
+    kind = diffusers.StableDiffusionXLPipeline
+    options = {"force_zeros_for_empty_prompt": True}
+    pipeline = reference_pipeline(kind, TINY_XL, Path("tokenizers"), **options)
+    pipeline.save_pretrained("other", variant="fp16", max_shard_size="60KB")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        assert list(Path("other", name).glob("*.fp16*.safetensors"))
+        assert list(Path("other", name).glob("*.index.fp16.json")), name
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copy(folder / name / "merges.txt", Path("other", name))
+    for words in ((), ("--variant", "fp16")):
+        assert np.abs(image(sdpy, "other", *words) - expected).max() <= 1
+
+
+def test_a_missing_second_text_encoder_is_named(sdpy: Any, folder: Path) -> None:
+    shutil.rmtree(folder / "text_encoder_2")
+    done = sdpy("generate", "x", "--model", folder)
+    assert (done.code, done.err.count("\n")) == (3, 1)
+    assert "text_encoder_2" in done.err or "second text encoder" in done.err
 
 
 def test_a_second_text_encoder_of_another_model_is_refused(sdpy: Any, folder: Path) -> None:

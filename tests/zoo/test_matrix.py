@@ -13,10 +13,20 @@ import torch
 from torch import Tensor
 
 from sdpy.checkpoints import FORMATS, read_checkpoint, write_checkpoint
+from sdpy.components import COMPONENTS
+from sdpy.models import (
+    ControlNetConfig,
+    ControlNetModel,
+    ControlNetUnionConfig,
+    ControlNetUnionModel,
+    T2IAdapter,
+    T2IAdapterConfig,
+)
 from sdpy.zoo.convert import plan_conversion
 from sdpy.zoo.find import find_source
 from sdpy.zoo.inspect import inspect_weights
 from sdpy.zoo.variants import SDXL, SDXL_REFINER, VARIANTS, ModelVariant
+from support.compare import randomise
 from support.tiny import MERGES
 from support.tiny_xl import TINY_REFINER, TINY_XL, tiny_xl_model
 
@@ -70,6 +80,50 @@ def test_a_component_through_every_format_and_back(
     assert_same(seen.components[0].weights, state)
     back = convert(there, tmp_path / "back.safetensors")
     assert back.read_bytes() == (tmp_path / "in.safetensors").read_bytes()
+
+
+SIZES = {"unet": TINY_XL.unet, "conditioning_embedding_out_channels": (4, 8)}
+COMPANIONS: dict[str, tuple[str, Any]] = {
+    "ControlNet": ("controlnet", lambda: ControlNetModel(ControlNetConfig(**SIZES))),
+    "ControlNet-Union": (
+        "controlnet",
+        lambda: ControlNetUnionModel(
+            ControlNetUnionConfig(
+                **SIZES, num_trans_channel=16, num_trans_head=2, num_proj_channel=16
+            )
+        ),
+    ),
+    "T2I-Adapter": (
+        "t2i_adapter",
+        lambda: T2IAdapter(
+            T2IAdapterConfig(
+                channels=(8, 12, 16, 16), downscale_factor=16, adapter_type="full_adapter_xl"
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPANIONS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_goes_beside_a_model_through_every_format_and_back(
+    tmp_path: Path, kind: str, suffix: str
+) -> None:
+    part, make = COMPANIONS[kind]
+    state = randomise(make()).state_dict()
+    write_checkpoint(tmp_path / "in.safetensors", state)
+    there = convert(tmp_path / "in.safetensors", tmp_path / f"there{suffix}")
+    (seen,) = inspect_weights(there).components
+    assert (seen.name, seen.problems) == (part, {})
+    assert kind in str(seen.summary)
+    assert_same(seen.weights, state)
+    back = convert(there, tmp_path / "back.safetensors")
+    assert back.read_bytes() == (tmp_path / "in.safetensors").read_bytes()
+
+
+def test_the_matrix_has_every_component() -> None:
+    names = {part for _, part in PARTS} | {part for part, _ in COMPANIONS.values()}
+    assert names == set(COMPONENTS)
 
 
 def vocabulary(folder: Path) -> Path:
