@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdpy.models import AutoencoderKL, AutoencoderTiny
 from sdpy.optimizations.weights import ModelWeights
@@ -86,6 +86,23 @@ class Pass(Protocol):
     def apply(self, model: nn.Module, context: PassContext) -> None:
         """Change the model."""
         ...
+
+
+class PackingModule(nn.Module):
+    """A layer that keeps weights in a form which torch knows as neither parameter nor buffer.
+
+    Like these, they go when the model is sent to the meta device, by which its memory is released
+    while somebody still holds it. So it is with any other change of all tensors, after which there
+    may be nothing left to pack.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: Any = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.packed = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -90,3 +90,17 @@ def test_convolution(
             result = packed(x.contiguous(memory_format=memory_format))
             assert result.is_contiguous(memory_format=torch.channels_last)
             assert relative_error(result, expected) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_packed_weights_are_released_with_the_model() -> None:
+    linear = nn.Linear(24, 20).bfloat16()
+    layers = (
+        PackedLinear(linear.weight, linear.bias),
+        PackedConv2d(nn.Conv2d(24, 20, 1).bfloat16(), torch.Size((1, 24, 4, 4))),
+    )
+    for layer, x in zip(layers, (normal(3, 24), normal(1, 24, 4, 4)), strict=True):
+        layer(x.bfloat16())
+        assert layer.packed is not None
+        nn.Sequential(layer).to("meta")
+        assert layer.packed is None

@@ -149,6 +149,9 @@ def test_products_by_onednn(
         result = layer(x.contiguous(memory_format=memory_format))
         assert relative_error(result, wanted) <= TOLERANCES[transforms.m]
     assert layer.kept is None and len(multiplied) % transforms.points == 0 < len(multiplied)
+    assert layer.packed is not None
+    nn.Sequential(layer).to("meta")  # as a model whose memory is released
+    assert layer.packed is None
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpy.models.attention import GEGLU, BasicTransformerBlock, FeedForward
-from sdpy.optimizations.base import PassContext, replace_module
+from sdpy.optimizations.base import PackingModule, PassContext, replace_module
 from sdpy.optimizations.weights import ModelWeights
 
 _OPERATORS = (
@@ -34,7 +34,7 @@ def is_fast() -> bool:
     )
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(PackingModule):
     """A linear layer with packed weights, in as much memory as before.
 
     The weights are packed at the first use, for as many rows as there are then, and the originals
@@ -54,7 +54,7 @@ class PackedLinear(nn.Module):
         self.weight: Tensor | None = weight
         self.bias = bias
         self._weights = weights
-        self._packed: Tensor | None = None
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """(..., K) -> (..., O), and the exact GELU of it if asked for."""
@@ -71,14 +71,14 @@ class PackedLinear(nn.Module):
 
     def _pack(self, x: Tensor) -> Tensor:
         """The weights; packs them, for that input, unless this was done."""
-        if self._packed is None:
+        if self.packed is None:
             assert self.weight is not None
             rows, weight = x.numel() // self.in_features, self.weight.detach().contiguous()
-            self._packed = cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
+            self.packed = cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
             if self._weights is not None:
                 self._weights.release(self.weight)
             self.weight = None
-        return self._packed
+        return self.packed
 
 
 def linear_layer(weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -120,7 +120,7 @@ class PackedFeedForward(nn.Module):
         return cast(Tensor, self.narrow(inner))
 
 
-class PackedConv2d(nn.Module):
+class PackedConv2d(PackingModule):
     """Torch's own convolution in bfloat16 with packed weights, in as much memory as before.
 
     Args:
@@ -138,21 +138,21 @@ class PackedConv2d(nn.Module):
             *(list(original.padding), list(original.stride), list(original.dilation)),
             original.groups,
         )
-        self._packed: Tensor | None = None
+        self.packed: Tensor | None = None
 
     def prepare(self) -> None:
         """Pack the weights, unless that was done."""
-        if self._packed is None:
+        if self.packed is None:
             weight = self.original.weight.detach().contiguous()
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self._packed = reorder(weight, *self._how, self._input_shape)
+            self.packed = reorder(weight, *self._how, self._input_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w), the result in channels-last memory."""
         self.prepare()
         x = x.contiguous(memory_format=torch.channels_last)
         made = torch.ops.mkldnn._convolution_pointwise(
-            *(x, self._packed, self.original.bias, *self._how),
+            *(x, self.packed, self.original.bias, *self._how),
             *("none", [], ""),
         )
         return cast(Tensor, made)

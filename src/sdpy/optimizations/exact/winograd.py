@@ -18,6 +18,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
+from sdpy.optimizations.base import PackingModule
 from sdpy.optimizations.exact import onednn_products
 from sdpy.optimizations.exact.winograd_transforms import Transforms
 
@@ -95,7 +96,7 @@ class Frame:
         return cls(pixels, inside, (B, height, W))
 
 
-class WinogradConv2d(nn.Module):
+class WinogradConv2d(PackingModule):
     """A 3x3 convolution of stride 1 and padding 1, of an input or of an input doubled.
 
     What is kept of the weights is made at the first use, and the originals are not looked at any
@@ -123,7 +124,7 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("kept", None, persistent=False)
         large = self.in_channels * self.out_channels >= LARGE
         self.packs = keep is Keep.TRANSFORMED and large and onednn_products.is_fast()
-        self._packed: tuple[Tensor, ...] = ()
+        self.packed: tuple[Tensor, ...] | None = None
 
     def forward(self, x: Tensor | Frame, place: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, scale H, scale W); fastest, and the result is, channels-last.
@@ -165,8 +166,9 @@ class WinogradConv2d(nn.Module):
                 yield outputs, tiles @ weights
             return
         self.prepare()
+        assert self.packed is not None
         products = tiles.new_empty(*tiles.shape[:2], self.out_channels)
-        for some, weight, place in zip(tiles, self._packed, products, strict=True):
+        for some, weight, place in zip(tiles, self.packed, products, strict=True):
             place.copy_(onednn_products.product(some, weight, None))
         yield slice(0, self.out_channels), products
 
@@ -204,11 +206,11 @@ class WinogradConv2d(nn.Module):
 
     def prepare(self) -> None:
         """Make what is kept of the weights, unless it is there."""
-        if self.needs_original or self.kept is not None or self._packed:
+        if self.needs_original or self.kept is not None or self.packed is not None:
             return
         weight = self.original.weight
         if self.packs:
-            self._packed = tuple(self._pack(weight.detach()))
+            self.packed = tuple(self._pack(weight.detach()))
             return
         shape = self.transforms.points, self.in_channels, self.out_channels
         transformed = self.keep is Keep.TRANSFORMED
