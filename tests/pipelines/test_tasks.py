@@ -102,6 +102,20 @@ def test_seed_zero_is_a_seed(session: Session) -> None:
 
 
 @pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The samples that a UNet is shown, one for each evaluation."""
+    seen: list[Tensor] = []
+    forward = UNet2DConditionModel.forward
+
+    def noting(self: Any, sample: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
+        seen.append(sample)
+        return forward(self, sample, timestep, **conditions)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
+    return seen
+
+
+@pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, float]]:
     """(batch, channels, timestep) of each evaluation of a UNet."""
     seen: list[tuple[int, int, float]] = []
@@ -147,16 +161,8 @@ def test_strength_is_the_share_of_the_steps(
 
 
 def test_nine_channels_are_shown_the_mask_and_the_masked_image(
-    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Path, shown: list[Tensor]
 ) -> None:
-    shown: list[Tensor] = []
-    forward = UNet2DConditionModel.forward
-
-    def noting(self: Any, sample: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
-        shown.append(sample)
-        return forward(self, sample, timestep, **conditions)
-
-    monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     session = tiny_session(tiny_data, TINY_INPAINT, unet="unet-inpaint.ot")
     mask = white_right_half()
     list(run("inpaint", session, Request("x", steps=2, seed=3), mask=mask))
@@ -216,16 +222,8 @@ def test_strength_too_small_for_a_step_is_as_none(session: Session) -> None:
 
 
 def test_inpainting_at_full_strength_begins_with_pure_noise(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: Session, shown: list[Tensor]
 ) -> None:
-    shown: list[Tensor] = []
-    forward = UNet2DConditionModel.forward
-
-    def noting(self: Any, sample: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
-        shown.append(sample)
-        return forward(self, sample, timestep, **conditions)
-
-    monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     list(run("inpaint", session, Request("x", steps=2, seed=4), strength=1.0))
     generator = torch.Generator().manual_seed(4)
     torch.randn(1, 4, SIDE // 2, SIDE // 2, generator=generator)  # the posterior's
@@ -341,17 +339,9 @@ def test_an_ordinary_unet_in_the_place_of_an_inpainting_one_is_told(tiny_data: P
 
 @pytest.mark.parametrize("task", ["generate", "img2img"])
 def test_without_a_mask_an_inpainting_unet_generates_everything(
-    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, task: str
+    tiny_data: Path, shown: list[Tensor], task: str
 ) -> None:
     """As inpainting with a white mask does, which tests compare with diffusers."""
-    shown: list[Tensor] = []
-    forward = UNet2DConditionModel.forward
-
-    def noting(self: Any, sample: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
-        shown.append(sample)
-        return forward(self, sample, timestep, **conditions)
-
-    monkeypatch.setattr(UNet2DConditionModel, "forward", noting)
     session = tiny_session(tiny_data, TINY_INPAINT, unet="unet-inpaint.ot")
     request = Request("lighthouse", steps=3, seed=5, num_samples=2, batch_size=2)
     options = {} if task == "generate" else {"strength": 0.7}

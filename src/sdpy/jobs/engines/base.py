@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,3 +61,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop at once, and release everything."""
+
+
+class Worker(Protocol):
+    """One of several that compute a bundle at a time.
+
+    Attributes:
+        bundle: what it computes; None while it is free.
+    """
+
+    bundle: Bundle | None
+
+    def give(self, bundle: Bundle) -> None:
+        """Hand over a bundle."""
+
+
+def hand_out(bundles: Iterator[Bundle | None], workers: Sequence[Worker]) -> bool:
+    """Give the next bundles to the workers that are free; whether there will be no more."""
+    for worker in workers:
+        if worker.bundle is None:
+            try:
+                bundle = next(bundles)
+            except StopIteration:
+                return True
+            if bundle is None:
+                break
+            worker.give(bundle)
+    return False

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from sdpy.errors import OutputError
-from sdpy.jobs.engines.base import Bundle, BundleDone, EngineEvent, Lost
+from sdpy.jobs.engines.base import Bundle, BundleDone, EngineEvent, Lost, hand_out
 from sdpy.jobs.engines.local import PAUSE
 from sdpy.jobs.painter import Painter
 from sdpy.runtime.devices import find_device
@@ -47,16 +47,7 @@ class ProcessEngine:
         self._workers = [_Worker.start(painter) for painter in self._painters]
         is_over = False
         while True:
-            for worker in self._workers:
-                if worker.bundle is None and not is_over:
-                    try:
-                        bundle = next(bundles)
-                    except StopIteration:
-                        is_over = True
-                        break
-                    if bundle is None:
-                        break
-                    worker.give(bundle)
+            is_over = is_over or hand_out(bundles, self._workers)
             busy = {worker.connection: worker for worker in self._workers if worker.bundle}
             if not busy:
                 if is_over:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdpy.errors import OutputError, UsageError
-from sdpy.jobs.engines.base import Bundle, BundleDone, EngineEvent, Lost
+from sdpy.jobs.engines.base import Bundle, BundleDone, EngineEvent, Lost, hand_out
 from sdpy.jobs.engines.local import PAUSE
 from sdpy.jobs.painter import Painter, Task
 
@@ -61,16 +61,7 @@ class RayEngine:
         self._workers = [self._start() for _ in range(self.count)]
         is_over = False
         while True:
-            for worker in self._workers:
-                if worker.bundle is None and not is_over:
-                    try:
-                        bundle = next(bundles)
-                    except StopIteration:
-                        is_over = True
-                        break
-                    if bundle is None:
-                        break
-                    worker.give(bundle)
+            is_over = is_over or hand_out(bundles, self._workers)
             busy = [worker for worker in self._workers if worker.bundle is not None]
             if not busy:
                 if is_over:
