@@ -146,7 +146,7 @@ def test_clip_skip_leaves_out_layers(session: Session) -> None:
 def test_new_words_paint_what_they_stand_for(tiny_data: Path) -> None:
     """A new word with the vector that the vocabulary has for "cat" stands for a cat."""
     plain = tiny_session(tiny_data)
-    (cat,) = plain.tokenizer.encode("cat")
+    (cat,) = plain.headers.tokenizer.encode("cat")
     with plain.models().text_encoder() as text_encoder:
         table = text_encoder.text_model.embeddings.token_embedding.weight
         vectors = torch.stack([table[cat], table[cat]]).clone()
