@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -88,10 +89,16 @@ def test_a_device_whose_process_is_killed(tmp_path: Path, alone: list[np.ndarray
 
 
 @pytest.mark.slow
-def test_a_ray_worker_that_is_killed(tmp_path: Path, alone: list[np.ndarray]) -> None:
+def test_a_ray_worker_that_is_killed(
+    tmp_path: Path, alone: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     from sdpy.jobs.engines.ray import RayEngine
 
+    # Ray's workers do not get the path of this process, in which the painter is found.
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    tests = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, *given]))
     batch = batch_in(tmp_path / "ray")
     painter = StuckPainter(batch.targets.defaults, stuck=tmp_path / "stuck")
     engine = RayEngine(painter, workers=2)
