@@ -102,14 +102,15 @@ _METAVARS: dict[Any, str] = {
 """What ``--help`` calls a value. Longer names leave too little of a narrow terminal to the text."""
 
 
+_LARGEST_TOLD = 9999
+"""The largest maximum that ``--help`` tells; others only keep off what no machine could do."""
+
+
 def _with_range(one: Option) -> str:
     """The help text, and the range where it is one that people come near."""
-    if one.minimum is None or one.maximum is None or one.maximum > LARGEST_TOLD:
+    if one.minimum is None or one.maximum is None or one.maximum > _LARGEST_TOLD:
         return one.help
     return f"{one.help} {range_text(one.minimum, one.maximum)}."
-
-
-LARGEST_TOLD = 9999
 
 
 def _component_parameters() -> Iterable[inspect.Parameter]:

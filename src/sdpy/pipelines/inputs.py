@@ -111,8 +111,7 @@ def prepare_request(session: Session, given: ImageRequest) -> PreparedRequest:
 
     Raises:
         UsageError: a number out of its range, a LoRA in the prompt that is not found, a mask
-            without an image, options of a mask without
-            one, or an unknown preprocessor.
+            without an image, options of a mask without one, or an unknown preprocessor.
         ImageError: an image that cannot be read, or is or becomes too small or too large.
     """
     from sdpy.pipelines.tags import with_prompt_loras
